@@ -1,0 +1,61 @@
+# The two commands for a fresh clone: `make demo` shows a video, `make test` runs the tests.
+# Everything is installed into .venv, with the versions that were tested (constraints.txt).
+
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+READY := $(VENV)/.ready
+export PIP_DISABLE_PIP_VERSION_CHECK := 1
+
+.DEFAULT_GOAL := help
+.PHONY: help demo test check fix docs golden bench train-demo evaluate-demo clean
+
+help:  ## list the targets
+	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 16
+
+$(READY): pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[dev]'
+	touch $@
+
+demo: $(READY)  ## make a video from a prompt with the embedded model, and enlarge it
+	$(BIN)/t2v generate "a red boat moving right on the sea" --preset demo --seed 1 -o demo.mp4 --overwrite
+	$(BIN)/t2v upscale demo.mp4 --preset demo-XL --seed 1 -o demo-xl.mp4 --overwrite
+	$(BIN)/t2v sheet demo.mp4 -o demo.png --scale 3 --overwrite
+	$(BIN)/t2v sheet demo-xl.mp4 -o demo-xl.png --overwrite
+	@echo
+	@echo "videos:         $(CURDIR)/demo.mp4  $(CURDIR)/demo-xl.mp4"
+	@echo "contact sheets: $(CURDIR)/demo.png  $(CURDIR)/demo-xl.png"
+
+test: $(READY)  ## run the test suite
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2
+
+check: $(READY)  ## lint, format, types, and documents that have drifted; changes nothing
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/python -m t2vcli.cli.reference --check docs/cli.md
+
+fix: $(READY)  ## apply the formatter and the linter's fixes
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+docs: $(READY)  ## write docs/cli.md anew from the help texts
+	$(BIN)/python -m t2vcli.cli.reference docs/cli.md
+
+golden: $(READY)  ## write the golden numbers anew, from diffusers' own pipelines
+	$(BIN)/python tests/make_goldens.py
+
+bench: $(READY)  ## measure, and write benchmarks/report.md
+	$(BIN)/python -m benchmarks.run
+
+train-demo: $(READY)  ## train the embedded model from nothing (hours; resumes where it stopped)
+	bash training/train.sh $(BIN)/python training/run
+
+evaluate-demo: $(READY)  ## score the embedded model on held-out prompts
+	$(BIN)/python -m training.evaluate drawn
+	$(BIN)/python -m training.evaluate vae
+	$(BIN)/python -m training.evaluate model
+
+clean:  ## remove the environment and caches
+	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache

@@ -1,0 +1,68 @@
+"""The whole recipe of a video, as it is kept inside the mp4 and printed by `t2v info`."""
+
+from __future__ import annotations
+
+import platform
+from collections.abc import Mapping
+from importlib import metadata
+from typing import Any
+
+from t2vcli import __version__
+from t2vcli.models import ModelFiles
+from t2vcli.plan import MemoryPlan
+from t2vcli.request import Request
+
+_RECORDED_PACKAGES = ("torch", "diffusers", "transformers", "numpy", "imageio-ffmpeg")
+
+
+def build_recipe(
+    command: str,
+    request: Request,
+    *,
+    plan: MemoryPlan,
+    model: ModelFiles,
+    source: Mapping[str, Any] | None = None,
+    notes: tuple[str, ...] = (),
+) -> dict[str, Any]:
+    """Returns everything that is needed to make the video again, as JSON values.
+
+    `source` describes the input video of an upscale (name, sha256, size, frames and its own recipe).
+    """
+    recipe: dict[str, Any] = {
+        "format": 1,
+        "command": command,
+        "request": request.model_dump(mode="json"),
+        "model": {"source": model.source, "revision": model.revision, "variant": model.variant},
+        "plan": plan.as_dict(),
+        "versions": versions(),
+    }
+    if source is not None:
+        recipe["source"] = dict(source)
+    if notes:
+        recipe["notes"] = list(notes)
+    return recipe
+
+
+def versions() -> dict[str, str]:
+    """Returns the versions of t2v, Python and the packages that decide the numbers."""
+    found = {"t2v": __version__, "python": platform.python_version()}
+    for name in _RECORDED_PACKAGES:
+        found[name] = metadata.version(name)
+    return found
+
+
+def comment_for(request: Request) -> str:
+    """Returns the short line that media players show."""
+    return (
+        f"{request.prompt} | seed {request.seed} | {request.preset} | {request.steps} steps | "
+        f"guidance {request.guidance_scale:g} | {request.scheduler} | t2v {__version__}"
+    )
+
+
+def prompt_in(recipe: Mapping[str, Any] | None) -> tuple[str, str] | None:
+    """Returns (prompt, negative prompt) from a recipe, or None; a stranger's file may hold anything under our key."""
+    request = (recipe or {}).get("request")
+    if not isinstance(request, Mapping) or not isinstance(request.get("prompt"), str):
+        return None
+    negative = request.get("negative_prompt")
+    return request["prompt"], negative if isinstance(negative, str) else ""

@@ -1,0 +1,190 @@
+"""What to make: one frozen value that the flags, a preset's YAML and the metadata inside an mp4 all spell the same way.
+
+A field is called `guidance_scale` here and in YAML, and `--guidance-scale` on the command line.
+"""
+
+from __future__ import annotations
+
+import difflib
+import math
+from collections.abc import Mapping
+from fractions import Fraction
+from typing import Annotated, Any, Literal, Self, TypeVar
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PlainSerializer, ValidationError, model_validator
+
+from t2vcli.errors import UsageError
+from t2vcli.schedulers import SCHEDULERS
+
+Offload = Literal["none", "model", "sequential"]
+DType = Literal["auto", "fp16", "bf16", "fp32"]
+
+MAX_SEED = 2**63 - 1
+MAX_SIDE = 8192
+MAX_FRAMES = 10_000
+
+
+def parse_fps(value: object) -> Fraction:
+    """Returns the frame rate as an exact fraction, from 8, 23.976, "30000/1001" or a Fraction.
+
+    The three NTSC rates are commonly rounded to 23.976, 29.97 and 59.94; they are read as the exact n * 1000/1001.
+    """
+    text = str(value)
+    try:
+        # A long text or exponent would make an astronomically large fraction.
+        if len(text) > 40 or "e" in text.lower():
+            raise ValueError
+        rate = value if isinstance(value, Fraction) else Fraction(text)
+    except (ValueError, ZeroDivisionError):
+        raise ValueError("must be a number of frames per second such as 8, 23.976 or 30000/1001") from None
+    for whole in (24, 30, 60, 120):
+        exact = Fraction(whole * 1000, 1001)
+        if abs(rate - exact) < Fraction(1, 200) and rate != whole:
+            return exact
+    return rate
+
+
+def _check_fps(value: object) -> Fraction:
+    rate = parse_fps(value)
+    if not 0 < rate <= 240:
+        raise ValueError("must be above 0 and at most 240")
+    return rate
+
+
+def _check_side(value: object) -> object:
+    if isinstance(value, int) and not isinstance(value, bool):
+        if value < 16 or value > MAX_SIDE:
+            raise ValueError(f"must be between 16 and {MAX_SIDE} pixels")
+        if value % 8:
+            low = value - value % 8
+            raise ValueError(f"must be a multiple of 8; the nearest are {low} and {low + 8}")
+    return value
+
+
+def _check_scheduler(value: object) -> object:
+    if isinstance(value, str) and value in SCHEDULERS:
+        return value
+    near = difflib.get_close_matches(str(value), SCHEDULERS, n=1, cutoff=0.4)
+    hint = f"did you mean '{near[0]}'? " if near else ""
+    raise ValueError(f"is not a scheduler; {hint}The names are {', '.join(SCHEDULERS)}")
+
+
+def _check_text(value: object) -> object:
+    if isinstance(value, str):
+        try:
+            value.encode("utf-8")
+        except UnicodeEncodeError:
+            raise ValueError("is not valid text (it holds bytes that are not UTF-8)") from None
+        if "\0" in value:
+            raise ValueError("holds a NUL character")
+    return value
+
+
+def fps_text(rate: Fraction) -> str:
+    """Returns "8" or "30000/1001"."""
+    return str(rate)
+
+
+Fps = Annotated[Fraction, BeforeValidator(_check_fps), PlainSerializer(fps_text, return_type=str)]
+Side = Annotated[int, BeforeValidator(_check_side)]
+SchedulerName = Annotated[str, BeforeValidator(_check_scheduler)]
+Text = Annotated[str, BeforeValidator(_check_text)]
+
+
+class Request(BaseModel):
+    """What `generate` and `upscale` have in common. Sizes in pixels, `fps` in frames per second."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
+
+    preset: str
+    model: str
+    revision: str | None = None
+    variant: str | None = None
+
+    prompt: Text = ""
+    negative_prompt: Text = ""
+    width: Side
+    height: Side
+    steps: Annotated[int, Field(ge=1, le=1000)]
+    guidance_scale: Annotated[float, Field(ge=0, le=100, allow_inf_nan=False)]
+    scheduler: SchedulerName
+    seed: Annotated[int, Field(ge=0, le=MAX_SEED)]
+    eta: Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)] = 0.0
+    clip_skip: Annotated[int, Field(ge=1, le=48)] | None = None
+
+    dtype: DType = "auto"
+    device: str = "auto"
+    offload: Offload = "none"
+    vae_slicing: bool = True
+    vae_tiling: bool = False
+    forward_chunking: Annotated[int, Field(ge=1, le=100_000)] | None = None
+
+
+class GenerateRequest(Request):
+    """A clip from a prompt."""
+
+    frames: Annotated[int, Field(ge=1, le=MAX_FRAMES)]
+    fps: Fps
+
+
+class UpscaleRequest(Request):
+    """A clip from another clip, at another size; frame count and rate are the input's.
+
+    `strength` follows diffusers: at 1.0 the input is all noise, and `min(int(steps * strength), steps)` steps run.
+    """
+
+    strength: Annotated[float, Field(gt=0, le=1, allow_inf_nan=False)]
+
+    @property
+    def steps_run(self) -> int:
+        return min(int(self.steps * self.strength), self.steps)
+
+    @model_validator(mode="after")
+    def _at_least_one_step(self) -> Self:
+        if self.steps_run < 1:
+            least = math.ceil(1 / self.strength)
+            raise ValueError(
+                f"--steps {self.steps} at --strength {self.strength:g} leaves no step to run; use --steps {least} or more"
+            )
+        return self
+
+
+AnyRequest = TypeVar("AnyRequest", bound=Request)
+
+
+def flag_name(field: str) -> str:
+    return "--" + field.replace("_", "-")
+
+
+def build_request(
+    kind: type[AnyRequest], values: Mapping[str, Any], sources: Mapping[str, str] | None = None
+) -> AnyRequest:
+    """Returns the validated request. `sources` says where a value came from when it was no flag (for the message).
+
+    Raises UsageError with one sentence per wrong value.
+    """
+    try:
+        return kind.model_validate(dict(values))
+    except ValidationError as error:
+        raise UsageError("; ".join(describe_problem(e, values, sources or {}) for e in error.errors())) from None
+
+
+def describe_problem(problem: Any, values: Mapping[str, Any], sources: Mapping[str, str]) -> str:
+    """Returns one sentence for one entry of pydantic's `ValidationError.errors()`."""
+    message: str = problem["msg"].removeprefix("Value error, ").removeprefix("Input should be ")
+    if not problem["loc"]:
+        return message
+    if problem["type"] != "value_error":
+        message = f"must be {message}"
+    field = str(problem["loc"][0])
+    where = sources.get(field)
+    name = f"{field} in {where}" if where else flag_name(field)
+    if problem["type"] == "missing":
+        return f"{name} is missing"
+    if problem["type"] == "extra_forbidden":
+        return f"{name} does not exist"
+    shown = values.get(field)
+    shown = repr(shown) if isinstance(shown, str) else shown
+    if isinstance(shown, str) and len(shown) > 60:
+        shown = shown[:57] + "...'"
+    return f"{name} {shown} {message}"

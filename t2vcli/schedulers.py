@@ -1,0 +1,49 @@
+"""The schedulers by the names that people use, and the diffusers class and settings behind each. No torch here.
+
+`stochastic` ones draw new noise at every step; `eta` only has an effect where the class's `step` takes it.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+
+@dataclass(frozen=True)
+class SchedulerChoice:
+    """A class of `diffusers` with the settings laid over the model's own scheduler configuration."""
+
+    class_name: str
+    settings: dict[str, Any] = field(default_factory=dict)
+    stochastic: bool = False
+
+
+SCHEDULERS: dict[str, SchedulerChoice] = {
+    "ddim": SchedulerChoice("DDIMScheduler"),
+    "ddpm": SchedulerChoice("DDPMScheduler", stochastic=True),
+    "dpm++ 2M": SchedulerChoice("DPMSolverMultistepScheduler", {"algorithm_type": "dpmsolver++"}),
+    "dpm++ 2M karras": SchedulerChoice(
+        "DPMSolverMultistepScheduler", {"algorithm_type": "dpmsolver++", "use_karras_sigmas": True}
+    ),
+    "dpm++ 2M sde": SchedulerChoice(
+        "DPMSolverMultistepScheduler", {"algorithm_type": "sde-dpmsolver++"}, stochastic=True
+    ),
+    "dpm++ 2M sde karras": SchedulerChoice(
+        "DPMSolverMultistepScheduler",
+        {"algorithm_type": "sde-dpmsolver++", "use_karras_sigmas": True},
+        stochastic=True,
+    ),
+    "dpm++ 2S": SchedulerChoice("DPMSolverSinglestepScheduler"),
+    "dpm2": SchedulerChoice("KDPM2DiscreteScheduler"),
+    "dpm2-a": SchedulerChoice("KDPM2AncestralDiscreteScheduler", stochastic=True),
+    "deis": SchedulerChoice("DEISMultistepScheduler"),
+    "unipc": SchedulerChoice("UniPCMultistepScheduler"),
+    "unipc karras": SchedulerChoice("UniPCMultistepScheduler", {"use_karras_sigmas": True}),
+    "euler": SchedulerChoice("EulerDiscreteScheduler"),
+    "euler karras": SchedulerChoice("EulerDiscreteScheduler", {"use_karras_sigmas": True}),
+    "euler-a": SchedulerChoice("EulerAncestralDiscreteScheduler", stochastic=True),
+    "heun": SchedulerChoice("HeunDiscreteScheduler"),
+    "lms": SchedulerChoice("LMSDiscreteScheduler"),
+    "pndm": SchedulerChoice("PNDMScheduler"),
+    "sa-solver": SchedulerChoice("SASolverScheduler", stochastic=True),
+}
