@@ -1,0 +1,296 @@
+"""Finding ffmpeg, and running it so that it can neither hang, nor outlive this process, nor fill the memory.
+
+Every ffmpeg that runs here has no terminal, its own process group (Ctrl-C reaches it only through us), a drained
+stderr of which the last 64 KiB are kept, and dies with its parent (Linux). `start` ... `stop` in a try/finally is the
+only way to run one.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import os
+import re
+import select
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO
+
+from t2vcli.errors import OutputError
+
+HANG_LIMIT_S = 120.0
+"""How long ffmpeg may neither take nor give a byte, nor exit, before it counts as hung."""
+
+STARTUP_LIMIT_S = 20.0
+"""How long `ffmpeg -encoders` may take."""
+
+LOG_BYTES = 64 * 1024
+REINSTALL = (
+    "reinstall it with `pip install --force-reinstall imageio-ffmpeg`, or point IMAGEIO_FFMPEG_EXE at a working ffmpeg"
+)
+
+QUIET = ("-hide_banner", "-nostdin", "-loglevel")
+
+# What a user may have as a video. Text (ffmpeg's "tty" would draw it), playlists (concat, hls, dash: they name other
+# files) and devices are not here.
+FORMATS = (
+    "mov,mp4,m4a,3gp,3g2,mj2,matroska,webm,avi,mpegts,mpeg,mpegvideo,mpegtsraw,flv,live_flv,gif,apng,asf,asf_o,ogg,nut,"
+    "ivf,h264,hevc,av1,obu,m4v,mjpeg,dv,mxf,mxf_opatom,wtv,rm,webp_anim,yuv4mpegpipe,y4m"
+)
+
+_NOISE = re.compile(
+    r"^(frame=|Conversion failed|Task finished|Terminating thread|Last message repeated|Nothing was written|Error writing trailer"
+    r"|Error closing file|Error submitting|Error muxing|Error sending|Error while filtering|Error opening (input|output) files?\b"
+    r"|Exiting normally|Could not find tag|Press )",
+)
+_PREFIX = re.compile(r"^(\[[^\]]*\] ?)+")
+
+
+def shown(path: Path | str) -> str:
+    """Returns the path as it stands in a message: printable on every terminal, without line breaks."""
+    text = os.fspath(path).encode("utf-8", "backslashreplace").decode()
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+
+
+def find_ffmpeg() -> str:
+    """Returns the path of the ffmpeg to run: IMAGEIO_FFMPEG_EXE if that is set, else the one imageio-ffmpeg brings.
+
+    Raises OutputError when it does not exist or may not be run.
+    """
+    path = os.environ.get("IMAGEIO_FFMPEG_EXE", "")
+    if not path:
+        try:
+            import imageio_ffmpeg
+
+            path = imageio_ffmpeg.get_ffmpeg_exe()
+        except (ImportError, RuntimeError) as error:
+            raise OutputError(f"ffmpeg was not found ({shown(str(error))}); {REINSTALL}") from None
+    if not os.path.isfile(path):
+        raise OutputError(f"ffmpeg was not found at {shown(path)}; {REINSTALL}")
+    if not os.access(path, os.X_OK):
+        raise OutputError(f"ffmpeg at {shown(path)} is not executable; `chmod +x` it, or {REINSTALL}")
+    return path
+
+
+def require_encoder(encoder: str = "libx264") -> str:
+    """Returns the path of an ffmpeg that was just seen to run and to have `encoder`.
+
+    To be called before a model loads. Raises OutputError when ffmpeg fails, hangs or lacks the encoder.
+    """
+    exe = find_ffmpeg()
+    done = run(["-hide_banner", "-nostdin", "-encoders"], limit_s=STARTUP_LIMIT_S, exe=exe)
+    if done.hung:
+        raise OutputError(f"ffmpeg at {shown(exe)} did not answer within {STARTUP_LIMIT_S:g} seconds; {REINSTALL}")
+    if done.status != 0:
+        raise OutputError(f"ffmpeg at {shown(exe)} does not run ({how_it_ended(done.status, done.log)}); {REINSTALL}")
+    names = {words[1] for line in done.output.decode("utf-8", "replace").splitlines() if len(words := line.split()) > 1}
+    if encoder not in names:
+        raise OutputError(f"ffmpeg at {shown(exe)} was built without the encoder {encoder}; {REINSTALL}")
+    return exe
+
+
+def file_url(path: Path | str) -> str:
+    """Returns the path as ffmpeg reads it literally: `-x.mp4` and `12:30.mp4` are neither an option nor a protocol."""
+    return "file:" + os.fspath(path)
+
+
+def input_arguments(path: Path | str) -> list[str]:
+    """Returns the arguments that open `path`: a local file, one of FORMATS, and nothing that it may refer to."""
+    return ["-protocol_whitelist", "file,pipe", "-format_whitelist", FORMATS, "-i", file_url(path)]
+
+
+@dataclass(frozen=True)
+class Running:
+    """An ffmpeg at work. `log` gives the last 64 KiB of its stderr so far."""
+
+    process: subprocess.Popen[bytes]
+    drain: threading.Thread
+    log: Callable[[], str]
+
+
+@dataclass(frozen=True)
+class Finished:
+    """How an ffmpeg ended: exit status (negative: the signal), stdout, the end of stderr, and why we ended it, if we did."""
+
+    status: int
+    output: bytes
+    log: str
+    hung: bool = False
+    overflowed: bool = False
+
+
+def start(
+    arguments: Sequence[str], *, stdin: bool, stdout: bool, pass_fds: Sequence[int] = (), exe: str = ""
+) -> Running:
+    """Starts ffmpeg with pipes as asked for; `stop` must follow, whatever happens. Raises OutputError if it cannot start.
+
+    On Linux it dies with the thread that started it, so that a killed t2v leaves nothing running.
+    """
+    exe = exe or find_ffmpeg()
+    try:
+        process = subprocess.Popen(
+            [exe, *arguments],
+            stdin=subprocess.PIPE if stdin else subprocess.DEVNULL,
+            stdout=subprocess.PIPE if stdout else subprocess.DEVNULL,
+            stderr=subprocess.PIPE,
+            bufsize=0,
+            pass_fds=pass_fds,
+            process_group=0,
+            preexec_fn=_die_with_parent(os.getpid()),
+        )
+    except (OSError, subprocess.SubprocessError) as error:
+        raise OutputError(f"ffmpeg at {shown(exe)} could not be started ({error}); {REINSTALL}") from None
+    kept = bytearray()
+    assert process.stderr is not None
+    drain = threading.Thread(target=_keep_tail, args=(process.stderr, kept), name="ffmpeg-stderr", daemon=True)
+    drain.start()
+    return Running(process, drain, lambda: bytes(kept).decode("utf-8", "replace"))
+
+
+def stop(running: Running) -> int:
+    """Returns the exit status of an ffmpeg that no longer runs: it is killed if need be, reaped, and its pipes are closed."""
+    process = running.process
+    if process.poll() is None:
+        _kill_group(process)
+    status = process.wait()
+    running.drain.join(timeout=1.0)
+    if running.drain.is_alive():  # something that it started still holds the pipe
+        _kill_group(process)
+        running.drain.join(timeout=1.0)
+    for pipe in (process.stdin, process.stdout):
+        if pipe is not None:
+            with contextlib.suppress(OSError):
+                pipe.close()
+    if not running.drain.is_alive() and process.stderr is not None:
+        process.stderr.close()
+    return status
+
+
+def run(arguments: Sequence[str], *, limit_s: float, limit_bytes: int = 1 << 20, exe: str = "") -> Finished:
+    """Returns how ffmpeg ended, at the latest after `limit_s` seconds or `limit_bytes` of stdout: then it is killed."""
+    running = start(arguments, stdin=False, stdout=True, exe=exe)
+    deadline = time.monotonic() + limit_s
+    output = bytearray()
+    hung = overflowed = False
+    try:
+        assert running.process.stdout is not None
+        fd = running.process.stdout.fileno()
+        while not (hung or overflowed):
+            if not _ready(fd, select.POLLIN, max(0.0, deadline - time.monotonic())):
+                hung = True
+            elif chunk := os.read(fd, 1 << 16):
+                output += chunk
+                overflowed = len(output) > limit_bytes
+            else:
+                break
+        if not (hung or overflowed):
+            hung = not wait_for_exit(running, max(0.0, deadline - time.monotonic()))
+    finally:
+        status = stop(running)
+    return Finished(status, bytes(output), running.log(), hung, overflowed)
+
+
+def wait_for_exit(running: Running, limit_s: float) -> bool:
+    """Returns whether ffmpeg exited by itself within `limit_s` seconds."""
+    try:
+        running.process.wait(timeout=limit_s)
+    except subprocess.TimeoutExpired:
+        return False
+    return True
+
+
+def read_into(running: Running, buffer: memoryview) -> int:
+    """Returns how many bytes of ffmpeg's stdout were read into `buffer`: fewer than it holds only at the end.
+
+    Raises TimeoutError when none came for HANG_LIMIT_S seconds.
+    """
+    assert running.process.stdout is not None
+    fd = running.process.stdout.fileno()
+    filled = 0
+    while filled < len(buffer):
+        if not _ready(fd, select.POLLIN, HANG_LIMIT_S):
+            raise TimeoutError
+        count = os.readv(fd, [buffer[filled:]])
+        if count == 0:
+            break
+        filled += count
+    return filled
+
+
+def write_all(running: Running, data: memoryview) -> None:
+    """Writes `data` (bytes) to ffmpeg's stdin.
+
+    Raises BrokenPipeError when ffmpeg reads no more, TimeoutError when it took no byte for HANG_LIMIT_S seconds.
+    """
+    assert running.process.stdin is not None
+    fd = running.process.stdin.fileno()
+    os.set_blocking(fd, False)
+    written = 0
+    while written < len(data):
+        if not _ready(fd, select.POLLOUT, HANG_LIMIT_S):
+            raise TimeoutError
+        with contextlib.suppress(BlockingIOError):
+            written += os.write(fd, data[written : written + (1 << 20)])
+
+
+def last_line(log: str) -> str:
+    """Returns the last line of ffmpeg's stderr that says something, without its `[encoder @ 0x...]` prefix; "" if none."""
+    for line in reversed(log.splitlines()):
+        text = _PREFIX.sub("", line.strip()).strip()
+        if text and not _NOISE.match(text):
+            return shown(text[:300])
+    return ""
+
+
+def how_it_ended(status: int, log: str) -> str:
+    """Returns "exit status 1: Unknown encoder" or "killed by SIGKILL"."""
+    if status < 0:
+        try:
+            name = signal.Signals(-status).name
+        except ValueError:
+            name = f"signal {-status}"
+        return f"killed by {name}"
+    line = last_line(log)
+    return f"exit status {status}: {line}" if line else f"exit status {status}"
+
+
+def _ready(fd: int, event: int, limit_s: float) -> bool:
+    poll = select.poll()
+    poll.register(fd, event)
+    return bool(poll.poll(limit_s * 1000))
+
+
+def _keep_tail(pipe: IO[bytes], kept: bytearray) -> None:
+    while chunk := os.read(pipe.fileno(), 1 << 16):
+        kept += chunk
+        if len(kept) > LOG_BYTES:
+            del kept[:-LOG_BYTES]
+
+
+def _kill_group(process: subprocess.Popen[bytes]) -> None:
+    with contextlib.suppress(ProcessLookupError, PermissionError):
+        os.killpg(process.pid, signal.SIGKILL)
+
+
+_LIBC = ctypes.CDLL(None) if sys.platform == "linux" else None
+_PR_SET_PDEATHSIG = 1
+
+
+def _die_with_parent(parent: int) -> Callable[[], None] | None:
+    """Returns what the child runs between fork and exec (prctl(2), PR_SET_PDEATHSIG), or None where there is no such thing."""
+    if _LIBC is None:
+        return None
+    prctl = _LIBC.prctl
+
+    def ask() -> None:
+        prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+        if os.getppid() != parent:  # it died before we asked
+            os._exit(1)
+
+    return ask
