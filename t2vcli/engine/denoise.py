@@ -1,0 +1,60 @@
+"""The denoising loop, as a generator of states: progress, preview, checkpoints and cancelling only look on."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+
+from t2vcli.engine.guidance import PredictNoise
+from t2vcli.engine.latents import DenoiseState, restore_scheduler, scheduler_state
+from t2vcli.errors import NonFiniteError
+
+
+@torch.inference_mode()
+def denoise(
+    predict_noise: PredictNoise,
+    scheduler: Any,
+    state: DenoiseState,
+    generator: torch.Generator,
+    *,
+    eta: float = 0.0,
+) -> Iterator[DenoiseState]:
+    """Yields the state after every step, from `state.next_step` to the last of `scheduler.timesteps`.
+
+    The same arithmetic as TextToVideoSDPipeline.__call__ of diffusers. Raises NonFiniteError at the step where NaN
+    or infinity appears.
+    """
+    restore_scheduler(scheduler, state.scheduler_state)
+    generator.set_state(state.generator_state)
+    extras = step_arguments(scheduler, generator, eta)
+    latents = state.latents
+    for step in range(state.next_step, len(scheduler.timesteps)):
+        t = scheduler.timesteps[step]
+        noise_pred = predict_noise(scheduler.scale_model_input(latents, t), t)
+
+        batch, _, frames, _, _ = latents.shape
+        noise_pred = noise_pred.transpose(1, 2).flatten(0, 1)  # (B F, C, H, W)
+        flat = latents.transpose(1, 2).flatten(0, 1)
+        flat = scheduler.step(noise_pred, t, flat, **extras).prev_sample
+        latents = flat.unflatten(0, (batch, frames)).transpose(1, 2)  # (B, C, F, H, W)
+
+        if not torch.isfinite(latents).all():
+            raise NonFiniteError(
+                f"the latents hold NaN or infinity after step {step + 1} of {len(scheduler.timesteps)} in"
+                f" {str(latents.dtype).removeprefix('torch.')}; try --dtype fp32 or --dtype bf16"
+            )
+        yield DenoiseState(step + 1, latents, scheduler_state(scheduler), generator.get_state())
+
+
+def step_arguments(scheduler: Any, generator: torch.Generator, eta: float) -> dict[str, Any]:
+    """Returns what this scheduler's `step` takes of eta and the generator (diffusers, prepare_extra_step_kwargs)."""
+    accepted = inspect.signature(scheduler.step).parameters
+    extras: dict[str, Any] = {}
+    if "eta" in accepted:
+        extras["eta"] = eta
+    if "generator" in accepted:
+        extras["generator"] = generator
+    return extras

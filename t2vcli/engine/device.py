@@ -1,0 +1,68 @@
+"""Which device to compute on, and in which type."""
+
+from __future__ import annotations
+
+import os
+
+import torch
+
+from t2vcli.errors import DeviceError
+
+DTYPES = {"fp16": torch.float16, "bf16": torch.bfloat16, "fp32": torch.float32}
+
+_NVIDIA_SIGNS = ("/proc/driver/nvidia/version", "/dev/nvidia0", "/dev/nvidiactl", "/dev/dxg")
+INSTALL_CUDA_TORCH = "pip install --force-reinstall torch --index-url https://download.pytorch.org/whl/cu128"
+
+
+def choose_device(name: str) -> str:
+    """Returns a device torch can use: "cpu", "cuda:N" or "mps". `name` is one of those, "cuda" or "auto".
+
+    Raises DeviceError if the device asked for is not there.
+    """
+    if name == "auto":
+        if torch.cuda.is_available():
+            return f"cuda:{torch.cuda.current_device()}"
+        return "mps" if torch.backends.mps.is_available() else "cpu"
+    if name == "cpu":
+        return name
+    if name == "mps":
+        if not torch.backends.mps.is_available():
+            raise DeviceError("--device mps: this machine or this torch build has no Metal device; use --device cpu")
+        return name
+    kind, _, index = name.partition(":")
+    if kind != "cuda" or (index and not index.isdecimal()):
+        raise DeviceError(f"--device {name!r} is not a device; use auto, cpu, cuda, cuda:N or mps")
+    if not torch.cuda.is_available():
+        raise DeviceError(f"--device {name}: {why_no_cuda()}")
+    count = torch.cuda.device_count()
+    number = int(index or torch.cuda.current_device())
+    if number >= count:
+        raise DeviceError(f"--device {name}: this machine has {count} CUDA device(s), numbered from 0")
+    return f"cuda:{number}"
+
+
+def has_nvidia_driver() -> bool:
+    return any(os.path.exists(path) for path in _NVIDIA_SIGNS)
+
+
+def why_no_cuda() -> str:
+    """Returns why torch sees no CUDA device, and the way out."""
+    if has_nvidia_driver():
+        if torch.version.cuda is None:
+            return (
+                f"an NVIDIA driver is here, but torch {torch.__version__} is a CPU-only build; "
+                f"install a CUDA build: {INSTALL_CUDA_TORCH}"
+            )
+        return (
+            f"an NVIDIA driver is here, but torch {torch.__version__} cannot use it (built for CUDA "
+            f"{torch.version.cuda}); update the driver or install a matching torch"
+        )
+    return "no CUDA device was found; use --device cpu, or leave --device out"
+
+
+def free_cached_memory(device: str) -> None:
+    """Gives memory that torch keeps for reuse back to the device."""
+    if device.startswith("cuda"):
+        torch.cuda.empty_cache()
+    elif device == "mps":
+        torch.mps.empty_cache()

@@ -1,0 +1,123 @@
+"""Where a denoising run starts, and the state that each of its steps leaves behind."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from diffusers import AutoencoderKL
+
+
+@dataclass(frozen=True)
+class DenoiseState:
+    """A denoising run after some steps: everything that the next step needs.
+
+    `latents` is (B, C, F, H, W). Multistep schedulers remember earlier predictions, so their state is part of it.
+    """
+
+    next_step: int
+    latents: torch.Tensor
+    scheduler_state: Mapping[str, Any]
+    generator_state: torch.Tensor
+
+
+def scheduler_state(scheduler: Any) -> dict[str, Any]:
+    """Returns what a scheduler remembers between steps; tensors are shared, not copied (schedulers replace them)."""
+    return {k: list(v) if isinstance(v, list) else v for k, v in vars(scheduler).items() if k != "_internal_dict"}
+
+
+def restore_scheduler(scheduler: Any, state: Mapping[str, Any]) -> None:
+    for name, value in state.items():
+        setattr(scheduler, name, list(value) if isinstance(value, list) else value)
+
+
+def make_generator(seed: int) -> torch.Generator:
+    """Returns a CPU generator, so that a seed means the same noise on every device."""
+    return torch.Generator("cpu").manual_seed(seed)
+
+
+def draw_noise(shape: tuple[int, ...], generator: torch.Generator) -> torch.Tensor:
+    """Returns standard normal noise, drawn in float32 on the CPU whatever the model's type."""
+    return torch.randn(shape, generator=generator, dtype=torch.float32)
+
+
+def noise_state(
+    scheduler: Any,
+    generator: torch.Generator,
+    *,
+    shape: tuple[int, int, int, int, int],
+    dtype: torch.dtype,
+    device: str,
+    latents: torch.Tensor | None = None,
+) -> DenoiseState:
+    """Returns the start of a text-to-video run: noise of `shape` (B, C, F, H, W) at the schedule's first deviation."""
+    noise = draw_noise(shape, generator) if latents is None else latents
+    start = noise.to(device=device, dtype=dtype) * scheduler.init_noise_sigma
+    return DenoiseState(0, start, scheduler_state(scheduler), generator.get_state())
+
+
+def skipped_steps(steps: int, strength: float) -> int:
+    """Returns how many of `steps` a run at `strength` leaves out at the start (diffusers, get_timesteps)."""
+    return max(steps - min(int(steps * strength), steps), 0)
+
+
+def video_state(
+    scheduler: Any,
+    generator: torch.Generator,
+    clean: torch.Tensor,
+    *,
+    first_step: int,
+    dtype: torch.dtype,
+    device: str,
+) -> DenoiseState:
+    """Returns the start of a video-to-video run: clean latents (1, C, F, H, W) with noise for step `first_step`.
+
+    The noise is drawn frame by frame, (F, C, H, W), as VideoToVideoSDPipeline does.
+    """
+    _, channels, frames, height, width = clean.shape
+    noise = draw_noise((frames, channels, height, width), generator).to(device=device, dtype=dtype)
+    flat = clean.transpose(1, 2)[0].to(device=device, dtype=dtype)  # (F, C, H, W)
+    if hasattr(scheduler, "set_begin_index"):
+        scheduler.set_begin_index(first_step)
+    timestep = scheduler.timesteps[first_step : first_step + 1]
+    noisy = scheduler.add_noise(flat, noise, timestep)
+    start = noisy[None].transpose(1, 2)  # (1, C, F, H, W)
+    return DenoiseState(first_step, start, scheduler_state(scheduler), generator.get_state())
+
+
+@torch.inference_mode()
+def encode_video(
+    vae: AutoencoderKL,
+    frames: Iterator[np.ndarray],
+    *,
+    count: int,
+    chunk: int,
+    generator: torch.Generator,
+    device: str,
+    on_frames: Callable[[int], None] = lambda done: None,
+) -> torch.Tensor:
+    """Returns the video's latents (1, C, F, H/8, W/8) from `count` frames (H, W, 3) uint8, `chunk` at a time.
+
+    The posterior's noise is drawn once for all frames, so the chunk size does not change the result.
+    """
+    pieces: list[torch.Tensor] = []
+    noise: torch.Tensor | None = None
+    done = 0
+    batch: list[np.ndarray] = []
+    for index, frame in enumerate(frames, start=1):
+        batch.append(frame)
+        if len(batch) < chunk and index < count:
+            continue
+        pixels = torch.from_numpy(np.stack(batch)).permute(0, 3, 1, 2).float() / 255.0 * 2.0 - 1.0
+        posterior = vae.encode(pixels.to(device=device, dtype=vae.dtype)).latent_dist
+        if noise is None:
+            noise = draw_noise((count, *posterior.mean.shape[1:]), generator)
+        part = noise[done : done + len(batch)].to(posterior.mean)
+        pieces.append((posterior.mean + posterior.std * part) * vae.config.scaling_factor)
+        done += len(batch)
+        batch = []
+        on_frames(done)
+    return torch.cat(pieces)[None].transpose(1, 2)

@@ -1,0 +1,118 @@
+"""The only code that touches how diffusers and transformers load things, so that their next change lands here."""
+
+from __future__ import annotations
+
+import contextlib
+import pickle
+import warnings
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import diffusers
+import torch
+import transformers
+from diffusers import AutoencoderKL, UNet3DConditionModel
+from safetensors import SafetensorError
+from torch import nn
+from transformers import CLIPTextModel, CLIPTokenizer
+
+from t2vcli.errors import ModelError
+from t2vcli.models import ModelFiles
+from t2vcli.schedulers import SCHEDULERS
+
+# What a damaged or foreign weight file makes the libraries raise.
+_LOAD_ERRORS = (SafetensorError, OSError, ValueError, RuntimeError, KeyError, EOFError, pickle.UnpicklingError)
+
+
+@dataclass
+class Model:
+    """A model's parts, in host memory, ready to run."""
+
+    text_encoder: CLIPTextModel
+    unet: UNet3DConditionModel
+    vae: AutoencoderKL
+
+    @property
+    def vae_scale(self) -> int:
+        """How many pixels a latent cell is wide and high."""
+        return vae_scale(dict(self.vae.config))
+
+
+def vae_scale(vae_config: dict[str, Any]) -> int:
+    return int(2 ** (len(vae_config["block_out_channels"]) - 1))
+
+
+@contextlib.contextmanager
+def _quietly() -> Iterator[None]:
+    """Keeps the libraries' progress bars and load-time remarks off stderr; errors still raise."""
+    diffusers_level, transformers_level = diffusers.logging.get_verbosity(), transformers.logging.get_verbosity()
+    diffusers.logging.set_verbosity_error()
+    transformers.logging.set_verbosity_error()
+    transformers.logging.disable_progress_bar()
+    diffusers.logging.disable_progress_bar()
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", category=FutureWarning)
+            yield
+    finally:
+        diffusers.logging.set_verbosity(diffusers_level)
+        transformers.logging.set_verbosity(transformers_level)
+
+
+def load_tokenizer(files: ModelFiles) -> CLIPTokenizer:
+    """Returns the tokenizer. Raises ModelError if its files are damaged."""
+    try:
+        with _quietly():
+            return CLIPTokenizer.from_pretrained(files.parts["tokenizer"], local_files_only=True)
+    except _LOAD_ERRORS as error:
+        raise ModelError(f"the tokenizer in {files.parts['tokenizer']} cannot be read ({_first_line(error)})") from None
+
+
+def load_model(files: ModelFiles, dtype: torch.dtype) -> Model:
+    """Returns the text encoder, UNet and VAE in `dtype`, in host memory and in evaluation mode."""
+    return Model(
+        text_encoder=_load_part(CLIPTextModel, files, "text_encoder", dtype),
+        unet=_load_part(UNet3DConditionModel, files, "unet", dtype),
+        vae=_load_part(AutoencoderKL, files, "vae", dtype),
+    )
+
+
+def _load_part(kind: Any, files: ModelFiles, part: str, dtype: torch.dtype) -> Any:
+    weights = files.weights[part]
+    options: dict[str, Any] = {
+        "variant": files.variant,
+        "dtype": dtype,
+        "use_safetensors": weights.suffix == ".safetensors",
+        "local_files_only": True,
+        "output_loading_info": True,
+    }
+    try:
+        with _quietly():
+            module, info = kind.from_pretrained(files.parts[part], **options)
+    except _LOAD_ERRORS as error:
+        raise ModelError(
+            f"{weights} cannot be loaded ({_first_line(error)}); download it again or check --model and --variant"
+        ) from None
+    wrong = [*info.get("missing_keys", ()), *(str(k) for k in info.get("mismatched_keys", ()))]
+    if wrong:
+        raise ModelError(
+            f"{weights} does not fit its config.json: {len(wrong)} tensors are missing or of the wrong shape,"
+            f" the first is {wrong[0]}"
+        )
+    assert isinstance(module, nn.Module)
+    return module.eval().requires_grad_(False)
+
+
+def _first_line(error: BaseException) -> str:
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return (lines[0] if lines else type(error).__name__)[:200]
+
+
+def make_scheduler(name: str, files: ModelFiles) -> Any:
+    """Returns the scheduler called `name`, with the noise schedule that the model was trained with."""
+    choice = SCHEDULERS[name]
+    kind = getattr(diffusers, choice.class_name)
+    config = {k: v for k, v in files.config("scheduler").items() if not k.startswith("_")}
+    with _quietly():
+        return kind.from_config({**config, **choice.settings})
