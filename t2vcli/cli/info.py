@@ -1,0 +1,85 @@
+"""`t2v info` and `t2v sheet`: what is in a video, as words and as a picture."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from t2vcli.cli.console import printable, result, result_json
+from t2vcli.cli.options import DebugOpt, JsonOpt
+from t2vcli.errors import InputError, OutputError
+
+FileArg = Annotated[Path, typer.Argument(metavar="FILE", help="A video.", show_default=False)]
+
+
+def info(file: FileArg, as_json: JsonOpt = False, debug: DebugOpt = False) -> None:
+    """Print what a video is, and the recipe inside it if t2v made it."""
+    from t2vcli.video.reader import probe, read_metadata
+
+    video = probe(file)
+    recipe = read_metadata(file)
+    facts = {
+        "path": str(file),
+        "width": video.width,
+        "height": video.height,
+        "frames": video.frames,
+        "fps": str(video.fps),
+        "duration_s": round(video.duration_s, 3),
+        "codec": video.codec,
+        "pixel_format": video.pixel_format,
+    }
+    if as_json:
+        result_json({**facts, "recipe": recipe})
+        return
+    result(
+        printable(
+            f"{file}: {video.frames} frames of {video.width}x{video.height} at {float(video.fps):g} fps"
+            f" ({video.duration_s:.2f} s), {video.codec}, {video.pixel_format}"
+        )
+    )
+    if recipe is None:
+        result("no recipe inside: t2v did not make it, or it was encoded again since")
+        return
+    _print_tree(recipe)
+
+
+def _print_tree(values: Mapping[str, Any], indent: str = "") -> None:
+    for key, value in values.items():
+        if isinstance(value, Mapping) and value:
+            result(f"{indent}{printable(str(key))}:")
+            _print_tree(value, indent + "  ")
+        else:
+            text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
+            result(f"{indent}{printable(str(key)):<18} {printable(text)}")
+
+
+def sheet(
+    file: FileArg,
+    output: Annotated[
+        Path | None, typer.Option("--output", "-o", help="The PNG to write; the video's name with .png if not given.")
+    ] = None,
+    columns: Annotated[int, typer.Option(help="Frames in a row.", min=1, max=64)] = 8,
+    most: Annotated[int, typer.Option(help="Frames at the most, evenly picked.", min=1, max=1024)] = 16,
+    scale: Annotated[int, typer.Option(help="Enlarge each pixel this many times.", min=1, max=16)] = 1,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an existing PNG.")] = False,
+    debug: DebugOpt = False,
+) -> None:
+    """Lay a video's frames out in one PNG, to see it at a glance."""
+    from t2vcli.video.reader import probe, read_frames
+    from t2vcli.video.sheet import contact_sheet, write_png
+
+    path = output or file.with_suffix(".png")
+    if path.suffix.lower() != ".png":
+        raise OutputError(f"{path}: a contact sheet is a .png file")
+    if path.exists() and not overwrite:
+        raise OutputError(f"{path} exists; use --overwrite or another -o")
+    video = probe(file)
+    if video.frames < 1:
+        raise InputError(f"{file} has no frames")
+    image = contact_sheet(read_frames(file, video), count=video.frames, columns=columns, most=most, scale=scale)
+    write_png(path, image)
+    result(str(path))

@@ -1,0 +1,49 @@
+"""The command line's entry: `t2v`."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from t2vcli import __version__
+from t2vcli.cli import generate, info, presets, upscale
+from t2vcli.cli.boundary import ErrorBoundary, exit_code_table
+from t2vcli.cli.console import prepare_streams, result
+
+app = typer.Typer(
+    name="t2v",
+    cls=ErrorBoundary,
+    help="Text to video, from the command line: ModelScope and ZeroScope models.",
+    epilog=exit_code_table(),
+    no_args_is_help=True,
+    rich_markup_mode="rich",
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["--help", "-h"]},
+)
+
+
+def _print_version(value: bool) -> None:
+    if value:
+        result(f"t2v {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def root(
+    version: Annotated[
+        bool, typer.Option("--version", help="Print the version.", callback=_print_version, is_eager=True)
+    ] = False,
+) -> None: ...
+
+
+app.command()(generate.generate)
+app.command()(upscale.upscale)
+app.add_typer(presets.app, name="presets")
+app.command()(info.info)
+app.command()(info.sheet)
+
+
+def main() -> None:
+    prepare_streams()
+    app()

@@ -1,0 +1,146 @@
+"""Progress on stderr: a live bar on a terminal, a plain line every tenth elsewhere."""
+
+from __future__ import annotations
+
+import sys
+import time
+from types import TracebackType
+from typing import Self
+
+from rich.progress import (
+    BarColumn,
+    Progress,
+    ProgressColumn,
+    SpinnerColumn,
+    Task,
+    TaskID,
+    TextColumn,
+    TimeElapsedColumn,
+)
+from rich.text import Text
+
+from t2vcli.cli.console import error_console, printable, say
+from t2vcli.report import Report, Silent
+
+
+def choose_report(*, quiet: bool) -> LiveReport | PlainReport | QuietReport:
+    if quiet:
+        return QuietReport()
+    return LiveReport() if sys.stderr.isatty() and error_console().is_terminal else PlainReport()
+
+
+def rate_text(done: float, elapsed_s: float, total: float | None, unit: str) -> str:
+    """Returns "0.31 s/step, 5 s left" for `done` units in `elapsed_s` seconds."""
+    if done <= 0:
+        return ""
+    each = elapsed_s / done
+    text = f"{each:.2f} s/{unit}"
+    if total and done < total:
+        text += f", {clock((total - done) * each)} left"
+    return text
+
+
+def clock(seconds: float) -> str:
+    """Returns "5 s", "2:05" or "1:02:03"."""
+    whole = round(seconds)
+    if whole < 60:
+        return f"{whole} s"
+    minutes, rest = divmod(whole, 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"
+
+
+class _Rate(ProgressColumn):
+    def render(self, task: Task) -> Text:
+        if task.total is None:
+            return Text("")
+        elapsed = task.finished_time if task.finished and task.finished_time is not None else task.elapsed or 0.0
+        rate = rate_text(task.completed, elapsed, task.total, task.fields.get("unit", "frame"))
+        return Text(f"{task.completed:.0f} of {task.total:.0f}  {rate}")
+
+
+class LiveReport:
+    """One line a stage, the current one moving."""
+
+    def __init__(self) -> None:
+        self._progress = Progress(
+            SpinnerColumn(finished_text="[green]✓[/green]"),
+            TextColumn("{task.description}"),
+            BarColumn(bar_width=24),
+            _Rate(),
+            TimeElapsedColumn(),
+            console=error_console(),
+        )
+        self._task: TaskID | None = None
+        self._total: int | None = None
+
+    def __enter__(self) -> Self:
+        self._progress.start()
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None) -> None:
+        if kind is None:
+            self._finish()
+        elif self._task is not None:
+            self._progress.stop_task(self._task)
+        self._progress.stop()
+
+    def _finish(self) -> None:
+        if self._task is not None:
+            self._progress.update(self._task, total=self._total or 1, completed=self._total or 1)
+
+    def stage(self, name: str, total: int | None = None, unit: str = "frame") -> None:
+        self._finish()
+        self._total = total
+        self._task = self._progress.add_task(name, total=total, unit=unit)
+
+    def advance(self, done: int) -> None:
+        if self._task is not None:
+            self._progress.update(self._task, completed=done)
+
+    def say(self, line: str) -> None:
+        self._progress.console.print(printable(line), markup=False, style="dim")
+
+    def warn(self, line: str) -> None:
+        self._progress.console.print(f"warning: {printable(line)}", markup=False, style="yellow")
+
+
+class PlainReport:
+    """Lines for a log: a stage's name, then its progress at every tenth."""
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None: ...
+
+    def stage(self, name: str, total: int | None = None, unit: str = "frame") -> None:
+        self._name, self._total, self._unit, self._tenth = name, total, unit, 0
+        self._started_s = time.monotonic()
+        say(name if total is None else f"{name}: {total} {unit}s")
+
+    def advance(self, done: int) -> None:
+        if not self._total:
+            return
+        tenth = done * 10 // self._total
+        if tenth > self._tenth:
+            self._tenth = tenth
+            rate = rate_text(done, time.monotonic() - self._started_s, self._total, self._unit)
+            say(f"{self._name}: {done * 100 // self._total} % ({self._unit} {done} of {self._total}, {rate})")
+
+    def say(self, line: str) -> None:
+        say(line)
+
+    def warn(self, line: str) -> None:
+        say(f"warning: {line}")
+
+
+class QuietReport(Silent):
+    """Nothing but errors, which are not told here."""
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None: ...
+
+
+__all__ = ["LiveReport", "PlainReport", "QuietReport", "Report", "choose_report", "clock", "rate_text"]

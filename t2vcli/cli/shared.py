@@ -1,0 +1,116 @@
+"""What `generate` and `upscale` do alike: read the prompt, merge flags over the preset, name and report the output."""
+
+from __future__ import annotations
+
+import re
+import secrets
+import sys
+import time
+import unicodedata
+from collections.abc import Callable, Mapping
+from enum import Enum
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from t2vcli.cli.console import result, result_json, say
+from t2vcli.cli.progress import Report, choose_report, clock
+from t2vcli.errors import InputError, UsageError
+
+if TYPE_CHECKING:
+    from t2vcli.jobs.sample import Result
+    from t2vcli.presets import Preset
+
+MAX_PROMPT_BYTES = 1_000_000
+
+
+def read_prompt(prompt: str | None, prompt_file: Path | None) -> str | None:
+    """Returns the prompt from the argument, from stdin (`-`) or from a file; None if none was given."""
+    if prompt is not None and prompt_file is not None:
+        raise UsageError("give a prompt or --prompt-file, not both")
+    if prompt_file is not None:
+        try:
+            with prompt_file.open("rb") as file:
+                content = file.read(MAX_PROMPT_BYTES + 1)
+        except OSError as error:
+            raise InputError(f"--prompt-file {prompt_file} cannot be read ({error.strerror})") from None
+        return _decode(content, str(prompt_file))
+    if prompt == "-":
+        return _decode(sys.stdin.buffer.read(MAX_PROMPT_BYTES + 1), "stdin")
+    return prompt
+
+
+def _decode(content: bytes, name: str) -> str:
+    if len(content) > MAX_PROMPT_BYTES:
+        raise InputError(f"the prompt in {name} is over {MAX_PROMPT_BYTES:,} bytes; a model reads 75 tokens of it")
+    try:
+        return content.decode("utf-8-sig").strip()
+    except UnicodeDecodeError:
+        raise InputError(f"the prompt in {name} is not UTF-8 text") from None
+
+
+def merged_values(preset: Preset, given: Mapping[str, Any], fields: Mapping[str, object]) -> dict[str, Any]:
+    """Returns the preset's values that the request has a field for, with the given flags laid over them."""
+    values = {k: v for k, v in preset.values.items() if k in fields}
+    for key, value in given.items():
+        if value is not None:
+            values[key] = value.value if isinstance(value, Enum) else value
+    if given.get("model") is not None:
+        # Another model's revision and variant are not this one's.
+        values["revision"], values["variant"] = given.get("revision"), given.get("variant")
+    if values.get("variant") == "":
+        values["variant"] = None
+    values["preset"] = preset.name
+    if values.get("seed") is None:
+        values["seed"] = secrets.randbelow(2**32)
+    return values
+
+
+def sources_of(preset: Preset, given: Mapping[str, Any]) -> dict[str, str]:
+    """Returns where each value that was no flag came from, for error messages."""
+    return {k: v for k, v in preset.sources.items() if given.get(k) is None}
+
+
+def slug(text: str) -> str:
+    """Returns at most 40 characters of `text` that are safe in any file name, or "" if none are."""
+    ascii_text = unicodedata.normalize("NFKD", text).encode("ascii", "ignore").decode().lower()
+    return re.sub(r"[^a-z0-9]+", "-", ascii_text).strip("-")[:40].rstrip("-")
+
+
+def free_name(folder: Path, stem: str) -> Path:
+    """Returns `stem`.mp4 in `folder`, or with -2, -3, ... where that exists."""
+    path = folder / f"{stem}.mp4"
+    number = 2
+    while path.exists():
+        path = folder / f"{stem}-{number}.mp4"
+        number += 1
+    return path
+
+
+def run_and_report(job: Callable[[Report], Result], *, quiet: bool, as_json: bool, seed: int) -> None:
+    """Runs a job under a progress display and prints its result."""
+    started_s = time.monotonic()
+    with choose_report(quiet=quiet) as report:
+        report.stage("start")  # importing torch takes seconds
+        done = job(report)
+    elapsed_s = time.monotonic() - started_s
+    video = done.video
+    if not quiet:
+        say(
+            f"{video.frames} frames of {video.width}x{video.height} at {float(video.fps):g} fps,"
+            f" seed {seed}, in {clock(elapsed_s)}"
+        )
+    if as_json:
+        result_json(
+            {
+                "path": str(done.path),
+                "seed": seed,
+                "frames": video.frames,
+                "width": video.width,
+                "height": video.height,
+                "fps": str(video.fps),
+                "elapsed_s": round(elapsed_s, 3),
+                "recipe": dict(done.recipe),
+            }
+        )
+    else:
+        result(str(done.path))
