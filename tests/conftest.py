@@ -1,0 +1,38 @@
+"""Fixtures that several test files share: tiny checkpoints, each made once in a session."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+
+@pytest.fixture(scope="session")
+def standin(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
+    """Returns the function from a layout's name to its folder. Read-only: copy it before changing a file."""
+    from standins import write_standin  # here, so that tests without a model do not wait for torch
+
+    folder = tmp_path_factory.mktemp("standins")
+
+    def made(layout: str) -> Path:
+        if not (folder / layout).exists():
+            write_standin(folder / layout, layout)
+        return folder / layout
+
+    return made
+
+
+@pytest.fixture(scope="session")
+def ms_checkpoint(standin: Callable[[str], Path]) -> Path:
+    return standin("ms-1.7b")
+
+
+@pytest.fixture(scope="session")
+def zeroscope_checkpoint(standin: Callable[[str], Path]) -> Path:
+    return standin("zeroscope-576w")
+
+
+@pytest.fixture(scope="session")
+def xl_checkpoint(standin: Callable[[str], Path]) -> Path:
+    return standin("zeroscope-XL")
