@@ -405,7 +405,7 @@ def test_a_full_disk_is_named_and_left_clean(tmp_path: Path) -> None:
 
 def test_when_t2v_is_killed_ffmpeg_dies_and_the_target_is_untouched(out: Path, tmp_path: Path) -> None:
     pid_file = tmp_path / "pid"
-    exe = clips.shell_ffmpeg(tmp_path, f'echo $$ >\'{pid_file}\'; exec "$REAL" "$@"')
+    exe = clips.shell_ffmpeg(tmp_path, f"echo $$ >'{pid_file}'; head -c 50000 >/dev/null; exec sleep 600")
     code = """
         import os, signal, sys
         from fractions import Fraction

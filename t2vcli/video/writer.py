@@ -7,11 +7,13 @@ the hidden file is removed and the target is as it was.
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import json
 import math
 import os
 import re
+import shlex
 import tempfile
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from fractions import Fraction
@@ -48,7 +50,9 @@ def check_output(path: Path, *, overwrite: bool) -> None:
         )
     folder = path.parent
     if not os.path.lexists(folder):
-        raise OutputError(f"the folder {shown(folder)} does not exist; create it with `mkdir -p {shown(folder)}`")
+        raise OutputError(
+            f"the folder {shown(folder)} does not exist; create it with `mkdir -p {shlex.quote(shown(folder))}`"
+        )
     if not folder.is_dir():
         raise OutputError(f"{shown(folder)} is not a folder; choose another path with -o")
     check_target(path, overwrite=overwrite)
@@ -98,7 +102,8 @@ def write_mp4(
                 info = _verify(path, temporary, count=count, width=width, height=height, fps=fps, tags=tags)
                 move_into_place(temporary, path, overwrite=overwrite)
     finally:
-        temporary.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            temporary.unlink(missing_ok=True)
     return info
 
 
