@@ -119,6 +119,13 @@ class Request(BaseModel):
     vae_tiling: bool = False
     forward_chunking: Annotated[int, Field(ge=1, le=100_000)] | None = None
 
+    @model_validator(mode="after")
+    def _eta_has_an_effect(self) -> Self:
+        if self.eta and not SCHEDULERS[self.scheduler].takes_eta:
+            takers = " or ".join(name for name, choice in SCHEDULERS.items() if choice.takes_eta)
+            raise ValueError(f"--eta {self.eta:g} has no effect with --scheduler '{self.scheduler}'; use {takers}")
+        return self
+
 
 class GenerateRequest(Request):
     """A clip from a prompt."""

@@ -1,6 +1,6 @@
 """The schedulers by the names that people use, and the diffusers class and settings behind each. No torch here.
 
-`stochastic` ones draw new noise at every step; `eta` only has an effect where the class's `step` takes it.
+`stochastic` ones draw new noise at every step. Only DDIM has an `eta` to set.
 """
 
 from __future__ import annotations
@@ -16,10 +16,11 @@ class SchedulerChoice:
     class_name: str
     settings: dict[str, Any] = field(default_factory=dict)
     stochastic: bool = False
+    takes_eta: bool = False
 
 
 SCHEDULERS: dict[str, SchedulerChoice] = {
-    "ddim": SchedulerChoice("DDIMScheduler"),
+    "ddim": SchedulerChoice("DDIMScheduler", takes_eta=True),
     "ddpm": SchedulerChoice("DDPMScheduler", stochastic=True),
     "dpm++ 2M": SchedulerChoice("DPMSolverMultistepScheduler", {"algorithm_type": "dpmsolver++"}),
     "dpm++ 2M karras": SchedulerChoice(
