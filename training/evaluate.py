@@ -14,6 +14,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -154,32 +155,33 @@ def score(scenes: Sequence[world.Scene], make: Callable[[int, world.Scene], np.n
     return {k: v / len(scenes) for k, v in right.items()}
 
 
+def _pipeline_parts(folder: Path, unet: str) -> dict[str, Any]:
+    from diffusers import AutoencoderKL, DDIMScheduler, DPMSolverMultistepScheduler, UNet3DConditionModel
+    from transformers import CLIPTextModel, CLIPTokenizer
+
+    return {
+        "vae": AutoencoderKL.from_pretrained(folder / "vae", dtype=torch.float32),
+        "text_encoder": CLIPTextModel.from_pretrained(folder / "text_encoder", dtype=torch.float32),
+        "tokenizer": CLIPTokenizer.from_pretrained(folder / "tokenizer"),
+        "unet": UNet3DConditionModel.from_pretrained(folder / unet, dtype=torch.float32),
+        "scheduler": DPMSolverMultistepScheduler.from_config(
+            DDIMScheduler.from_pretrained(folder / "scheduler").config
+        ),
+    }
+
+
 @torch.inference_mode()
 def make_clips(
     folder: Path, prompts: Sequence[str], *, frames: int, steps: int, guidance_scale: float, seed: int, batch: int = 10
 ) -> np.ndarray:
     """Returns clips (N, F, H, W, 3) uint8 by diffusers' own pipeline, so that the score is the model's, not t2v's."""
-    from diffusers import (
-        AutoencoderKL,
-        DDIMScheduler,
-        DPMSolverMultistepScheduler,
-        TextToVideoSDPipeline,
-        UNet3DConditionModel,
-    )
-    from transformers import CLIPTextModel, CLIPTokenizer
+    from diffusers import TextToVideoSDPipeline
 
-    pipeline = TextToVideoSDPipeline(
-        vae=AutoencoderKL.from_pretrained(folder / "vae", dtype=torch.float32),
-        text_encoder=CLIPTextModel.from_pretrained(folder / "text_encoder", dtype=torch.float32),
-        tokenizer=CLIPTokenizer.from_pretrained(folder / "tokenizer"),
-        unet=UNet3DConditionModel.from_pretrained(folder / "unet", dtype=torch.float32),
-        scheduler=DPMSolverMultistepScheduler.from_config(DDIMScheduler.from_pretrained(folder / "scheduler").config),
-    )
+    pipeline = TextToVideoSDPipeline(**_pipeline_parts(folder, "unet"))
     pipeline.set_progress_bar_config(disable=True)
     clips = []
     for start in range(0, len(prompts), batch):
         some = list(prompts[start : start + batch])
-        generators = [torch.Generator().manual_seed(seed + start + i) for i in range(len(some))]
         shown = pipeline(
             some,
             num_frames=frames,
@@ -187,28 +189,95 @@ def make_clips(
             width=64,
             num_inference_steps=steps,
             guidance_scale=guidance_scale,
-            generator=generators,
+            generator=[torch.Generator().manual_seed(seed + start + i) for i in range(len(some))],
             output_type="np",
         ).frames
         clips.append(np.rint(np.asarray(shown) * 255).astype(np.uint8))
     return np.concatenate(clips)
 
 
+def enlarge(clip: np.ndarray, size: int = 128) -> np.ndarray:
+    """Returns a clip (F, H, W, 3) uint8 enlarged with Lanczos."""
+    return np.stack([np.asarray(Image.fromarray(f).resize((size, size), Image.Resampling.LANCZOS)) for f in clip])
+
+
+def psnr(a: np.ndarray, b: np.ndarray) -> float:
+    return float(10 * np.log10(255**2 / np.square(a.astype(np.float64) - b.astype(np.float64)).mean()))
+
+
+@torch.inference_mode()
+def compare_enlargement(
+    folder: Path,
+    scenes: Sequence[world.Scene],
+    *,
+    frames: int,
+    steps: int,
+    guidance_scale: float,
+    strength: float,
+    seed: int,
+) -> dict[str, dict[str, float]]:
+    """Returns, for drawn and for reconstructed 64x64 clips, how near Lanczos and demo-XL come to the 128x128 truth."""
+    from diffusers import VideoToVideoSDPipeline
+
+    pipeline = VideoToVideoSDPipeline(**_pipeline_parts(folder, "unet_xl"))
+    pipeline.set_progress_bar_config(disable=True)
+    results: dict[str, dict[str, float]] = {}
+    for kind in ("drawn", "reconstructed"):
+        sums = dict.fromkeys(("lanczos_db", "xl_db", "lanczos_all", "xl_all"), 0.0)
+        for index, scene in enumerate(scenes):
+            small, truth = world.draw_clip(scene, frames), world.draw_clip(scene, frames, size=128)
+            if kind == "reconstructed":
+                small = reconstruct(pipeline.vae, small)
+            plain = enlarge(small)
+            shown = pipeline(
+                world.plain_caption(scene),
+                video=[Image.fromarray(f) for f in plain],
+                strength=strength,
+                num_inference_steps=steps,
+                guidance_scale=guidance_scale,
+                generator=torch.Generator().manual_seed(seed + index),
+                output_type="np",
+            ).frames[0]
+            ours = np.rint(np.asarray(shown) * 255).astype(np.uint8)
+            for name, clip in (("lanczos", plain), ("xl", ours)):
+                seen = detect(clip)
+                sums[f"{name}_db"] += psnr(clip, truth)
+                sums[f"{name}_all"] += all(getattr(seen, a) == getattr(scene, a) for a in ASPECTS)
+        results[kind] = {k: round(v / len(scenes), 3) for k, v in sums.items()}
+    return results
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("what", choices=("drawn", "vae", "model"))
+    parser.add_argument("what", choices=("drawn", "vae", "model", "xl"))
     parser.add_argument("--model", type=Path, default=Path("t2vcli/demo"))
     parser.add_argument("--prompts", type=int, default=100)
     parser.add_argument("--frames", type=int, default=16)
     parser.add_argument("--steps", type=int, default=16)
     parser.add_argument("--guidance-scale", type=float, default=4.0)
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--strength", type=float, default=0.6, help="of demo-XL")
     parser.add_argument("--sheet", type=Path, help="also write ten clips as a contact sheet")
     parser.add_argument("--threads", type=int, default=2)
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
     scenes = held_out_scenes(arguments.prompts)
 
+    if arguments.what == "xl":
+        print(
+            json.dumps(
+                compare_enlargement(
+                    arguments.model,
+                    scenes,
+                    frames=arguments.frames,
+                    steps=arguments.steps,
+                    guidance_scale=arguments.guidance_scale,
+                    strength=arguments.strength,
+                    seed=arguments.seed,
+                )
+            )
+        )
+        return
     if arguments.what == "drawn":
         clips = [world.draw_clip(s, arguments.frames) for s in scenes]
     elif arguments.what == "vae":

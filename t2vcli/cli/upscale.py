@@ -10,7 +10,7 @@ import typer
 from t2vcli.cli import options as opt
 from t2vcli.cli.console import say
 from t2vcli.cli.shared import free_name, merged_values, read_prompt, run_and_report, sources_of
-from t2vcli.errors import UsageError
+from t2vcli.errors import InputError, UsageError
 
 if TYPE_CHECKING:
     from t2vcli.jobs.sample import Result
@@ -71,7 +71,7 @@ def upscale(
     """
     from t2vcli.metadata import prompt_in
     from t2vcli.presets import load_preset
-    from t2vcli.request import UpscaleRequest, build_request
+    from t2vcli.request import MAX_FRAMES, UpscaleRequest, build_request
     from t2vcli.video.reader import probe, read_metadata
 
     words = read_prompt(prompt, prompt_file)
@@ -103,6 +103,10 @@ def upscale(
     build_request(UpscaleRequest, {**values, "prompt": words or ""}, sources)  # the flags, before the video is opened
 
     video = probe(source)
+    if video.frames > MAX_FRAMES:
+        raise InputError(
+            f"{source} has {video.frames:,} frames; the most is {MAX_FRAMES:,}: cut a part out of it first"
+        )
     if words is None:
         inside = prompt_in(read_metadata(source))
         words, inside_negative = inside or ("", "")
