@@ -1,8 +1,9 @@
-"""Carries out a MemoryPlan: where each part of the model is while it runs."""
+"""Carries out a MemoryPlan: where each part of the model is while it runs, and what happens when it does not fit."""
 
 from __future__ import annotations
 
 import contextlib
+import traceback
 from collections.abc import Iterator
 
 import torch
@@ -11,6 +12,7 @@ from torch import nn
 
 from t2vcli.engine.device import free_cached_memory
 from t2vcli.engine.loading import Model
+from t2vcli.errors import OutOfMemoryError
 from t2vcli.plan import MemoryPlan
 
 
@@ -45,3 +47,25 @@ def on_device(part: nn.Module, plan: MemoryPlan) -> Iterator[None]:
     finally:
         part.to("cpu")
         free_cached_memory(plan.device)
+
+
+@contextlib.contextmanager
+def memory_errors_named() -> Iterator[None]:
+    """Turns what torch raises when memory runs out into OutOfMemoryError, with the levers that help most."""
+    try:
+        yield
+    except (torch.OutOfMemoryError, MemoryError) as error:
+        said = str(error)
+        traceback.clear_frames(error.__traceback__)  # they hold the tensors of the failed try
+    except RuntimeError as error:
+        if "DefaultCPUAllocator" not in str(error):  # torch has no class of its own for the host's memory
+            raise
+        said = str(error)
+        traceback.clear_frames(error.__traceback__)
+    else:
+        return
+    first = said.strip().split(". ")[0].splitlines()[0] if said.strip() else "the allocation failed"
+    raise OutOfMemoryError(
+        f"out of memory ({first[:200]}): fewer --frames or a smaller --width and --height help most; on a GPU also"
+        " --offload sequential and --vae-slicing"
+    )

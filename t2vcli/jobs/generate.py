@@ -7,6 +7,7 @@ from pathlib import Path
 from t2vcli.engine.guidance import needs_guidance
 from t2vcli.engine.latents import make_generator, noise_state
 from t2vcli.engine.loading import make_scheduler
+from t2vcli.engine.memory import memory_errors_named
 from t2vcli.jobs.prepare import encode_words, load, prepare
 from t2vcli.jobs.sample import Result, decoded_frames, denoised_latents, write_video
 from t2vcli.metadata import build_recipe, comment_for
@@ -17,6 +18,7 @@ from t2vcli.video.ffmpeg import require_encoder
 from t2vcli.video.writer import check_output
 
 
+@memory_errors_named()
 def generate(
     request: GenerateRequest,
     preset: Preset,

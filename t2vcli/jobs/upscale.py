@@ -12,7 +12,7 @@ import numpy as np
 from t2vcli.engine.guidance import needs_guidance
 from t2vcli.engine.latents import encode_video, make_generator, skipped_steps, video_state
 from t2vcli.engine.loading import make_scheduler
-from t2vcli.engine.memory import on_device
+from t2vcli.engine.memory import memory_errors_named, on_device
 from t2vcli.errors import UsageError
 from t2vcli.jobs.prepare import encode_words, load, prepare
 from t2vcli.jobs.sample import Result, decoded_frames, denoised_latents, write_video
@@ -26,6 +26,7 @@ from t2vcli.video.resize import resize_frame
 from t2vcli.video.writer import check_output
 
 
+@memory_errors_named()
 def upscale(
     request: UpscaleRequest,
     preset: Preset,
