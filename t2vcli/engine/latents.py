@@ -25,11 +25,20 @@ class DenoiseState:
 
 
 def scheduler_state(scheduler: Any) -> dict[str, Any]:
-    """Returns what a scheduler remembers between steps; tensors are shared, not copied (schedulers replace them)."""
-    return {k: list(v) if isinstance(v, list) else v for k, v in vars(scheduler).items() if k != "_internal_dict"}
+    """Returns what a scheduler remembers between steps; tensors are shared, not copied (schedulers replace them).
+
+    The configuration, functions (SASolver) and NumPy tables (PNDM) are left out: its constructor and `set_timesteps`
+    make them again, and a checkpoint that is read with `weights_only` cannot hold them.
+    """
+    return {
+        k: list(v) if isinstance(v, list) else v
+        for k, v in vars(scheduler).items()
+        if k != "_internal_dict" and not callable(v) and not isinstance(v, np.ndarray)
+    }
 
 
 def restore_scheduler(scheduler: Any, state: Mapping[str, Any]) -> None:
+    """Sets the memory of a scheduler that has had the same `set_timesteps`."""
     for name, value in state.items():
         setattr(scheduler, name, list(value) if isinstance(value, list) else value)
 

@@ -7,7 +7,6 @@ import traceback
 from collections.abc import Iterator
 
 import torch
-from diffusers.hooks import apply_group_offloading
 from torch import nn
 
 from t2vcli.engine.device import free_cached_memory
@@ -25,14 +24,35 @@ def apply_plan(model: Model, plan: MemoryPlan) -> None:
     parts: list[nn.Module] = [model.text_encoder, model.unet, model.vae]
     for part in parts:
         if plan.offload == "sequential":
-            apply_group_offloading(
-                part,
-                onload_device=torch.device(plan.device),
-                offload_device=torch.device("cpu"),
-                offload_type="leaf_level",
-            )
+            _lend_weights(part, plan.device)
         elif plan.offload == "none":
             part.to(plan.device)
+
+
+def _lend_weights(part: nn.Module, device: str) -> None:
+    """Lets each module's own weights be on the device only while it runs; the host keeps them, so none is copied back.
+
+    What apply_group_offloading of diffusers does at leaf level, but that one needs accelerate (0.42: a NameError).
+    """
+    for module in part.modules():
+        own = [*module.parameters(recurse=False), *module.buffers(recurse=False)]
+        if own:
+            _lend_while_running(module, own, [tensor.data for tensor in own], device)
+
+
+def _lend_while_running(module: nn.Module, own: list[torch.Tensor], kept: list[torch.Tensor], device: str) -> None:
+    # Copies made in inference mode are another kind of tensor, which torch multiplies another way.
+    @torch.inference_mode(False)
+    def lend(*_: object) -> None:
+        for tensor, host in zip(own, kept, strict=True):
+            tensor.data = host.to(device, copy=True)
+
+    def take_back(*_: object) -> None:
+        for tensor, host in zip(own, kept, strict=True):
+            tensor.data = host
+
+    module.register_forward_pre_hook(lend)
+    module.register_forward_hook(take_back, always_call=True)  # also when it fails, as for want of memory
 
 
 @contextlib.contextmanager

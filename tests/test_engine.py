@@ -1,0 +1,422 @@
+"""What a person would notice of the engine: resuming, seeds, rounding, clear errors, and where a part is while it runs."""
+
+from __future__ import annotations
+
+import copy
+import io
+import math
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from diffusers import AutoencoderKL, UNet3DConditionModel
+from make_goldens import SIDE, generate_request, our_frames, our_latents, prepared_model, run_once
+from torch import nn
+from transformers import CLIPTextModel
+
+from t2vcli.engine.decode import decode_latents, to_frames
+from t2vcli.engine.denoise import denoise
+from t2vcli.engine.guidance import needs_guidance, unet_prediction, with_guidance
+from t2vcli.engine.latents import (
+    DenoiseState,
+    draw_noise,
+    make_generator,
+    noise_state,
+    skipped_steps,
+    video_state,
+)
+from t2vcli.engine.loading import Model, load_model, load_tokenizer, make_scheduler
+from t2vcli.engine.memory import apply_plan, on_device
+from t2vcli.engine.prompt import tokenize
+from t2vcli.errors import NonFiniteError
+from t2vcli.jobs.prepare import Prepared, encode_words
+from t2vcli.jobs.sample import decoded_frames, denoised_latents
+from t2vcli.models import ModelFiles, files_in_folder
+from t2vcli.plan import legal_forward_chunks
+from t2vcli.report import Silent
+from t2vcli.schedulers import SCHEDULERS
+
+SHAPE = (1, 4, 3, 4, 4)
+STEPS = 5
+
+
+@pytest.fixture(scope="module")
+def files(ms_checkpoint: Path) -> ModelFiles:
+    return files_in_folder(ms_checkpoint, source="ms", variant=None)
+
+
+@pytest.fixture
+def model(files: ModelFiles) -> Model:
+    """Returns a model of its own, which a test may damage."""
+    return load_model(files, torch.float32)
+
+
+def predict_curve(latents: torch.Tensor, timestep: torch.Tensor) -> torch.Tensor:
+    """Returns a smooth function of the latents and the time, in place of a UNet."""
+    return torch.tanh(latents) * (0.5 + timestep / 2000) + 0.1 * latents.flip(2)
+
+
+def start_of(kind: str, scheduler: Any, generator: torch.Generator) -> DenoiseState:
+    if kind == "noise":
+        return noise_state(scheduler, generator, shape=SHAPE, dtype=torch.float32, device="cpu")
+    first = skipped_steps(STEPS, 0.8) * scheduler.order
+    clean = draw_noise(SHAPE, make_generator(1))
+    return video_state(scheduler, generator, clean, first_step=first, dtype=torch.float32, device="cpu")
+
+
+# The loop and its states
+
+
+@pytest.mark.parametrize("kind", ["noise", "video"])
+@pytest.mark.parametrize("name", SCHEDULERS)
+def test_resuming_after_any_step_changes_nothing(name: str, kind: str, files: ModelFiles) -> None:
+    """From a state that went through a file, with a new scheduler and generator; bitwise."""
+    new_scheduler = make_scheduler(name, files)  # as it is before any run; building one can take a while
+    scheduler, generator = copy.deepcopy(new_scheduler), make_generator(5)
+    scheduler.set_timesteps(STEPS)
+    start = start_of(kind, scheduler, generator)
+    states = [start, *denoise(predict_curve, scheduler, start, generator)]
+    assert states[-1].next_step == len(scheduler.timesteps)
+    assert len(states) > 4
+
+    for state in states[:-1]:
+        file = io.BytesIO()
+        torch.save(vars(state), file)
+        file.seek(0)
+        loaded = DenoiseState(**torch.load(file, weights_only=True))
+        scheduler, generator = copy.deepcopy(new_scheduler), make_generator(999)
+        scheduler.set_timesteps(STEPS)
+        resumed = list(denoise(predict_curve, scheduler, loaded, generator))
+        assert [s.next_step for s in resumed] == list(range(state.next_step + 1, len(scheduler.timesteps) + 1))
+        assert torch.equal(resumed[-1].latents, states[-1].latents)
+        assert torch.equal(resumed[-1].generator_state, states[-1].generator_state)
+
+
+def test_history_matters(files: ModelFiles) -> None:
+    """A multistep scheduler resumed from its latents alone goes elsewhere: this is why its state is kept."""
+    scheduler, generator = make_scheduler("dpm++ 2M", files), make_generator(5)
+    scheduler.set_timesteps(STEPS)
+    start = start_of("noise", scheduler, generator)
+    states = [start, *denoise(predict_curve, scheduler, start, generator)]
+    scheduler = make_scheduler("dpm++ 2M", files)
+    scheduler.set_timesteps(STEPS)
+    forgetful = replace(states[3], scheduler_state={})
+    *_, last = denoise(predict_curve, scheduler, forgetful, generator)
+    assert not torch.allclose(last.latents, states[-1].latents, atol=1e-3)
+
+
+def test_the_loop_leaves_no_inference_mode_behind(files: ModelFiles) -> None:
+    scheduler, generator = make_scheduler("ddim", files), make_generator(5)
+    scheduler.set_timesteps(2)
+    for _ in denoise(predict_curve, scheduler, start_of("noise", scheduler, generator), generator):
+        assert not torch.is_inference_mode_enabled()
+
+
+def test_the_loop_names_the_step_that_broke(files: ModelFiles) -> None:
+    scheduler, generator = make_scheduler("ddim", files), make_generator(5)
+    scheduler.set_timesteps(4)
+    start = start_of("noise", scheduler, generator)
+
+    def breaks_at_third(latents: torch.Tensor, timestep: torch.Tensor) -> torch.Tensor:
+        bad = math.inf if timestep == scheduler.timesteps[2] else 0.0
+        return predict_curve(latents, timestep) + bad
+
+    seen = []
+    with pytest.raises(NonFiniteError, match=r"after step 3 of 4 in float32; try --dtype fp32"):
+        seen.extend(state.next_step for state in denoise(breaks_at_third, scheduler, start, generator))
+    assert seen == [1, 2]
+
+
+@pytest.mark.parametrize(
+    ("steps", "strength", "skipped"),
+    [(50, 1.0, 0), (50, 0.6, 20), (4, 0.6, 2), (3, 0.34, 2), (10, 0.05, 10), (1, 1.0, 0)],
+)
+def test_skipped_steps(steps: int, strength: float, skipped: int) -> None:
+    assert skipped_steps(steps, strength) == skipped
+
+
+# Seeds and noise
+
+
+def test_a_seed_is_a_picture(ms_checkpoint: Path) -> None:
+    def frames(seed: int) -> np.ndarray:
+        # A seed is the first noise and, with this scheduler, the noise of every step.
+        request = generate_request(ms_checkpoint, seed=seed, steps=2, scheduler="euler-a")
+        return our_frames(request, run_once(request))
+
+    assert np.array_equal(frames(3), frames(3))
+    assert not np.array_equal(frames(3), frames(4))
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_noise_does_not_depend_on_the_dtype(dtype: torch.dtype, files: ModelFiles) -> None:
+    scheduler = make_scheduler("euler", files)
+    scheduler.set_timesteps(STEPS)
+    noise = torch.randn(SHAPE, generator=torch.Generator("cpu").manual_seed(2**63 - 1))
+    state = noise_state(scheduler, make_generator(2**63 - 1), shape=SHAPE, dtype=dtype, device="cpu")
+    assert state.latents.dtype == dtype
+    assert torch.equal(state.latents, noise.to(dtype) * scheduler.init_noise_sigma)
+    assert draw_noise(SHAPE, make_generator(2**63 - 1)).dtype == torch.float32
+
+
+# Guidance
+
+
+def test_guidance_formula() -> None:
+    def pair(latents: torch.Tensor, timestep: torch.Tensor) -> torch.Tensor:
+        return torch.cat([latents, latents + 1])
+
+    assert torch.equal(with_guidance(pair, 7.5)(torch.zeros(SHAPE), torch.tensor(1)), torch.full(SHAPE, 7.5))
+
+
+@pytest.mark.parametrize(("scale", "rows"), [(0.0, 1), (1.0, 1), (1.01, 2), (12.5, 2)])
+def test_guidance_at_one_has_no_negative_half(scale: float, rows: int, ms_checkpoint: Path) -> None:
+    prepared, model = prepared_model(generate_request(ms_checkpoint, guidance_scale=scale))
+    guided = needs_guidance(scale)
+    embeds = encode_words(model, prepared, guided=guided, clip_skip=None)
+    assert embeds.shape == (rows, 77, 32)
+    alone = encode_words(model, prepared, guided=False, clip_skip=None)
+    assert torch.equal(embeds[-1:], alone)  # the prompt is the last row
+
+    sizes = []
+    hook = model.unet.register_forward_pre_hook(lambda module, inputs: sizes.append(inputs[0].shape[0]))
+    predict_noise = unet_prediction(model.unet, embeds)
+    with torch.inference_mode():
+        assert predict_noise(torch.zeros(SHAPE), torch.tensor(500)).shape == (rows, *SHAPE[1:])
+    hook.remove()
+    assert sizes == [rows]
+
+
+# Frames
+
+
+def test_every_level_survives_and_nothing_is_darkened() -> None:
+    levels = torch.arange(256, dtype=torch.float32).reshape(1, 1, 16, 16).expand(1, 3, 16, 16)
+    for shift in (-0.4, 0.0, 0.4):
+        (frame,) = to_frames(iter([((levels + shift) / 255).clamp(0, 1)]))
+        assert frame.dtype == np.uint8
+        assert np.array_equal(frame[..., 0].ravel(), np.arange(256))
+    (frame,) = to_frames(iter([torch.full((1, 3, 2, 2), 0.9999)]))
+    assert (frame == 255).all()
+
+
+def test_frames_are_decoded_as_they_are_asked_for(model: Model) -> None:
+    calls = []
+    model.vae.decoder.register_forward_pre_hook(lambda module, inputs: calls.append(len(inputs[0])))
+    pictures = decode_latents(model.vae, torch.zeros(SHAPE), chunk=1, device="cpu")
+    assert calls == []
+    first = next(pictures)
+    assert (calls, first.shape, first.dtype) == ([1], (1, 3, SIDE, SIDE), torch.float32)
+    assert not torch.is_inference_mode_enabled()
+    assert len(list(pictures)) == 2
+
+
+# Damage
+
+
+def test_a_nan_in_the_unet_is_named(model: Model, ms_checkpoint: Path) -> None:
+    request = generate_request(ms_checkpoint)
+    prepared, _ = prepared_model(request)
+    with torch.no_grad():
+        model.unet.conv_out.bias[0] = math.nan
+    scheduler, generator = make_scheduler("ddim", prepared.files), make_generator(0)
+    scheduler.set_timesteps(4)
+    embeds = encode_words(model, prepared, guided=True, clip_skip=None)
+    with pytest.raises(NonFiniteError, match=r"NaN or infinity after step 1 of 4 in float32"):
+        denoised_latents(
+            model,
+            prepared.plan,
+            request,
+            embeds=embeds,
+            scheduler=scheduler,
+            state=start_of("noise", scheduler, generator),
+            generator=generator,
+            report=Silent(),
+        )
+
+
+def test_a_nan_in_the_vae_is_named(model: Model) -> None:
+    with torch.no_grad():
+        model.vae.decoder.conv_out.bias[1] = math.nan
+    with pytest.raises(NonFiniteError, match=r"frame 1 or one soon after it decodes to NaN or infinity in float32"):
+        list(decode_latents(model.vae, torch.zeros(SHAPE), chunk=3, device="cpu"))
+
+
+def test_frames_before_the_broken_one_are_given(model: Model) -> None:
+    latents = torch.zeros(SHAPE)
+    latents[:, :, 2] = math.inf
+    pictures = decode_latents(model.vae, latents, chunk=1, device="cpu")
+    assert len([next(pictures), next(pictures)]) == 2
+    with pytest.raises(NonFiniteError, match="frame 3 or one soon after"):
+        next(pictures)
+
+
+# Memory
+
+
+PARTS: list[type[nn.Module]] = [CLIPTextModel, UNet3DConditionModel, AutoencoderKL]
+
+
+@pytest.fixture
+def journal(monkeypatch: pytest.MonkeyPatch, ms_checkpoint: Path) -> list[tuple[str, str]]:
+    """Returns the list that takes (class name, device) of every module moved, which stays where it is."""
+    prepared_model(generate_request(ms_checkpoint))  # the session's own model: its moves are none of the test's
+    moves: list[tuple[str, str]] = []
+
+    def to(self: nn.Module, device: Any) -> nn.Module:
+        moves.append((type(self).__name__, str(device)))
+        return self
+
+    for kind in PARTS:
+        monkeypatch.setattr(kind, "to", to)
+    return moves
+
+
+def plan_for(prepared: Prepared, **changes: Any) -> Prepared:
+    return replace(prepared, plan=replace(prepared.plan, **changes))
+
+
+def test_without_offload_every_part_moves_at_once(
+    model: Model, journal: list[tuple[str, str]], ms_checkpoint: Path
+) -> None:
+    prepared, _ = prepared_model(generate_request(ms_checkpoint))
+    apply_plan(model, replace(prepared.plan, device="cuda:0"))
+    assert journal == [(kind.__name__, "cuda:0") for kind in PARTS]
+
+
+def test_model_offload_keeps_one_part_on_the_device(
+    model: Model, journal: list[tuple[str, str]], ms_checkpoint: Path
+) -> None:
+    """Nothing moves when the model is set up; then each part comes, runs, and leaves before the next one comes."""
+    request = generate_request(ms_checkpoint)
+    prepared = plan_for(prepared_model(request)[0], offload="model")
+    apply_plan(model, prepared.plan)
+    assert journal == []
+    for part in (model.text_encoder, model.unet, model.vae.decoder):
+        part.register_forward_pre_hook(lambda module, inputs: journal.append((type(module).__name__, "runs")))
+
+    embeds = encode_words(model, prepared, guided=True, clip_skip=None)
+    scheduler, generator = make_scheduler("ddim", prepared.files), make_generator(request.seed)
+    scheduler.set_timesteps(request.steps)
+    latents = denoised_latents(
+        model,
+        prepared.plan,
+        request,
+        embeds=embeds,
+        scheduler=scheduler,
+        state=start_of("noise", scheduler, generator),
+        generator=generator,
+        report=Silent(),
+    )
+    list(decoded_frames(model, prepared.plan, latents, Silent()))
+
+    text, unet, vae = (kind.__name__ for kind in PARTS)
+    expected = [(text, "cpu"), *[(text, "runs")] * 2, (text, "cpu")]
+    expected += [(unet, "cpu"), *[(unet, "runs")] * request.steps, (unet, "cpu")]
+    expected += [(vae, "cpu"), ("Decoder", "runs"), (vae, "cpu")]
+    assert journal == expected
+    assert torch.equal(latents, our_latents(request))
+
+
+def test_a_part_leaves_the_device_even_when_it_fails(
+    model: Model, journal: list[tuple[str, str]], ms_checkpoint: Path
+) -> None:
+    plan = replace(prepared_model(generate_request(ms_checkpoint))[0].plan, device="elsewhere", offload="model")
+    with pytest.raises(ZeroDivisionError), on_device(model.unet, plan):
+        raise ZeroDivisionError
+    assert journal == [("UNet3DConditionModel", "elsewhere"), ("UNet3DConditionModel", "cpu")]
+
+
+def test_sequential_offload_lends_only_what_runs(model: Model, ms_checkpoint: Path) -> None:
+    """The CPU stands in for the device: lent weights are copies, at another address, of those that the host keeps."""
+    request = generate_request(ms_checkpoint)
+    prepared = plan_for(prepared_model(request)[0], offload="sequential")
+    parts = (model.text_encoder, model.unet, model.vae)
+    homes = {id(p): p.data_ptr() for part in parts for p in part.parameters()}
+
+    def lent() -> int:
+        return sum(p.data_ptr() != homes[id(p)] for part in parts for p in part.parameters())
+
+    apply_plan(model, prepared.plan)
+    assert lent() == 0
+    seen = []
+    for part in (model.text_encoder.get_submodule("final_layer_norm"), model.unet.conv_out, model.vae.post_quant_conv):
+        part.register_forward_pre_hook(lambda module, inputs: seen.append(lent()))
+    embeds = encode_words(model, prepared, guided=True, clip_skip=None)
+    scheduler, generator = make_scheduler("ddim", prepared.files), make_generator(request.seed)
+    scheduler.set_timesteps(request.steps)
+    latents = denoised_latents(
+        model,
+        prepared.plan,
+        request,
+        embeds=embeds,
+        scheduler=scheduler,
+        state=start_of("noise", scheduler, generator),
+        generator=generator,
+        report=Silent(),
+    )
+    assert torch.equal(latents, our_latents(request))
+    frames = np.stack(list(decoded_frames(model, prepared.plan, latents, Silent())))
+    assert np.array_equal(frames, our_frames(request, latents))
+    # A weight and a bias each time: two texts, a prediction for each step, one decoding.
+    assert seen == [2] * (2 + request.steps + 1)
+    assert lent() == 0
+
+
+def test_lent_weights_come_back_when_a_layer_fails(model: Model, ms_checkpoint: Path) -> None:
+    prepared = plan_for(prepared_model(generate_request(ms_checkpoint))[0], offload="sequential")
+    home = model.unet.conv_in.weight.data_ptr()
+    apply_plan(model, prepared.plan)
+    with pytest.raises(RuntimeError, match="channels"):
+        model.unet.conv_in(torch.zeros(1, 5, 4, 4))
+    assert model.unet.conv_in.weight.data_ptr() == home
+
+
+@pytest.mark.parametrize(
+    ("frames", "height", "width"), [(4, 4, 4), (6, 6, 4), (3, 5, 3), (2, 9, 8), (8, 8, 8), (12, 16, 8)]
+)
+def test_legal_forward_chunks_are_those_that_diffusers_accepts(
+    frames: int, height: int, width: int, model: Model
+) -> None:
+    levels = len(model.unet.config.block_out_channels)
+    latents = draw_noise((1, 4, frames, height, width), make_generator(0))
+    embeds = draw_noise((1, 77, 32), make_generator(1))
+    predict_noise = unet_prediction(model.unet, embeds)
+
+    @torch.inference_mode()
+    def predicted() -> torch.Tensor:
+        return predict_noise(latents, torch.tensor(500))
+
+    plain = predicted()
+    accepted = []
+    for chunk in range(1, frames + 2):
+        model.unet.enable_forward_chunking(chunk, dim=1)
+        try:
+            chunked = predicted()
+        except ValueError:  # what diffusers raises for a size that does not divide
+            continue
+        accepted.append(chunk)
+        # Another batch of the same products: equal but for the order of additions.
+        assert torch.allclose(chunked, plain, atol=1e-5)
+    assert legal_forward_chunks(frames, height, width, levels) == accepted
+
+
+def test_forward_chunking_as_a_request(ms_checkpoint: Path) -> None:
+    plain = our_latents(generate_request(ms_checkpoint))
+    chunked = our_latents(generate_request(ms_checkpoint, forward_chunking=1))
+    # Latents of up to 18, in which the order of additions was seen to move the fifth decimal.
+    assert torch.allclose(chunked, plain, atol=2e-4)
+
+
+# Words
+
+
+def test_what_the_model_does_not_read_is_shown(files: ModelFiles) -> None:
+    tokenizer = load_tokenizer(files)
+    tokens = tokenize(tokenizer, "a red boat " * 40)
+    assert (tokens.count, tokens.limit, tokens.ids.shape) == (120, 75, (1, 77))
+    assert tokens.dropped == " ".join(["a red boat"] * 15)
+    assert tokenize(tokenizer, "a red boat " * 25).dropped == ""
