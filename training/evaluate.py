@@ -155,7 +155,7 @@ def score(scenes: Sequence[world.Scene], make: Callable[[int, world.Scene], np.n
     return {k: v / len(scenes) for k, v in right.items()}
 
 
-def _pipeline_parts(folder: Path, unet: str) -> dict[str, Any]:
+def _pipeline_parts(folder: Path) -> dict[str, Any]:
     from diffusers import AutoencoderKL, DDIMScheduler, DPMSolverMultistepScheduler, UNet3DConditionModel
     from transformers import CLIPTextModel, CLIPTokenizer
 
@@ -163,7 +163,7 @@ def _pipeline_parts(folder: Path, unet: str) -> dict[str, Any]:
         "vae": AutoencoderKL.from_pretrained(folder / "vae", dtype=torch.float32),
         "text_encoder": CLIPTextModel.from_pretrained(folder / "text_encoder", dtype=torch.float32),
         "tokenizer": CLIPTokenizer.from_pretrained(folder / "tokenizer"),
-        "unet": UNet3DConditionModel.from_pretrained(folder / unet, dtype=torch.float32),
+        "unet": UNet3DConditionModel.from_pretrained(folder / "unet", dtype=torch.float32),
         "scheduler": DPMSolverMultistepScheduler.from_config(
             DDIMScheduler.from_pretrained(folder / "scheduler").config
         ),
@@ -177,7 +177,7 @@ def make_clips(
     """Returns clips (N, F, H, W, 3) uint8 by diffusers' own pipeline, so that the score is the model's, not t2v's."""
     from diffusers import TextToVideoSDPipeline
 
-    pipeline = TextToVideoSDPipeline(**_pipeline_parts(folder, "unet"))
+    pipeline = TextToVideoSDPipeline(**_pipeline_parts(folder))
     pipeline.set_progress_bar_config(disable=True)
     clips = []
     for start in range(0, len(prompts), batch):
@@ -219,7 +219,7 @@ def compare_enlargement(
     """Returns, for drawn and for reconstructed 64x64 clips, how near Lanczos and demo-XL come to the 128x128 truth."""
     from diffusers import VideoToVideoSDPipeline
 
-    pipeline = VideoToVideoSDPipeline(**_pipeline_parts(folder, "unet_xl"))
+    pipeline = VideoToVideoSDPipeline(**_pipeline_parts(folder))
     pipeline.set_progress_bar_config(disable=True)
     results: dict[str, dict[str, float]] = {}
     for kind in ("drawn", "reconstructed"):

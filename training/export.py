@@ -14,7 +14,6 @@ from training.models import (
     new_scheduler,
     new_text_encoder,
     new_unet,
-    new_xl_unet,
     write_tokenizer,
 )
 from training.train_unet import load_stage, load_trained_vae, whiten
@@ -34,9 +33,6 @@ def main() -> None:
     statistics = torch.load(run / "vae-white.pt", weights_only=True)
     vae = whiten(load_trained_vae(run), statistics["mean"], statistics["std"])
     parts = {"text_encoder": text_encoder, "unet": unet, "vae": vae}
-    if (run / "xl.pt").exists():
-        parts["unet_xl"] = new_xl_unet()
-        load_stage(run / "xl.pt", {"unet": parts["unet_xl"]}, "ema")
     for name, module in parts.items():
         module.half().save_pretrained(out / name)
     new_scheduler().save_pretrained(out / "scheduler")

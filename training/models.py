@@ -1,4 +1,4 @@
-"""The demo model's parts before training: tokenizer, text encoder, VAE, the two UNets and the scheduler."""
+"""The demo model's parts before training: tokenizer, text encoder, VAE, UNet and scheduler."""
 
 from __future__ import annotations
 
@@ -100,23 +100,19 @@ def new_vae() -> AutoencoderKL:
     )
 
 
-def new_unet(channels: tuple[int, int] = (64, 128), sample_size: int = 8) -> UNet3DConditionModel:
+def new_unet() -> UNet3DConditionModel:
     return UNet3DConditionModel(
-        sample_size=sample_size,
+        sample_size=8,
         in_channels=LATENT_CHANNELS,
         out_channels=LATENT_CHANNELS,
         down_block_types=("CrossAttnDownBlock3D", "CrossAttnDownBlock3D"),
         up_block_types=("CrossAttnUpBlock3D", "CrossAttnUpBlock3D"),
-        block_out_channels=channels,
+        block_out_channels=(64, 128),
         layers_per_block=1,
         cross_attention_dim=TEXT_WIDTH,
         attention_head_dim=16,
         norm_num_groups=16,
     )
-
-
-def new_xl_unet() -> UNet3DConditionModel:
-    return new_unet(channels=(32, 64), sample_size=16)
 
 
 def new_scheduler() -> DDIMScheduler:

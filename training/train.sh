@@ -6,9 +6,8 @@ python=${1:-python}
 run=${2:-training/run}
 "$python" -m training.train_vae --out "$run" --steps 5000
 [ -f "$run/latents-64-0.pt" ] || "$python" -m training.train_unet cache --run "$run" --clips 6000
+[ -f "$run/latents-128-0.pt" ] || "$python" -m training.train_unet cache --run "$run" --clips 400 --size 128
 "$python" -m training.train_unet words --run "$run" --steps 400
 "$python" -m training.train_unet images --run "$run" --steps 2600 --batch 48
 "$python" -m training.train_unet clips --run "$run" --steps 5000 --batch 12 --lr 7e-4
-[ -f "$run/latents-128-0.pt" ] || "$python" -m training.train_unet cache --run "$run" --clips 1000 --size 128
-"$python" -m training.train_unet xl --run "$run" --steps 1500 --batch 8
 "$python" -m training.export --run "$run"

@@ -3,8 +3,7 @@
     python -m training.train_unet cache     draws clips and keeps their latents (also whitens the VAE's latents)
     python -m training.train_unet words     the text encoder alone, from captions to colour, subject, motion, place
     python -m training.train_unet images    single frames: what words look like (an eighth of a clip's cost)
-    python -m training.train_unet clips     clips of 8 frames, then of 16: how words move
-    python -m training.train_unet xl        the demo-XL UNet: 128x128 clips, noise levels up to strength 0.6
+    python -m training.train_unet clips     clips of 4, 8 and 16 frames: how words move; at the end 128x128 ones, too
 
 Images before clips is ModelScope's own order (arXiv:2308.06571). Each stage resumes from its checkpoint.
 """
@@ -13,6 +12,7 @@ from __future__ import annotations
 
 import argparse
 import random
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -30,12 +30,14 @@ from training.models import (
     new_text_encoder,
     new_unet,
     new_vae,
-    new_xl_unet,
     write_tokenizer,
 )
 
 EMPTY_CAPTIONS = 0.1  # share of captions dropped, for classifier-free guidance
-XL_MAX_TIMESTEP = 620  # demo-XL only ever starts from strength 0.6
+# Weight of the word heads' loss beside the denoising loss. Without it the text encoder forgets the motions' words while
+# it trains on single frames, which show no motion: their share of the features' variance fell from 31 % to 1 %.
+HEADS_WEIGHT = 0.1
+NOISY_SHARE = 0.5  # share of the clips that are drawn from the noisiest timesteps
 
 
 class FlatTemporalConv(nn.Conv3d):
@@ -126,16 +128,22 @@ class LatentClips:
         self.latents: torch.Tensor = stored["latents"]  # (N, 8, 16, S/8, S/8)
         self.scenes = [world.Scene(*s) for s in stored["scenes"]]
 
-    def sample(self, rng: random.Random, batch: int, frames: int) -> tuple[torch.Tensor, list[str]]:
-        """Returns latents (B, 8, F, S/8, S/8) and their captions, some of them empty."""
-        clips, captions = [], []
+    def sample(self, rng: random.Random, batch: int, frames: int) -> tuple[torch.Tensor, list[str], list[world.Scene]]:
+        """Returns latents (B, 8, F, S/8, S/8), their captions, some of them empty, and their scenes.
+
+        Whatever `frames` is, a clip shows the whole way from end to end: so the first frame of "left" is always on the
+        right, and the words for a motion matter as much as those for a colour.
+        """
+        clips, captions, scenes = [], [], []
         for _ in range(batch):
             index = rng.randrange(len(self.scenes))
-            first = rng.randint(0, self.latents.shape[2] - frames)
-            clips.append(self.latents[index, :, first : first + frames])
+            stride = (world.TRAJECTORY_FRAMES - 1) // (frames - 1) if frames > 1 else 1
+            first = rng.randint(0, world.TRAJECTORY_FRAMES - 1 - stride * (frames - 1))
+            clips.append(self.latents[index, :, first::stride][:, :frames])
             words = "" if rng.random() < EMPTY_CAPTIONS else world.caption(self.scenes[index], rng)
             captions.append(words)
-        return torch.stack(clips).float(), captions
+            scenes.append(self.scenes[index])
+        return torch.stack(clips).float(), captions, scenes
 
 
 # --- objectives --------------------------------------------------------------------------------------------------
@@ -152,13 +160,21 @@ def v_loss(
     scheduler: DDIMScheduler,
     latents: torch.Tensor,
     embeds: torch.Tensor,
-    max_timestep: int,
+    *,
+    max_timestep: int = 1000,
+    noisy_share: float = 0.0,
 ) -> torch.Tensor:
-    """Returns the v-prediction loss (arXiv:2202.00512) at uniform timesteps below `max_timestep`."""
+    """Returns the v-prediction loss (arXiv:2202.00512) at timesteps below `max_timestep`.
+
+    They are uniform, but for `noisy_share` of them, which lie in the noisiest three tenths: only there is a clip's
+    direction not yet to be seen in the noisy clip itself, so only there do the words for it matter.
+    """
     noise = torch.randn_like(latents)
     # One stratified draw a batch: the loss is steadier, and every noise level is met every step.
     batch = latents.shape[0]
-    timesteps = ((torch.arange(batch) + torch.rand(batch)) / batch * max_timestep).long()
+    timesteps = (torch.arange(batch) + torch.rand(batch)) / batch * max_timestep
+    raised = torch.rand(batch) < noisy_share
+    timesteps = torch.where(raised, 0.7 * max_timestep + 0.3 * timesteps, timesteps).long()
     noisy = scheduler.add_noise(latents, noise, timesteps)
     target = scheduler.get_velocity(latents, noise, timesteps)
     return F.mse_loss(unet(noisy, timesteps, embeds).sample, target)
@@ -211,55 +227,84 @@ def words_worker(rank: int, workers: int, arguments: argparse.Namespace) -> None
         log(trainer, every=100, loss=loss.item())
 
 
+@dataclass(frozen=True)
+class Shape:
+    """What a step trains on: clips of so many frames and pixels, drawn from timesteps below a bound."""
+
+    frames: int
+    size: int = 64
+    max_timestep: int = 1000
+
+    def share(self, batch: int) -> int:
+        """Returns how many such clips cost about as much as `batch` clips of 8 frames at 64x64 (fewer frames: as many)."""
+        return max(1, batch * 8 * 64**2 // (max(8, self.frames) * self.size**2))
+
+
+# demo-XL only ever starts from a video at strength 0.6, so it need not know the noisier timesteps.
+ENLARGING = Shape(8, size=128, max_timestep=620)
+
+
+def shape_of(stage: str, step: int, progress: float) -> Shape:
+    """Returns what a step trains on: first few frames, in which a motion is large, and so are its words' gradients.
+
+    The last third also has whole trajectories and enlarged clips, so that one UNet serves both presets.
+    """
+    if stage == "images":
+        return Shape(1)
+    if progress < 0.35:
+        return Shape(4)
+    if progress < 0.65:
+        return Shape(8)
+    return (Shape(8), Shape(16), Shape(8), ENLARGING)[step % 4]
+
+
 def denoiser_worker(rank: int, workers: int, arguments: argparse.Namespace) -> None:
     run, stage = arguments.run, arguments.stage
     tokenizer, text_encoder, scheduler = start(run)
-    xl = stage == "xl"
-    unet = prepare_for_training(new_xl_unet() if xl else new_unet())
-    if stage == "images":
-        load_stage(run / "words.pt", {"text_encoder": text_encoder}, "ema")
-    elif stage == "clips":
+    unet = prepare_for_training(new_unet())
+    heads = WordHeads(text_encoder.config.hidden_size)
+    load_stage(run / "words.pt", {"text_encoder": text_encoder, "heads": heads}, "ema")
+    if stage == "clips":
         load_stage(run / "images.pt", {"unet": unet, "text_encoder": text_encoder}, "ema")
-    else:
-        load_stage(run / "clips.pt", {"text_encoder": text_encoder}, "ema")
-    modules: dict[str, nn.Module] = {"unet": unet}
-    if xl:
-        text_encoder.requires_grad_(False)
-    else:
-        modules["text_encoder"] = text_encoder
+    modules: dict[str, nn.Module] = {"unet": unet, "text_encoder": text_encoder, "heads": heads}
     schedule = Schedule(arguments.lr, arguments.steps, minutes=arguments.minutes)
     trainer = Trainer(modules, schedule, run / f"{stage}.pt", ema_decay=0.999)
-    clips = LatentClips(run, 128 if xl else 64, rank)
+    clips: dict[int, LatentClips] = {}
     rng = random.Random(13 * (trainer.step + 1) + rank)
     torch.manual_seed(trainer.step * 2 + rank)
-    batch = arguments.batch // workers
     average: float | None = None
     for step in trainer.steps(save_every=250):
-        frames = 1 if stage == "images" else 8
-        share = batch
-        # The last part of the clips sees whole trajectories, so that 16 frames are as good as 8.
-        if stage in ("clips", "xl") and trainer.progress() > arguments.long_from and step % 2:
-            frames, share = 16, max(1, batch // 2)
-        latents, captions = clips.sample(rng, share, frames)
+        shape = shape_of(stage, step, trainer.progress())
+        if shape.size not in clips:
+            clips[shape.size] = LatentClips(run, shape.size, rank)
+        share = shape.share(arguments.batch // workers)
+        latents, captions, scenes = clips[shape.size].sample(rng, share, shape.frames)
         embeds = text_encoder(tokenize(tokenizer, captions)).last_hidden_state
-        loss = v_loss(unet, scheduler, latents, embeds, XL_MAX_TIMESTEP if xl else 1000)
-        trainer.update(loss)
-        average = loss.item() if average is None else 0.98 * average + 0.02 * loss.item()
-        log(trainer, every=100, loss=average)
+        loss = v_loss(
+            unet,
+            scheduler,
+            latents,
+            embeds,
+            max_timestep=shape.max_timestep,
+            noisy_share=NOISY_SHARE if stage == "clips" and shape is not ENLARGING else 0.0,
+        )
+        if shape is not ENLARGING:
+            average = loss.item() if average is None else 0.98 * average + 0.02 * loss.item()
+        told = [i for i, words in enumerate(captions) if words]
+        reading = heads(embeds[told], [scenes[i] for i in told]) if told else torch.zeros(())
+        trainer.update(loss + HEADS_WEIGHT * reading)
+        log(trainer, every=100, loss=average or 0.0, reading=reading.item())
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("stage", choices=("cache", "words", "images", "clips", "xl"))
+    parser.add_argument("stage", choices=("cache", "words", "images", "clips"))
     parser.add_argument("--run", type=Path, default=Path("training/run"))
     parser.add_argument("--workers", type=int, default=2)
     parser.add_argument("--steps", type=int, default=3000)
     parser.add_argument("--minutes", type=float, help="end the schedule after this time, if that is sooner")
     parser.add_argument("--batch", type=int, default=48)
     parser.add_argument("--lr", type=float, default=1e-3)
-    parser.add_argument(
-        "--long-from", type=float, default=0.65, help="share of the stage after which half is 16 frames"
-    )
     parser.add_argument("--clips", type=int, default=6000, help="how many clips to cache")
     parser.add_argument("--size", type=int, default=64, choices=(64, 128))
     arguments = parser.parse_args()
