@@ -1,7 +1,7 @@
 """Where a model's files are, and whether they are whole, known before a weight is read. No torch here.
 
 A model is a folder in diffusers' layout (model_index.json and one folder a part), a repository on the hub, or one of
-the two that t2v carries (`embedded:demo`, `embedded:demo-XL`).
+the one that t2v carries (`embedded:demo`).
 """
 
 from __future__ import annotations
@@ -9,22 +9,25 @@ from __future__ import annotations
 import json
 import os
 import struct
+import threading
 import zipfile
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from t2vcli.errors import ModelError
+from t2vcli.errors import ModelError, UsageError
 
 EMBEDDED_PREFIX = "embedded:"
-EMBEDDED = {"demo": {}, "demo-XL": {"unet": "unet_xl"}}
+EMBEDDED = EMBEDDED_PREFIX + "demo"
 EMBEDDED_FOLDER = Path(__file__).parent / "demo"
 
 WEIGHT_PARTS = ("text_encoder", "unet", "vae")
 PARTS = ("tokenizer", "scheduler", *WEIGHT_PARTS)
 _STEMS = {"text_encoder": ("model", "pytorch_model"), "unet": ("diffusion_pytorch_model",) * 2}
 _STEMS["vae"] = _STEMS["unet"]
+
+SMALL_FILES = ["model_index.json", "tokenizer/*", "scheduler/*", *(f"{part}/config.json" for part in WEIGHT_PARTS)]
 
 MAX_HEADER_BYTES = 100_000_000  # the limit of the safetensors format
 
@@ -74,24 +77,41 @@ def read_json(path: Path) -> dict[str, Any]:
     return value
 
 
+OnDownload = Callable[[int, int], None]
+"""Called now and then, from several threads in turn, with the bytes downloaded so far and all that there are to be."""
+
+
 def find_model(
-    model: str, *, revision: str | None, variant: str | None, download_bytes: int | None = None
+    model: str,
+    *,
+    revision: str | None,
+    variant: str | None,
+    download_bytes: int | None = None,
+    on_download: OnDownload = lambda done, total: None,
 ) -> ModelFiles:
     """Returns the model's files: carried along, on disk, in the hub's cache, or downloaded into it.
 
-    Raises ModelError if it is not there and cannot be fetched, or if a file is missing or damaged.
+    `download_bytes` is what a download would come to, for the message when there can be none. Raises
+    ModelError if it is not there and cannot be fetched, or if a file is missing or damaged.
     """
     if model.startswith(EMBEDDED_PREFIX):
-        name = model.removeprefix(EMBEDDED_PREFIX)
-        if name not in EMBEDDED:
-            raise ModelError(f"there is no embedded model '{name}'; t2v carries {' and '.join(EMBEDDED)}")
-        return files_in_folder(EMBEDDED_FOLDER, source=model, variant=None, renamed=EMBEDDED[name])
-    folder = Path(model).expanduser()
-    if folder.is_dir():
-        return files_in_folder(folder, source=str(folder.resolve()), variant=variant, revision=revision)
-    if folder.is_file() or not _is_repository_id(model):
+        if model != EMBEDDED:
+            name = model.removeprefix(EMBEDDED_PREFIX)
+            raise ModelError(f"there is no embedded model '{name}'; the one that t2v carries is {EMBEDDED}")
+        for flag, value in (("--revision", revision), ("--variant", variant)):
+            if value is not None:
+                raise UsageError(f"{flag} {value} has no effect on the embedded model; leave it out")
+        return files_in_folder(EMBEDDED_FOLDER, source=model, variant=None)
+    path = os.path.expanduser(model)
+    if os.path.isdir(path):
+        if revision is not None:
+            raise UsageError(f"--revision {revision} has no effect on the folder {model}; leave it out")
+        return files_in_folder(Path(path), source=os.path.realpath(path), variant=variant)
+    if os.path.isfile(path) or not _is_repository_id(model):
         raise ModelError(f"--model {model!r} is neither a folder nor a repository id such as 'owner/name'")
-    snapshot = fetch_snapshot(model, revision=revision, variant=variant, download_bytes=download_bytes)
+    snapshot = fetch_snapshot(
+        model, revision=revision, variant=variant, download_bytes=download_bytes, on_download=on_download
+    )
     return files_in_folder(snapshot, source=model, variant=variant, revision=snapshot.name)
 
 
@@ -112,7 +132,6 @@ def files_in_folder(
     source: str,
     variant: str | None,
     revision: str | None = None,
-    renamed: Mapping[str, str] | None = None,
 ) -> ModelFiles:
     """Returns the files of a model in diffusers' layout, each checked to be whole."""
     index_path = folder / "model_index.json"
@@ -124,8 +143,7 @@ def files_in_folder(
         raise ModelError(
             f"{index_path} names no {', '.join(missing)}, so it is no text-to-video model of the ModelScope kind"
         )
-    names = {part: (renamed or {}).get(part, part) for part in PARTS}
-    parts = {part: folder / name for part, name in names.items()}
+    parts = {part: folder / part for part in PARTS}
     for part, path in parts.items():
         if not path.is_dir():
             raise ModelError(f"{folder} lacks its {part} folder; download the model again")
@@ -134,10 +152,26 @@ def files_in_folder(
         raise ModelError(
             f"{folder} has a {unet.get('_class_name')}; t2v runs models with a UNet3DConditionModel (ModelScope, ZeroScope)"
         )
+    for part in ("unet", "vae"):
+        levels = read_json(parts[part] / "config.json").get("block_out_channels")
+        if not isinstance(levels, list) or not levels:
+            raise ModelError(f"{parts[part] / 'config.json'} lacks its block_out_channels; download the model again")
+    read_json(parts["scheduler"] / "scheduler_config.json")
+    check_tokenizer(parts["tokenizer"])
     weights = {part: find_weights(parts[part], part, variant) for part in WEIGHT_PARTS}
     for path in weights.values():
         check_whole(path)
     return ModelFiles(source=source, revision=revision, parts=parts, weights=weights, variant=variant)
+
+
+def check_tokenizer(folder: Path) -> None:
+    """Raises ModelError if the vocabulary or the merges are missing: transformers makes do with an empty vocabulary."""
+    if (folder / "tokenizer.json").is_file():
+        read_json(folder / "tokenizer.json")
+        return
+    read_json(folder / "vocab.json")
+    if not (folder / "merges.txt").is_file():
+        raise ModelError(f"{folder / 'merges.txt'} is missing; download the model again")
 
 
 def weight_names(part: str, variant: str | None) -> tuple[str, str]:
@@ -185,7 +219,12 @@ def check_whole(path: Path) -> None:
 
 
 def fetch_snapshot(
-    repository: str, *, revision: str | None, variant: str | None, download_bytes: int | None = None
+    repository: str,
+    *,
+    revision: str | None,
+    variant: str | None,
+    download_bytes: int | None = None,
+    on_download: OnDownload = lambda done, total: None,
 ) -> Path:
     """Returns the repository's folder in the hub's cache, downloading only the files that are used and not there yet.
 
@@ -195,7 +234,11 @@ def fetch_snapshot(
     from huggingface_hub import errors, snapshot_download
 
     try:
-        folder = Path(snapshot_download(repository, revision=revision, local_files_only=True))
+        # Only the small files: of the weights one variant is enough, and `_is_complete` looks for it. Without patterns
+        # the client calls every cache incomplete that lacks a file which the model has and we never read.
+        folder = Path(
+            snapshot_download(repository, revision=revision, local_files_only=True, allow_patterns=SMALL_FILES)
+        )
         if _is_complete(folder, variant):
             return folder
     except errors.LocalEntryNotFoundError:
@@ -208,15 +251,19 @@ def fetch_snapshot(
         ' on the sea" --preset demo`, which needs no download'
     )
     try:
-        listing = huggingface_hub.HfApi().model_info(repository, revision=revision)
-        names = [s.rfilename for s in listing.siblings or []]
-        return Path(snapshot_download(repository, revision=revision, allow_patterns=_used_files(names, variant)))
+        listing = huggingface_hub.HfApi().model_info(repository, revision=revision, files_metadata=True)
+        sizes = {s.rfilename: s.size or 0 for s in listing.siblings or []}
+        used = _used_files(list(sizes), variant, repository)
+        bars = _silent_bars(on_download, sum(sizes.get(name, 0) for name in used))
+        return Path(snapshot_download(repository, revision=revision, allow_patterns=used, tqdm_class=bars))
     except errors.RepositoryNotFoundError:
         raise ModelError(f"the hub has no repository {repository}, or it needs a token (HF_TOKEN)") from None
     except errors.RevisionNotFoundError:
         raise ModelError(f"{repository} has no revision {revision}") from None
     except (errors.OfflineModeIsEnabled, errors.LocalEntryNotFoundError, errors.HfHubHTTPError, OSError) as error:
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        if isinstance(error, errors.HfHubHTTPError) and error.response.status_code in (401, 403):
+            raise ModelError(f"{repository} needs a token that may read it (HF_TOKEN): {reason[:160]}") from None
         raise ModelError(
             f"{repository}{at}{size} is not in the cache and could not be downloaded ({reason[:160]}): {way_out}"
         ) from None
@@ -228,8 +275,36 @@ def fetch_snapshot(
         ) from None
 
 
-def _used_files(names: list[str], variant: str | None) -> list[str]:
-    """Returns which of a repository's files the engine reads: configurations, the tokenizer, one weight file a part."""
+def _silent_bars(on_download: OnDownload, total: int) -> type[Any]:
+    """Returns a class for the client to make its progress bars of: they draw nothing, and the bytes go to `on_download`."""
+    from tqdm import tqdm  # type: ignore[import-untyped,unused-ignore]
+
+    lock = threading.Lock()
+    furthest = 0
+
+    class Silent(tqdm):  # type: ignore[misc,type-arg,unused-ignore]
+        def __init__(self, *args: Any, **options: Any) -> None:
+            self._bytes = 0
+            self._counts = options.get("unit") == "B"  # the client has a bar of files, too
+            options.pop("name", None)
+            super().__init__(*args, **{**options, "disable": True})
+
+        def update(self, n: float | None = 1) -> None:
+            nonlocal furthest
+            with lock:
+                self._bytes += int(n or 0)
+                if self._counts and self._bytes > furthest:  # of its two bars of bytes, the one that is ahead
+                    furthest = self._bytes
+                    on_download(furthest, max(furthest, total))
+
+    return Silent
+
+
+def _used_files(names: list[str], variant: str | None, repository: str) -> list[str]:
+    """Returns which of a repository's files the engine reads: configurations, the tokenizer, one weight file a part.
+
+    Raises ModelError, before anything is downloaded, if a part has no weights of that variant.
+    """
     used = [n for n in names if n == "model_index.json" or n.startswith(("tokenizer/", "scheduler/"))]
     for part in WEIGHT_PARTS:
         used.append(f"{part}/config.json")
@@ -237,6 +312,9 @@ def _used_files(names: list[str], variant: str | None) -> list[str]:
             if f"{part}/{candidate}" in names:
                 used.append(f"{part}/{candidate}")
                 break
+        else:
+            of_variant = f" of the variant '{variant}'; leave --variant out" if variant else ""
+            raise ModelError(f"{repository} has no {part} weights that t2v can read{of_variant}")
     return used
 
 
@@ -245,4 +323,4 @@ def _is_complete(folder: Path, variant: str | None) -> bool:
         files_in_folder(folder, source=str(folder), variant=variant)
     except ModelError:
         return False
-    return all(any(os.scandir(folder / part)) for part in ("tokenizer", "scheduler"))
+    return True

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import difflib
 import math
+import re
 from collections.abc import Mapping
 from fractions import Fraction
 from typing import Annotated, Any, Literal, Self, TypeVar
@@ -21,7 +22,10 @@ DType = Literal["auto", "fp16", "bf16", "fp32"]
 
 MAX_SEED = 2**63 - 1
 MAX_SIDE = 8192
+MAX_STEPS = 1000
 MAX_FRAMES = 10_000
+MAX_TEXT = 20_000  # a prompt of that length still fits into an mp4, whatever its characters
+MAX_RATE_PART = 1_001_000  # the encoder rounds a rate whose numerator or denominator is larger
 
 
 def parse_fps(value: object) -> Fraction:
@@ -44,10 +48,17 @@ def parse_fps(value: object) -> Fraction:
     return rate
 
 
+def can_be_kept(rate: Fraction) -> bool:
+    """Returns whether an mp4 can have exactly this frame rate."""
+    return max(rate.numerator, rate.denominator) <= MAX_RATE_PART
+
+
 def _check_fps(value: object) -> Fraction:
     rate = parse_fps(value)
     if not 0 < rate <= 240:
         raise ValueError("must be above 0 and at most 240")
+    if not can_be_kept(rate):
+        raise ValueError(f"cannot be kept exactly; the nearest that can is {rate.limit_denominator(1001)}")
     return rate
 
 
@@ -77,6 +88,14 @@ def _check_text(value: object) -> object:
             raise ValueError("is not valid text (it holds bytes that are not UTF-8)") from None
         if "\0" in value:
             raise ValueError("holds a NUL character")
+        if len(value) > MAX_TEXT:
+            raise ValueError(f"is {len(value):,} characters; the most is {MAX_TEXT:,}, and a model reads 75 tokens")
+    return value
+
+
+def _check_device(value: object) -> object:
+    if isinstance(value, str) and not re.fullmatch(r"auto|cpu|mps|cuda(:[0-9]{1,4})?", value):
+        raise ValueError("is not a device; use auto, cpu, cuda, cuda:N or mps")
     return value
 
 
@@ -87,6 +106,7 @@ def fps_text(rate: Fraction) -> str:
 
 Fps = Annotated[Fraction, BeforeValidator(_check_fps), PlainSerializer(fps_text, return_type=str)]
 Side = Annotated[int, BeforeValidator(_check_side)]
+DeviceName = Annotated[str, BeforeValidator(_check_device)]
 SchedulerName = Annotated[str, BeforeValidator(_check_scheduler)]
 Text = Annotated[str, BeforeValidator(_check_text)]
 
@@ -105,7 +125,7 @@ class Request(BaseModel):
     negative_prompt: Text = ""
     width: Side
     height: Side
-    steps: Annotated[int, Field(ge=1, le=1000)]
+    steps: Annotated[int, Field(ge=1, le=MAX_STEPS)]
     guidance_scale: Annotated[float, Field(ge=0, le=100, allow_inf_nan=False)]
     scheduler: SchedulerName
     seed: Annotated[int, Field(ge=0, le=MAX_SEED)]
@@ -113,7 +133,7 @@ class Request(BaseModel):
     clip_skip: Annotated[int, Field(ge=1, le=48)] | None = None
 
     dtype: DType = "auto"
-    device: str = "auto"
+    device: DeviceName = "auto"
     offload: Offload = "none"
     vae_slicing: bool = True
     vae_tiling: bool = False
@@ -149,9 +169,10 @@ class UpscaleRequest(Request):
     @model_validator(mode="after")
     def _at_least_one_step(self) -> Self:
         if self.steps_run < 1:
-            least = math.ceil(1 / self.strength)
+            least = next((n for n in range(1, MAX_STEPS + 1) if int(n * self.strength)), None)
+            way_out = f"--steps {least}" if least else f"--strength {math.ceil(1000 / self.steps) / 1000:g}"
             raise ValueError(
-                f"--steps {self.steps} at --strength {self.strength:g} leaves no step to run; use --steps {least} or more"
+                f"--steps {self.steps} at --strength {self.strength:g} leaves no step to run; use {way_out} or more"
             )
         return self
 

@@ -8,6 +8,6 @@ run=${2:-training/run}
 [ -f "$run/latents-64-0.pt" ] || "$python" -m training.train_unet cache --run "$run" --clips 6000
 [ -f "$run/latents-128-0.pt" ] || "$python" -m training.train_unet cache --run "$run" --clips 400 --size 128
 "$python" -m training.train_unet words --run "$run" --steps 400
-"$python" -m training.train_unet images --run "$run" --steps 2600 --batch 48
-"$python" -m training.train_unet clips --run "$run" --steps 5000 --batch 12 --lr 7e-4
+"$python" -m training.train_unet images --run "$run" --steps 1700 --batch 48
+"$python" -m training.train_unet clips --run "$run" --steps 3500 --batch 12 --lr 1e-3
 "$python" -m training.export --run "$run"

@@ -27,8 +27,12 @@ def enable_debug(value: bool) -> bool:
     return value
 
 
+class _Terminated(KeyboardInterrupt):
+    """SIGTERM, as what no `except Exception` on the way can swallow."""
+
+
 def _on_sigterm(number: int, frame: FrameType | None) -> None:
-    raise Interrupted("terminated; nothing was written", signal_name="SIGTERM")
+    raise _Terminated
 
 
 class ErrorBoundary(TyperGroup):
@@ -40,8 +44,12 @@ class ErrorBoundary(TyperGroup):
             return super().invoke(ctx)
         except T2VError as error:
             self._leave(str(error), error.exit_code)
+        except _Terminated:
+            stopped = Interrupted("terminated; nothing was written", signal_name="SIGTERM")
+            self._leave(str(stopped), stopped.exit_code)
         except KeyboardInterrupt:
-            self._leave("interrupted; nothing was written", 130)
+            stopped = Interrupted("interrupted; nothing was written")
+            self._leave(str(stopped), stopped.exit_code)
         except (typer.Exit, typer.Abort, _TyperUsageError):
             raise
         except Exception as error:  # the boundary: whatever is left is a bug, and says so
@@ -50,7 +58,8 @@ class ErrorBoundary(TyperGroup):
 
     def _leave(self, message: str, code: int) -> None:
         if _show_traceback:
-            say(traceback.format_exc())
+            for line in traceback.format_exc().splitlines():
+                say(line)
         say_error(message)
         raise typer.Exit(code) from None
 

@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
-from t2vcli.cli.console import printable, result, result_json
+from t2vcli.cli.console import printable, result, result_json, result_path
 from t2vcli.cli.options import DebugOpt, JsonOpt
+from t2vcli.cli.shared import refuse_input_as_output
 from t2vcli.errors import InputError, OutputError
+
+MAX_INDENT = 20  # deeper, a recipe's values are shown as JSON: a stranger's file may be nested without end
 
 FileArg = Annotated[Path, typer.Argument(metavar="FILE", help="A video.", show_default=False)]
 
@@ -49,7 +53,7 @@ def info(file: FileArg, as_json: JsonOpt = False, debug: DebugOpt = False) -> No
 
 def _print_tree(values: Mapping[str, Any], indent: str = "") -> None:
     for key, value in values.items():
-        if isinstance(value, Mapping) and value:
+        if isinstance(value, Mapping) and value and len(indent) < MAX_INDENT:
             result(f"{indent}{printable(str(key))}:")
             _print_tree(value, indent + "  ")
         else:
@@ -72,14 +76,15 @@ def sheet(
     from t2vcli.video.reader import probe, read_frames
     from t2vcli.video.sheet import contact_sheet, write_png
 
+    video = probe(file)
     path = output or file.with_suffix(".png")
     if path.suffix.lower() != ".png":
         raise OutputError(f"{path}: a contact sheet is a .png file")
-    if path.exists() and not overwrite:
+    refuse_input_as_output(path, file)
+    if os.path.lexists(path) and not overwrite:
         raise OutputError(f"{path} exists; use --overwrite or another -o")
-    video = probe(file)
     if video.frames < 1:
         raise InputError(f"{file} has no frames")
     image = contact_sheet(read_frames(file, video), count=video.frames, columns=columns, most=most, scale=scale)
     write_png(path, image)
-    result(str(path))
+    result_path(path)

@@ -8,7 +8,7 @@ import typer
 from rich.table import Table
 
 from t2vcli.cli.boundary import ErrorBoundary
-from t2vcli.cli.console import printable, result, result_json, say
+from t2vcli.cli.console import printable, result, result_console, result_json, say
 from t2vcli.cli.options import DebugOpt, JsonOpt
 
 app = typer.Typer(cls=ErrorBoundary, help="List the presets, or show one.", rich_markup_mode="rich")
@@ -19,8 +19,6 @@ def list_all(ctx: typer.Context, as_json: JsonOpt = False, debug: DebugOpt = Fal
     """List the presets: the shipped ones, those in your config folder and those in T2V_PRESETS."""
     if ctx.invoked_subcommand is not None:
         return
-    from rich.console import Console
-
     from t2vcli.presets import list_presets
 
     presets, broken = list_presets()
@@ -38,7 +36,7 @@ def list_all(ctx: typer.Context, as_json: JsonOpt = False, debug: DebugOpt = Fal
         download = f"{p.download_bytes / 1e9:.1f} GB" if p.download_bytes else "none"
         cells = (p.name, size, str(values.get("frames", "")), download, p.licence or "", p.description)
         table.add_row(*(printable(c) for c in cells))
-    Console(highlight=False, markup=False).print(table)
+    result_console().print(table)
 
 
 @app.command()

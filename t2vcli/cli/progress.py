@@ -26,7 +26,8 @@ from t2vcli.report import Report, Silent
 def choose_report(*, quiet: bool) -> LiveReport | PlainReport | QuietReport:
     if quiet:
         return QuietReport()
-    return LiveReport() if sys.stderr.isatty() and error_console().is_terminal else PlainReport()
+    terminal = sys.stderr is not None and sys.stderr.isatty()
+    return LiveReport() if terminal and error_console().is_interactive else PlainReport()
 
 
 def rate_text(done: float, elapsed_s: float, total: float | None, unit: str) -> str:

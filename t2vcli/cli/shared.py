@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import secrets
 import sys
@@ -12,7 +13,7 @@ from enum import Enum
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from t2vcli.cli.console import result, result_json, say
+from t2vcli.cli.console import result_json, result_path, say
 from t2vcli.cli.progress import Report, choose_report, clock
 from t2vcli.errors import InputError, UsageError
 
@@ -35,6 +36,8 @@ def read_prompt(prompt: str | None, prompt_file: Path | None) -> str | None:
             raise InputError(f"--prompt-file {prompt_file} cannot be read ({error.strerror})") from None
         return _decode(content, str(prompt_file))
     if prompt == "-":
+        if sys.stdin is None:
+            raise InputError("the prompt was to come from stdin, which is closed")
         return _decode(sys.stdin.buffer.read(MAX_PROMPT_BYTES + 1), "stdin")
     return prompt
 
@@ -80,10 +83,16 @@ def free_name(folder: Path, stem: str) -> Path:
     """Returns `stem`.mp4 in `folder`, or with -2, -3, ... where that exists."""
     path = folder / f"{stem}.mp4"
     number = 2
-    while path.exists():
+    while os.path.lexists(path):  # False also for a name that is too long; writing will say so
         path = folder / f"{stem}-{number}.mp4"
         number += 1
     return path
+
+
+def refuse_input_as_output(output: Path, source: Path) -> None:
+    """Raises UsageError if the two are the same file, however it is called."""
+    if output.exists() and output.samefile(source):
+        raise UsageError(f"{output} is the input itself; give another -o")
 
 
 def run_and_report(job: Callable[[Report], Result], *, quiet: bool, as_json: bool, seed: int) -> None:
@@ -113,4 +122,4 @@ def run_and_report(job: Callable[[Report], Result], *, quiet: bool, as_json: boo
             }
         )
     else:
-        result(str(done.path))
+        result_path(done.path)

@@ -9,7 +9,7 @@ import typer
 
 from t2vcli.cli import options as opt
 from t2vcli.cli.console import say
-from t2vcli.cli.shared import free_name, merged_values, read_prompt, run_and_report, sources_of
+from t2vcli.cli.shared import free_name, merged_values, read_prompt, refuse_input_as_output, run_and_report, sources_of
 from t2vcli.errors import InputError, UsageError
 
 if TYPE_CHECKING:
@@ -71,7 +71,7 @@ def upscale(
     """
     from t2vcli.metadata import prompt_in
     from t2vcli.presets import load_preset
-    from t2vcli.request import MAX_FRAMES, UpscaleRequest, build_request
+    from t2vcli.request import MAX_FRAMES, UpscaleRequest, build_request, can_be_kept
     from t2vcli.video.reader import probe, read_metadata
 
     words = read_prompt(prompt, prompt_file)
@@ -107,13 +107,18 @@ def upscale(
         raise InputError(
             f"{source} has {video.frames:,} frames; the most is {MAX_FRAMES:,}: cut a part out of it first"
         )
+    if not can_be_kept(video.fps):
+        raise InputError(
+            f"{source} has {video.fps} frames per second, which cannot be kept exactly;"
+            f" encode it again at {video.fps.limit_denominator(1001)}"
+        )
+    inside = prompt_in(read_metadata(source))
+    remark = None
     if words is None:
-        inside = prompt_in(read_metadata(source))
         words, inside_negative = inside or ("", "")
         if negative_prompt is None and inside_negative:
             values["negative_prompt"] = inside_negative
-        if not quiet:
-            say(f"prompt from {source}: {words}" if inside else f"{source} holds no prompt; going on with an empty one")
+        remark = f"prompt from {source}: {words}" if inside else f"{source} holds no prompt; going on with an empty one"
     values["prompt"] = words
     values["width"], values["height"] = _choose_size(video, chosen, width, height, scale)
     request = build_request(UpscaleRequest, values, sources)
@@ -123,7 +128,10 @@ def upscale(
     from t2vcli.video.writer import check_output
 
     check_output(path, overwrite=overwrite)
+    refuse_input_as_output(path, source)
     require_encoder()
+    if remark and not quiet:
+        say(remark)
 
     def job(report: Report) -> Result:
         from t2vcli.jobs.upscale import upscale as make

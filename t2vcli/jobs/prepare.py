@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from dataclasses import dataclass
 
@@ -9,11 +10,12 @@ import torch
 from transformers import CLIPTokenizer
 
 from t2vcli.engine.device import DTYPES, choose_device, has_nvidia_driver, why_no_cuda
+from t2vcli.engine.guidance import needs_guidance
 from t2vcli.engine.loading import Model, load_model, load_tokenizer, vae_scale
 from t2vcli.engine.memory import apply_plan, on_device
 from t2vcli.engine.prompt import Tokens, encode_prompt, tokenize
 from t2vcli.errors import UsageError
-from t2vcli.models import EMBEDDED_PREFIX, ModelFiles, find_model
+from t2vcli.models import EMBEDDED_PREFIX, ModelFiles, OnDownload, find_model
 from t2vcli.plan import MemoryPlan, make_plan
 from t2vcli.presets import Preset, trained_range_warning
 from t2vcli.report import Report
@@ -42,7 +44,11 @@ def prepare(request: Request, preset: Preset, *, frames: int, report: Report, st
     report.stage("find")
     device = choose_device(request.device)
     files = find_model(
-        request.model, revision=request.revision, variant=request.variant, download_bytes=preset.download_bytes
+        request.model,
+        revision=request.revision,
+        variant=request.variant,
+        download_bytes=preset.download_bytes,
+        on_download=_download_told(report),
     )
     warning = trained_range_warning(preset, frames=frames, width=request.width, height=request.height)
     if warning:
@@ -59,12 +65,32 @@ def prepare(request: Request, preset: Preset, *, frames: int, report: Report, st
         vae_scale=vae_scale(files.config("vae")),
     )
     report.say(plan.summary())
+    if request.offload != plan.offload and request.offload != preset.values.get("offload"):
+        report.warn(f"--offload {request.offload} has no effect on {device}: its memory is the host's")
+    if request.negative_prompt and not needs_guidance(request.guidance_scale):
+        report.warn(
+            f"the negative prompt has no effect at --guidance-scale {request.guidance_scale:g}; use more than 1"
+        )
     tokenizer = load_tokenizer(files)
     _check_clip_skip(request, files)
     prompt = _checked_tokens(tokenizer, request.prompt, "prompt", report, strict)
     negative = _checked_tokens(tokenizer, request.negative_prompt, "negative prompt", report, strict)
     _say_unknown_words(files, request.prompt, report)
     return Prepared(files, plan, prompt, negative)
+
+
+def _download_told(report: Report) -> OnDownload:
+    """Returns what tells `report` of a download as of any other stage, in MB."""
+    begun = False
+
+    def tell(done_bytes: int, total_bytes: int) -> None:
+        nonlocal begun
+        if not begun:
+            begun = True
+            report.stage("download", math.ceil(total_bytes / 1e6), "megabyte")
+        report.advance(math.ceil(done_bytes / 1e6))
+
+    return tell
 
 
 def _checked_tokens(tokenizer: CLIPTokenizer, text: str, name: str, report: Report, strict: bool) -> Tokens:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -24,6 +25,8 @@ from t2vcli.video.ffmpeg import require_encoder
 from t2vcli.video.reader import VideoInfo, read_frames, read_metadata
 from t2vcli.video.resize import resize_frame
 from t2vcli.video.writer import check_output
+
+MAX_INNER_RECIPE_BYTES = 400_000  # of the 1 MiB that an mp4 holds
 
 
 @memory_errors_named()
@@ -113,5 +116,14 @@ def describe_source(source: Path, video: VideoInfo) -> dict[str, Any]:
         "height": video.height,
         "frames": video.frames,
         "fps": fps_text(video.fps),
-        "recipe": read_metadata(source),
+        "recipe": _keepable(read_metadata(source)),
     }
+
+
+def _keepable(recipe: dict[str, Any] | None) -> dict[str, Any] | None:
+    """Returns the input's recipe if it can be kept inside the output's: a stranger's file may hold anything."""
+    try:
+        size = len(json.dumps(recipe, allow_nan=False))
+    except (ValueError, RecursionError):
+        return None
+    return recipe if size <= MAX_INNER_RECIPE_BYTES else None
