@@ -409,7 +409,7 @@ def test_several_mistakes_are_all_named(tmp_path: Path) -> None:
         ("guidance_scale: 7", "guidance_scale", 7.0),
         ("clip_skip: 2", "clip_skip", 2),
         ("clip_skip: null", "clip_skip", None),
-        ("eta: 0.5", "eta", 0.5),
+        ("eta: 0.5\nscheduler: ddim", "eta", 0.5),
         ("negative_prompt: 'blurry, dim'", "negative_prompt", "blurry, dim"),
         ("forward_chunking: 1", "forward_chunking", 1),
         ("vae_tiling: true", "vae_tiling", True),
