@@ -56,10 +56,6 @@ def work(rank: int, workers: int, arguments: argparse.Namespace) -> None:
     arguments.out.mkdir(parents=True, exist_ok=True)
     schedule = Schedule(arguments.lr, arguments.steps, hold=0.3)
     parts = {"vae": vae}
-    if arguments.decoder_only:
-        # The latents must not move any more once a UNet has been trained on them.
-        vae.encoder.requires_grad_(False)
-        vae.quant_conv.requires_grad_(False)
     trainer = Trainer(parts, schedule, arguments.out / arguments.name, ema_decay=0.998, weight_decay=0.0)
     rng = random.Random(7919 * (trainer.step + 1) + rank)
     torch.manual_seed(trainer.step * 2 + rank)
@@ -84,9 +80,6 @@ def main() -> None:
     parser.add_argument("--lr", type=float, default=2e-3)
     parser.add_argument("--kl", type=float, default=3e-4)
     parser.add_argument("--workers", type=int, default=2)
-    parser.add_argument(
-        "--decoder-only", action="store_true", help="train on the decoder, leave the latents as they are"
-    )
     arguments = parser.parse_args()
     spawn(work, arguments.workers, arguments)
 

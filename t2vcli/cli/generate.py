@@ -84,7 +84,7 @@ def generate(
         "forward_chunking": forward_chunking,
     }
     chosen = load_preset(preset)
-    values = merged_values(chosen, given, GenerateRequest.model_fields)
+    values = merged_values(chosen, given, GenerateRequest)
     request = build_request(GenerateRequest, values, sources_of(chosen, given))
     path = output or free_name(Path(), f"{slug(words) or 'video'}-{request.seed}")
 

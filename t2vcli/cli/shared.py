@@ -20,6 +20,7 @@ from t2vcli.errors import InputError, UsageError
 if TYPE_CHECKING:
     from t2vcli.jobs.sample import Result
     from t2vcli.presets import Preset
+    from t2vcli.request import Request
 
 MAX_PROMPT_BYTES = 1_000_000
 
@@ -51,9 +52,9 @@ def _decode(content: bytes, name: str) -> str:
         raise InputError(f"the prompt in {name} is not UTF-8 text") from None
 
 
-def merged_values(preset: Preset, given: Mapping[str, Any], fields: Mapping[str, object]) -> dict[str, Any]:
+def merged_values(preset: Preset, given: Mapping[str, Any], kind: type[Request]) -> dict[str, Any]:
     """Returns the preset's values that the request has a field for, with the given flags laid over them."""
-    values = {k: v for k, v in preset.values.items() if k in fields}
+    values = preset.values_for(kind)
     for key, value in given.items():
         if value is not None:
             values[key] = value.value if isinstance(value, Enum) else value

@@ -80,6 +80,8 @@ def upscale(
         "revision": revision,
         "variant": variant,
         "negative_prompt": negative_prompt,
+        "width": width,
+        "height": height,
         "steps": steps,
         "guidance_scale": guidance_scale,
         "strength": strength,
@@ -95,11 +97,9 @@ def upscale(
         "forward_chunking": forward_chunking,
     }
     chosen = load_preset(preset)
-    values = merged_values(chosen, given, UpscaleRequest.model_fields)
-    for name, value in (("width", width), ("height", height)):
-        values[name] = value if value is not None else values[name]
+    values = merged_values(chosen, given, UpscaleRequest)
     _check_scale(scale, width, height)
-    sources = sources_of(chosen, {**given, "width": width, "height": height})
+    sources = sources_of(chosen, given)
     build_request(UpscaleRequest, {**values, "prompt": words or ""}, sources)  # the flags, before the video is opened
 
     video = probe(source)
