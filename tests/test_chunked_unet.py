@@ -1,0 +1,358 @@
+"""The UNet's forward in pieces gives the plain forward's numbers, with less memory alive."""
+
+from __future__ import annotations
+
+import statistics
+import time
+import weakref
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from diffusers import UNet3DConditionModel
+from standins import UNET
+from torch import nn
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_iter
+
+from t2vcli.engine.chunked import norms
+from t2vcli.engine.chunked.unet import ChunkedUNet
+
+KIB, MIB, GIB = 2**10, 2**20, 2**30
+
+
+def small_unet(dtype: torch.dtype = torch.float32) -> UNet3DConditionModel:
+    """Returns a UNet with every block of the real one; the temporal convolutions' last layers are not zero."""
+    torch.manual_seed(0)
+    torch.set_default_dtype(dtype)
+    try:
+        unet = UNet3DConditionModel.from_config(UNET).eval()
+    finally:
+        torch.set_default_dtype(torch.float32)
+    with torch.no_grad():
+        for name, weight in unet.named_parameters():
+            if ".conv4." in name:
+                weight.copy_(0.05 * torch.randn_like(weight))
+    return unet
+
+
+@pytest.fixture(scope="module")
+def unets() -> Callable[[torch.dtype], UNet3DConditionModel]:
+    made: dict[torch.dtype, UNet3DConditionModel] = {}
+    return lambda dtype: made.setdefault(dtype, made.get(dtype) or small_unet(dtype))
+
+
+def inputs(shape: tuple[int, int, int, int], dtype: torch.dtype = torch.float32) -> tuple[torch.Tensor, torch.Tensor]:
+    """Returns latents of (batch, frames, height, width) and a text for each sample."""
+    batch, frames, height, width = shape
+    generator = torch.Generator().manual_seed(1)
+    sample = torch.randn(batch, 4, frames, height, width, generator=generator)
+    return sample.to(dtype), torch.randn(batch, 7, 32, generator=generator).to(dtype)
+
+
+@torch.inference_mode()
+def plain(unet: UNet3DConditionModel, sample: torch.Tensor, timestep: Any, text: torch.Tensor) -> torch.Tensor:
+    return unet(sample, timestep, text).sample
+
+
+def relative(actual: torch.Tensor, expected: torch.Tensor) -> float:
+    assert actual.shape == expected.shape
+    return float((actual - expected).abs().max() / expected.std())
+
+
+WHERE = {
+    "resident": {},
+    "partly resident": {"resident_bytes": 3 * MIB},
+    "streamed": {"resident_bytes": 0},
+    "streamed and parked": {"resident_bytes": 0, "park_skips": True},
+}
+
+
+@pytest.mark.parametrize("where", WHERE)
+@pytest.mark.parametrize(
+    ("shape", "chunk_bytes"),
+    [
+        ((1, 5, 9, 15), KIB),  # a frame, a pixel, a token or two
+        ((2, 1, 8, 8), 4 * KIB),
+        ((2, 5, 9, 15), 32 * KIB),
+        ((2, 5, 20, 36), 100_000),
+        ((2, 5, 9, 15), GIB),
+    ],
+)
+def test_equal_to_the_plain_forward(
+    unets: Callable[[torch.dtype], UNet3DConditionModel],
+    where: str,
+    shape: tuple[int, int, int, int],
+    chunk_bytes: int,
+) -> None:
+    unet = unets(torch.float32)
+    sample, text = inputs(shape)
+    chunked = ChunkedUNet(unet, device="cpu", chunk_bytes=chunk_bytes, **WHERE[where])
+    try:
+        assert relative(chunked(sample, 500, text), plain(unet, sample, 500, text)) < 1e-5
+    finally:
+        chunked.close()
+
+
+@pytest.mark.parametrize(
+    ("shape", "chunk_bytes"),
+    [((2, 5, 9, 15), 16 * KIB), ((2, 1, 8, 8), 4 * KIB), ((1, 5, 20, 36), 200_000), ((2, 5, 9, 15), GIB)],
+)
+@pytest.mark.parametrize("where", ["resident", "streamed and parked"])
+def test_equal_to_rounding_in_double_precision(
+    unets: Callable[[torch.dtype], UNet3DConditionModel],
+    where: str,
+    shape: tuple[int, int, int, int],
+    chunk_bytes: int,
+) -> None:
+    unet = unets(torch.float64)
+    sample, text = inputs(shape, torch.float64)
+    chunked = ChunkedUNet(unet, device="cpu", chunk_bytes=chunk_bytes, **WHERE[where])
+    try:
+        assert relative(chunked(sample, 500, text), plain(unet, sample, 500, text)) < 1e-12
+    finally:
+        chunked.close()
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_half_precision_differs_by_rounding_alone(dtype: torch.dtype) -> None:
+    unet = small_unet(dtype)
+    sample, text = inputs((2, 5, 9, 15), dtype)
+    chunked = ChunkedUNet(unet, device="cpu", chunk_bytes=16 * KIB)
+    result, expected = chunked(sample, 500, text), plain(unet, sample, 500, text)
+    exact = plain(small_unet(), sample.float(), 500, text.float())
+    rounding = relative(expected.float(), exact)  # what half precision itself does to the plain forward
+    assert result.dtype == dtype
+    assert relative(result.float(), exact) < 1.5 * rounding
+
+
+def test_chunks_that_hold_everything_take_the_plain_path(unets: Callable[[torch.dtype], UNet3DConditionModel]) -> None:
+    unet = unets(torch.float32)
+    sample, text = inputs((2, 5, 9, 15))
+    assert torch.equal(
+        ChunkedUNet(unet, device="cpu", chunk_bytes=GIB)(sample, 500, text), plain(unet, sample, 500, text)
+    )
+
+
+def test_statistics_of_a_piece_are_not_those_of_the_whole(
+    unets: Callable[[torch.dtype], UNet3DConditionModel], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole = norms.group_statistics
+
+    def of_half_the_pixels(hidden_states: torch.Tensor, **settings: Any) -> tuple[torch.Tensor, torch.Tensor]:
+        return whole(hidden_states.narrow(3, 0, hidden_states.shape[3] // 2), **settings)
+
+    monkeypatch.setattr(norms, "group_statistics", of_half_the_pixels)
+    unet = unets(torch.float32)
+    sample, text = inputs((2, 5, 9, 15))
+    result = ChunkedUNet(unet, device="cpu", chunk_bytes=32 * KIB)(sample, 500, text)
+    assert relative(result, plain(unet, sample, 500, text)) > 1e-3
+
+
+@pytest.mark.parametrize("timestep", [7, 7.5, torch.tensor(7), torch.tensor([7]), torch.tensor([7.0, 900.0])])
+def test_timesteps_of_every_form(unets: Callable[[torch.dtype], UNet3DConditionModel], timestep: Any) -> None:
+    unet = unets(torch.float32)
+    sample, text = inputs((2, 2, 8, 8))
+    result = ChunkedUNet(unet, device="cpu", chunk_bytes=16 * KIB)(sample, timestep, text)
+    assert relative(result, plain(unet, sample, timestep, text)) < 1e-5
+
+
+class LowRank(nn.Module):
+    """A layer with a low-rank addition beside it, as LoRA puts in a layer's place."""
+
+    def __init__(self, base: nn.Module) -> None:
+        super().__init__()
+        self.base_layer = base
+        if isinstance(base, nn.Linear):
+            self.down: nn.Module = nn.Linear(base.in_features, 2, bias=False)
+            self.up: nn.Module = nn.Linear(2, base.out_features, bias=False)
+        else:
+            assert isinstance(base, nn.Conv2d | nn.Conv3d)
+            same = {"kernel_size": base.kernel_size, "stride": base.stride, "padding": base.padding}
+            self.down = type(base)(base.in_channels, 2, bias=False, **same)  # type: ignore[arg-type]
+            self.up = type(base)(2, base.out_channels, 1, bias=False)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.base_layer(x) + self.up(self.down(x))  # type: ignore[no-any-return]
+
+
+@pytest.mark.parametrize("resident_bytes", [None, 0])
+def test_layers_that_lora_wraps_take_part(resident_bytes: int | None) -> None:
+    unet = small_unet()
+    sample, text = inputs((2, 5, 9, 15))
+    before = plain(unet, sample, 500, text)
+    wrapped = [
+        name
+        for name, module in unet.named_modules()
+        if isinstance(module, nn.Linear | nn.Conv2d | nn.Conv3d)
+        and name.endswith(
+            ("to_q", "to_out.0", "ff.net.0.proj", "proj_in", "conv1.2", "conv4.3", "conv2", "upsamplers.0.conv")
+        )
+    ]
+    for name in wrapped:
+        parent, _, child = name.rpartition(".")
+        setattr(unet.get_submodule(parent), child, LowRank(unet.get_submodule(name)))
+    expected = plain(unet, sample, 500, text)
+    assert relative(expected, before) > 1e-2
+    chunked = ChunkedUNet(unet, device="cpu", chunk_bytes=32 * KIB, resident_bytes=resident_bytes)
+    assert relative(chunked(sample, 500, text), expected) < 1e-5
+
+
+def test_hooks_of_layers_fire_and_may_change_the_result() -> None:
+    unet = small_unet()
+    sample, text = inputs((1, 5, 9, 15))
+    for name, module in unet.named_modules():
+        if name.endswith(("to_v", "conv3.3", "downsamplers.0.conv", "conv_out")):
+            module.register_forward_hook(lambda _module, _args, output: 1.5 * output)
+    expected = plain(unet, sample, 500, text)
+    assert relative(ChunkedUNet(unet, device="cpu", chunk_bytes=32 * KIB)(sample, 500, text), expected) < 1e-5
+
+
+def in_training(unet: UNet3DConditionModel) -> None:
+    unet.train()
+
+
+def with_forward_chunking(unet: UNet3DConditionModel) -> None:
+    unet.enable_forward_chunking(1, dim=1)
+
+
+def with_freeu(unet: UNet3DConditionModel) -> None:
+    unet.enable_freeu(s1=0.9, s2=0.2, b1=1.2, b2=1.4)
+
+
+def with_another_block(unet: UNet3DConditionModel) -> None:
+    unet.down_blocks[0] = nn.Identity()
+
+
+def with_another_part(unet: UNet3DConditionModel) -> None:
+    unet.encoder_hid_proj = nn.Linear(2, 2)
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        (in_training, r"unet\.eval\(\)"),
+        (with_forward_chunking, "disable_forward_chunking"),
+        (with_freeu, "disable_freeu"),
+        (with_another_block, "down_blocks of kind Identity"),
+        (with_another_part, "encoder_hid_proj"),
+    ],
+)
+def test_what_would_give_other_numbers_is_refused(change: Callable[[UNet3DConditionModel], None], said: str) -> None:
+    unet = small_unet()
+    change(unet)
+    with pytest.raises(ValueError, match=said):
+        ChunkedUNet(unet, device="cpu", chunk_bytes=MIB)
+
+
+@pytest.mark.parametrize("sizes", [{"chunk_bytes": 0}, {"chunk_bytes": MIB, "resident_bytes": -1}])
+def test_sizes_out_of_range_are_refused(
+    unets: Callable[[torch.dtype], UNet3DConditionModel], sizes: dict[str, int]
+) -> None:
+    with pytest.raises(ValueError, match="_bytes must"):
+        ChunkedUNet(unets(torch.float32), device="cpu", **sizes)
+
+
+class Live(TorchDispatchMode):
+    """Bytes of the storages made while it is on and not yet freed: those alive now, and the most at once."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.now = 0
+        self.peak = 0
+        self._known: dict[int, int] = {}
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        before = {tensor.untyped_storage()._cdata for tensor in tree_iter(args) if isinstance(tensor, torch.Tensor)}
+        result = func(*args, **(kwargs or {}))
+        for tensor in tree_iter(result):
+            if isinstance(tensor, torch.Tensor) and tensor.untyped_storage()._cdata not in before:
+                self._count(tensor.untyped_storage())
+        return result
+
+    def _count(self, storage: torch.UntypedStorage) -> None:
+        if storage._cdata not in self._known:
+            self._known[storage._cdata] = storage.nbytes()
+            self.now += storage.nbytes()
+            self.peak = max(self.peak, self.now)
+            weakref.finalize(storage, self._freed, storage._cdata)
+
+    def _freed(self, key: int) -> None:
+        self.now -= self._known.pop(key)
+
+
+@pytest.mark.parametrize("resident_bytes", [None, 0])
+def test_less_is_alive_at_once(
+    unets: Callable[[torch.dtype], UNet3DConditionModel], resident_bytes: int | None
+) -> None:
+    unet = unets(torch.float32)
+    sample, text = inputs((2, 8, 32, 32))
+    peaks = []
+    for forward in (
+        lambda: plain(unet, sample, 500, text),
+        lambda: ChunkedUNet(unet, device="cpu", chunk_bytes=128 * KIB, resident_bytes=resident_bytes)(
+            sample, 500, text
+        ),
+    ):
+        with Live() as live:
+            forward()
+        peaks.append(live.peak)
+    full_width = 2 * 8 * 16 * 32 * 32 * 4  # one tensor of the first level's 16 channels
+    assert peaks[0] > 50 * full_width
+    assert peaks[1] < 0.11 * peaks[0]
+    if resident_bytes is None:
+        assert peaks[1] < 6.5 * full_width
+
+
+def test_runs_on_fake_tensors_without_looking_at_a_value() -> None:
+    with FakeTensorMode(), torch.device("cpu"):
+        unet = UNet3DConditionModel.from_config(UNET).eval()
+        sample, text = torch.empty(2, 4, 2, 4, 4), torch.empty(2, 7, 32)
+        chunked = ChunkedUNet(unet, device="cpu", chunk_bytes=32 * KIB, resident_bytes=3 * MIB, park_skips=True)
+        result = chunked(sample, torch.empty(1), text)
+        chunked.close()
+    assert result.shape == (2, 4, 2, 4, 4)
+
+
+@pytest.mark.slow
+def test_full_size_equal_and_as_fast_with_large_chunks() -> None:
+    """1.4 G parameters, float32. Prints the figures (run with -s); the times are the process's own, for a shared machine."""
+    torch.manual_seed(0)
+    unet = UNet3DConditionModel(attention_head_dim=64, cross_attention_dim=1024).eval()
+    with torch.no_grad():
+        for name, weight in unet.named_parameters():
+            if ".conv4." in name:
+                weight.normal_(std=0.02)
+    generator = torch.Generator().manual_seed(1)
+    sample = torch.randn(1, 4, 5, 16, 24, generator=generator)
+    text = torch.randn(1, 77, 1024, generator=generator)
+    expected = plain(unet, sample, 500, text)
+    large = ChunkedUNet(unet, device="cpu", chunk_bytes=256 * MIB)
+
+    seconds: dict[str, list[float]] = {"plain": [], "pieces": []}
+    for _ in range(3):
+        for name, forward in {
+            "plain": lambda: plain(unet, sample, 500, text),
+            "pieces": lambda: large(sample, 500, text),
+        }.items():
+            start = time.process_time()
+            forward()
+            seconds[name].append(time.process_time() - start)
+    print(f"\nstd of the output {float(expected.std()):.3f}; seconds {seconds}")
+    print(f"time ratio {statistics.median(seconds['pieces']) / statistics.median(seconds['plain']):.3f} at 256 MiB")
+
+    for chunk_bytes, settings in {
+        256 * MIB: {},
+        16 * MIB: {},
+        MIB: {},
+        128 * KIB: {"resident_bytes": 0, "park_skips": True},
+    }.items():
+        chunked = ChunkedUNet(unet, device="cpu", chunk_bytes=chunk_bytes, **settings)  # type: ignore[arg-type]
+        start = time.process_time()
+        result = chunked(sample, 500, text)
+        took = time.process_time() - start
+        chunked.close()
+        print(f"{chunk_bytes // KIB} KiB {settings}: {relative(result, expected):.2e}, {took:.1f} s")
+        assert relative(result, expected) < 1e-5
