@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Protocol
 
 
@@ -31,3 +32,17 @@ class Silent:
     def say(self, line: str) -> None: ...
 
     def warn(self, line: str) -> None: ...
+
+
+def told_in_megabytes(report: Report, name: str) -> Callable[[int, int], None]:
+    """Returns what tells `report` of bytes done, and of how many, as of any other stage."""
+    begun = False
+
+    def tell(done_bytes: int, total_bytes: int) -> None:
+        nonlocal begun
+        if not begun:
+            begun = True
+            report.stage(name, -(-total_bytes // 10**6), "megabyte")
+        report.advance(-(-done_bytes // 10**6))
+
+    return tell

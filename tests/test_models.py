@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 from commandline import LIMIT_S, environment, sentence, spawn
-from hub import Hub
+from hub import FOREVER, Hub, Status
 from standins import write_standin
 
 from t2vcli.errors import ModelError, UsageError
@@ -33,7 +33,8 @@ SHARED = {
 }
 
 FETCH = """
-import json, sys
+import json, sys, time
+time.sleep = lambda seconds: None
 from t2vcli.errors import T2VError
 from t2vcli.models import find_model
 if "offline" in sys.argv:
@@ -144,7 +145,7 @@ def test_only_what_is_used_is_downloaded_and_only_once(
 
 def test_another_variant_of_a_cached_model_is_fetched_alone(hub: Hub, tmp_path: Path) -> None:
     fetch(tmp_path, {"model": "owner/ms", "variant": "fp16"}, endpoint=hub.url)
-    hub.requests.clear()
+    hub.asked.clear()
     fetch(tmp_path, {"model": "owner/ms"}, endpoint=hub.url)
     assert hub.downloaded() == {
         "text_encoder/model.safetensors",
@@ -154,11 +155,11 @@ def test_another_variant_of_a_cached_model_is_fetched_alone(hub: Hub, tmp_path: 
 
 
 def test_a_download_that_broke_off_is_completed(hub: Hub, tmp_path: Path) -> None:
-    hub.statuses["vae/config.json"] = 410  # the client tries again for seconds where it is told that this may help
+    hub.fail("vae/config.json", Status(410), FOREVER)
     [refused] = fetch(tmp_path, {"model": "owner/xl"}, endpoint=hub.url)
     assert refused["code"] == 5
     assert "owner/xl" in str(refused["error"])
-    hub.statuses.clear()
+    hub.heal()
     [found] = fetch(tmp_path, {"model": "owner/xl"}, endpoint=hub.url)
     assert found["revision"] == hub.commit("owner/xl")
     assert fetch(tmp_path, {"model": "owner/xl"}, endpoint=NOBODY, offline=True) == [found]
@@ -172,7 +173,7 @@ def test_a_cache_that_lacks_one_small_file_is_completed(missing: str, hub: Hub, 
     cached.unlink()
     [refused] = fetch(tmp_path, {"model": "owner/xl"}, endpoint=NOBODY)
     assert refused["code"] == 5
-    hub.requests.clear()
+    hub.asked.clear()
     assert fetch(tmp_path, {"model": "owner/xl"}, endpoint=hub.url) == [found]
     assert cached.is_file()
 
@@ -187,7 +188,8 @@ def test_a_tag_and_a_commit_are_revisions(hub: Hub, tmp_path: Path) -> None:
 def test_what_the_hub_does_not_have_is_said(hub: Hub, tmp_path: Path) -> None:
     hub.repositories["owner/gated"] = hub.repositories["owner/xl"]
     hub.repositories["owner/broken"] = hub.repositories["owner/xl"]
-    hub.statuses |= {"/api/models/owner/gated": 401, "/api/models/owner/broken": 500}
+    hub.fail("/api/models/owner/gated", Status(401), FOREVER)
+    hub.fail("/api/models/owner/broken", Status(500), FOREVER)
     answers = fetch(
         tmp_path,
         {"model": "owner/nothing"},
@@ -216,7 +218,7 @@ def test_without_a_network_and_a_cache_the_way_out_is_named(variables: dict[str,
     [answer] = fetch(tmp_path, request, endpoint=NOBODY, **variables)
     assert answer["code"] == 5
     said = str(answer["error"])
-    for words in ("owner/name at revision v1, 3.7 GB", "--model", 't2v generate "', "--preset demo"):
+    for words in ("owner/name at revision v1, 3.67 GB", "--model", 't2v generate "', "--preset demo"):
         assert words in said
     assert "\n" not in said
 
@@ -230,7 +232,7 @@ def test_the_command_line_says_the_same(tmp_path: Path) -> None:
     )
     assert outcome.code == 5
     said = sentence(outcome)
-    for words in ("cerspense/zeroscope_v2_576w", "3.7 GB", 't2v generate "', "--preset demo"):
+    for words in ("cerspense/zeroscope_v2_576w", "3.67 GB", 't2v generate "', "--preset demo"):
         assert words in said
     assert os.listdir(folder) == []
 
@@ -248,9 +250,9 @@ def test_a_download_tells_how_far_it_is(hub: Hub, tmp_path: Path) -> None:
 
 def test_a_download_is_a_stage_like_the_others(capsys: pytest.CaptureFixture[str]) -> None:
     from t2vcli.cli.progress import PlainReport
-    from t2vcli.jobs.prepare import _download_told
+    from t2vcli.report import told_in_megabytes
 
-    tell = _download_told(PlainReport())
+    tell = told_in_megabytes(PlainReport(), "download")
     for done in (1, 400_000_000, 3_000_000_000, 3_672_400_000):
         tell(done, 3_672_400_000)
     lines = capsys.readouterr().err.splitlines()
@@ -258,16 +260,47 @@ def test_a_download_is_a_stage_like_the_others(capsys: pytest.CaptureFixture[str
     assert [line.split(" (")[0] for line in lines[1:]] == ["download: 10 %", "download: 81 %", "download: 100 %"]
 
 
-def test_a_run_from_the_hub_records_the_commit(hub: Hub, tmp_path: Path) -> None:
-    env = environment(HF_HOME=str(tmp_path / "cache"), HF_ENDPOINT=hub.url)
+WITHOUT_NETWORK = """
+import socket
+def refuse(*_, **__): raise AssertionError("the network was asked for something")
+socket.socket.connect = socket.socket.connect_ex = socket.getaddrinfo = socket.create_connection = refuse
+from t2vcli.cli.main import main
+main()
+"""
+
+
+def test_a_run_from_a_full_cache_needs_no_network_and_records_the_commit(hub: Hub, tmp_path: Path) -> None:
+    fetch(tmp_path / "cache", {"model": "owner/xl"}, endpoint=hub.url)
     small = ("--device", "cpu", "--frames", "4", "--width", "32", "--height", "32", "--steps", "2")
-    outcome = spawn(
-        *("generate", "a boat", "--model", "owner/xl", *small, "--quiet", "-o", "x.mp4"), folder=tmp_path, env=env
+    done = subprocess.run(
+        [
+            sys.executable,
+            "-c",
+            WITHOUT_NETWORK,
+            "generate",
+            "a boat",
+            "--model",
+            "owner/xl",
+            *small,
+            "-q",
+            "-o",
+            "x.mp4",
+        ],
+        cwd=tmp_path,
+        env=environment(HF_HOME=str(tmp_path / "cache"), HF_ENDPOINT=hub.url),
+        capture_output=True,
+        text=True,
+        timeout=LIMIT_S,
+        check=False,
     )
-    assert (outcome.code, outcome.stdout, outcome.stderr) == (0, "x.mp4\n", "")
+    assert (done.returncode, done.stdout, done.stderr) == (0, "x.mp4\n", "")
     recipe = read_metadata(tmp_path / "x.mp4")
     assert recipe is not None
-    assert recipe["model"] == {"source": "owner/xl", "revision": hub.commit("owner/xl"), "variant": None}
+    assert {k: recipe["model"][k] for k in ("source", "revision", "variant")} == {
+        "source": "owner/xl",
+        "revision": hub.commit("owner/xl"),
+        "variant": None,
+    }
 
 
 # Folders

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import pickle
+import re
 import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -66,7 +67,9 @@ def load_tokenizer(files: ModelFiles) -> CLIPTokenizer:
         with _quietly():
             return CLIPTokenizer.from_pretrained(files.parts["tokenizer"], local_files_only=True)
     except _LOAD_ERRORS as error:
-        raise ModelError(f"the tokenizer in {files.parts['tokenizer']} cannot be read ({_first_line(error)})") from None
+        raise ModelError(
+            f"the tokenizer in {files.parts['tokenizer']} cannot be read ({_first_line(error)}); {files.remedy}"
+        ) from None
 
 
 def load_model(files: ModelFiles, dtype: torch.dtype) -> Model:
@@ -91,8 +94,14 @@ def _load_part(kind: Any, files: ModelFiles, part: str, dtype: torch.dtype) -> A
         with _quietly():
             module, info = kind.from_pretrained(files.parts[part], **options)
     except _LOAD_ERRORS as error:
+        refused = _refused_by_the_unpickler(error)
+        if refused:
+            raise ModelError(
+                f"{weights} cannot be loaded: it holds {refused}, and a .bin is read only as far as it holds tensors,"
+                " since anything else could run code; use a model in safetensors"
+            ) from None
         raise ModelError(
-            f"{weights} cannot be loaded ({_first_line(error)}); download it again or check --model and --variant"
+            f"{weights} cannot be loaded ({_first_line(error)}); {files.remedy}, or check --model and --variant"
         ) from None
     wrong = [*info.get("missing_keys", ()), *(str(k) for k in info.get("mismatched_keys", ()))]
     if wrong:
@@ -104,6 +113,17 @@ def _load_part(kind: Any, files: ModelFiles, part: str, dtype: torch.dtype) -> A
     # Weights keep requires_grad, as in diffusers' pipelines: nothing is recorded in inference mode, but without it
     # torch.matmul multiplies non-contiguous inputs another way and the frames differ from theirs in the last bits.
     return module.eval()
+
+
+def _refused_by_the_unpickler(error: BaseException) -> str | None:
+    """Returns what a pickle holds that torch's weights-only unpickler refused, such as `posix.system`, if that it was."""
+    cause: BaseException | None = error
+    while cause is not None:
+        named = re.search(r"(?i)unsupported (?:global: )?global ([\w.]+)", str(cause))
+        if named and isinstance(cause, pickle.UnpicklingError):
+            return named[1]
+        cause = cause.__cause__ or cause.__context__
+    return None
 
 
 def _first_line(error: BaseException) -> str:
