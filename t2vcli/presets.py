@@ -30,6 +30,7 @@ REQUESTS: dict[str, type[Request]] = {"generate": GenerateRequest, "upscale": Up
 
 SUFFIXES = (".yaml", ".yml")
 MAX_FILE_BYTES = 256 * 1024
+MAX_NUMBER = 2**63 - 1
 
 
 @dataclass(frozen=True)
@@ -52,6 +53,7 @@ class Preset:
     task: Task
     licence: str | None
     download_bytes: int | None
+    architecture: str | None  # its name in the table of memory predictions
     trained: TrainedRange | None
     notes: tuple[str, ...]
     values: Mapping[str, Any]
@@ -93,11 +95,12 @@ class _Header(BaseModel):
     task: Task | None = None
     licence: Text | None = None
     download_bytes: Annotated[int, Field(ge=0)] | None = None
+    architecture: Text | None = None
     trained: _Trained | None = None
     notes: list[Text] = []
 
 
-_PER_RUN = ("preset", "prompt", "seed", "device")
+_PER_RUN = ("preset", "prompt", "seed", "device", "vram", "start", "duration", "max_frames")
 _REQUEST_FIELDS = {
     name: field for kind in REQUESTS.values() for name, field in kind.model_fields.items() if name not in _PER_RUN
 }
@@ -150,6 +153,16 @@ class _Loader(yaml.SafeLoader):
                 raise yaml.MarkedYAMLError(None, None, f"the key {key.value!r} is given twice", key.start_mark)
             seen.add(key.value)
         return node
+
+
+def _construct_int(loader: _Loader, node: yaml.ScalarNode) -> int:
+    number: int = loader.construct_yaml_int(node)
+    if abs(number) > MAX_NUMBER:  # 0x and a megabyte of digits is a number that cannot even be named in a message
+        raise OverflowError
+    return number
+
+
+_Loader.add_constructor("tag:yaml.org,2002:int", _construct_int)
 
 
 def _read(path: Path) -> _Source:
@@ -351,6 +364,7 @@ def _load(path: Path) -> Preset:
         task=task,
         licence=merged.get("licence"),
         download_bytes=merged.get("download_bytes"),
+        architecture=merged.get("architecture"),
         trained=trained and TrainedRange(trained.frames[0], trained.frames[1], trained.width, trained.height),
         notes=tuple(merged.get("notes", ())),
         values=MappingProxyType(

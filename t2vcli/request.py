@@ -12,19 +12,32 @@ from collections.abc import Mapping
 from fractions import Fraction
 from typing import Annotated, Any, Literal, Self, TypeVar
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PlainSerializer, ValidationError, model_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    PlainSerializer,
+    ValidationError,
+    model_validator,
+)
 
 from t2vcli.errors import UsageError
 from t2vcli.schedulers import SCHEDULERS
+from t2vcli.sizes import parse_size
 
-Offload = Literal["none", "model", "sequential"]
+Offload = Literal["none", "model", "group", "sequential"]
 DType = Literal["auto", "fp16", "bf16", "fp32"]
+Memory = Literal["auto", "fast", "balanced", "low", "lowest"]
 
 MAX_SEED = 2**63 - 1
 MAX_SIDE = 8192
 MAX_STEPS = 1000
 MAX_FRAMES = 10_000
+MAX_SECONDS = 1_000_000
 MAX_TEXT = 20_000  # a prompt of that length still fits into an mp4, whatever its characters
+MIN_CHUNK_BYTES = 64 * 1024  # smaller ones make hundreds of thousands of calls and save nothing more
 MAX_RATE_PART = 1_001_000  # the encoder rounds a rate whose numerator or denominator is larger
 
 
@@ -46,6 +59,18 @@ def parse_fps(value: object) -> Fraction:
         if abs(rate - exact) < Fraction(1, 200) and rate != whole:
             return exact
     return rate
+
+
+def parse_seconds(value: object) -> object:
+    """Returns the seconds in 90, "1.5", "1:30" or "0:01:30.5"; what is no text as it is. Raises ValueError."""
+    if not isinstance(value, str):
+        return float(value) if isinstance(value, int) and not isinstance(value, bool) else value
+    if not re.fullmatch(r"([0-9]{1,3}:)?([0-9]{1,7}:)?[0-9]{1,7}(\.[0-9]{1,9})?", value):
+        raise ValueError("must be seconds, or minutes and seconds, such as 90, 1.5 or 1:30")
+    whole = Fraction(0)
+    for part in value.split(":"):
+        whole = whole * 60 + Fraction(part)
+    return float(whole)
 
 
 def can_be_kept(rate: Fraction) -> bool:
@@ -104,7 +129,35 @@ def fps_text(rate: Fraction) -> str:
     return str(rate)
 
 
+def _check_duration(value: float | None) -> float | None:
+    if value == 0:
+        raise ValueError("must be above 0 seconds")
+    return value
+
+
+def _check_forward_chunk(value: object) -> object:
+    if value is None or value == "auto":
+        return value
+    if isinstance(value, str) and re.fullmatch(r"[0-9]{1,9}", value):
+        value = int(value)
+    if isinstance(value, bool) or not isinstance(value, int) or not 1 <= value <= 100_000:
+        raise ValueError("must be a whole number from 1 to 100000, or auto for the largest that divides every level")
+    return value
+
+
+def _check_size(value: object) -> object:
+    return None if value is None else parse_size(value)
+
+
+def _check_chunk_size(value: object) -> object:
+    size = None if value is None else parse_size(value)
+    if size is not None and size < MIN_CHUNK_BYTES:
+        raise ValueError(f"must be at least {MIN_CHUNK_BYTES // 1024}KiB")
+    return size
+
+
 Fps = Annotated[Fraction, BeforeValidator(_check_fps), PlainSerializer(fps_text, return_type=str)]
+Seconds = Annotated[float, BeforeValidator(parse_seconds), Field(ge=0, le=MAX_SECONDS, allow_inf_nan=False)]
 Side = Annotated[int, BeforeValidator(_check_side)]
 DeviceName = Annotated[str, BeforeValidator(_check_device)]
 SchedulerName = Annotated[str, BeforeValidator(_check_scheduler)]
@@ -132,12 +185,17 @@ class Request(BaseModel):
     eta: Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)] = 0.0
     clip_skip: Annotated[int, Field(ge=1, le=48)] | None = None
 
+    # None: the plan decides.
     dtype: DType = "auto"
     device: DeviceName = "auto"
-    offload: Offload = "none"
-    vae_slicing: bool = True
+    memory: Memory = "auto"
+    vram: Annotated[int | None, BeforeValidator(_check_size)] = None
+    offload: Offload | None = None
+    vae_slicing: bool | None = None
     vae_tiling: bool = False
-    forward_chunking: Annotated[int, Field(ge=1, le=100_000)] | None = None
+    forward_chunking: Annotated[int | Literal["auto"] | None, BeforeValidator(_check_forward_chunk)] = None
+    chunk_size: Annotated[int | None, BeforeValidator(_check_chunk_size)] = None
+    weights: Literal["full", "fp8"] = "full"
 
     @model_validator(mode="after")
     def _eta_has_an_effect(self) -> Self:
@@ -157,10 +215,14 @@ class GenerateRequest(Request):
 class UpscaleRequest(Request):
     """A clip from another clip, at another size; frame count and rate are the input's.
 
+    Of the input, the frames from `start` on, for `duration` (both in seconds), at most `max_frames`; None: all.
     `strength` follows diffusers: at 1.0 the input is all noise, and `min(int(steps * strength), steps)` steps run.
     """
 
     strength: Annotated[float, Field(gt=0, le=1, allow_inf_nan=False)]
+    start: Seconds | None = None
+    duration: Annotated[Seconds | None, AfterValidator(_check_duration)] = None
+    max_frames: Annotated[int, Field(ge=1, le=MAX_FRAMES)] | None = None
 
     @property
     def steps_run(self) -> int:

@@ -512,7 +512,8 @@ def test_check_output_names_what_stands_in_the_way(out: Path, tmp_path: Path) ->
 
 
 def test_check_output_sweeps_only_old_files_of_ours_that_nobody_holds(out: Path) -> None:
-    held, handle = files.reserve(out.parent, "mp4")
+    holding = files.reserved(out.parent, "mp4")
+    held, _ = holding.__enter__()
     old = time.time() - files.STALE_S - 10
     swept, kept = (
         [".t2v-0123abcd.part.mp4", ".t2v-01234567.part.png"],
@@ -523,8 +524,7 @@ def test_check_output_sweeps_only_old_files_of_ours_that_nobody_holds(out: Path)
         os.utime(out.parent / name, (old, old))
     (out.parent / ".t2v-aaaaaaaa.part.mp4").touch()
     os.utime(held, (old, old))
-    with handle:
-        check_output(out, overwrite=False)
+    check_output(out, overwrite=False)
     assert names(out.parent) == sorted([*kept, ".t2v-aaaaaaaa.part.mp4", held.name])
 
 

@@ -6,9 +6,9 @@ import contextlib
 import json
 import os
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, TextIO, TypeAlias, cast
 
 from rich.console import Console
 from rich.text import Text
@@ -17,34 +17,84 @@ from t2vcli.errors import OutputError
 
 
 def prepare_streams() -> None:
-    """Makes printing safe on terminals that cannot show every character: no run is lost to an emoji."""
+    """Makes printing safe: on terminals that cannot show every character, and where stdout or stderr are closed.
+
+    No run is lost to an emoji. Descriptors 0 to 2 are never left free, or the next file opened would take one of
+    them, and get whatever some library prints.
+    """
+    while (lowest := os.open(os.devnull, os.O_RDWR)) <= 2:
+        os.set_inheritable(lowest, True)
+    os.close(lowest)
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(errors="backslashreplace")
+    if sys.stdout is not None:
+        sys.stdout = _guarded(sys.stdout, _abandon_result)
+    if sys.stderr is not None:
+        sys.stderr = _guarded(sys.stderr, _abandon)
 
 
-class _Console(Console):
-    """rich's, where a reader that has gone away ends the printing, not the run."""
-
-    def on_broken_pipe(self) -> None:
-        _abandon(self.file)
+Fail: TypeAlias = Callable[[IO[str], OSError], None]
 
 
-def _abandon(stream: IO[str]) -> None:
-    """Lets whatever is still to be written go nowhere; Python would fail on it again at exit."""
+class _Stream:
+    """A text stream, but for what happens when nobody can be reached there any more."""
+
+    def __init__(self, stream: IO[str], fail: Fail) -> None:
+        self._stream = stream
+        self._fail = fail
+
+    def write(self, text: str) -> int:
+        try:
+            return self._stream.write(text)
+        except OSError as error:
+            self._fail(self._stream, error)
+            return len(text)
+
+    def flush(self) -> None:
+        try:
+            self._stream.flush()
+        except OSError as error:
+            self._fail(self._stream, error)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._stream, name)
+
+
+def _abandon(stream: IO[str], error: OSError) -> None:
+    """Lets whatever is still to be written go nowhere; Python would fail on it again at exit.
+
+    The disk under a log is full, a terminal was closed: no reason to lose a video.
+    """
     with contextlib.suppress(OSError):
         nowhere = os.open(os.devnull, os.O_WRONLY)
         os.dup2(nowhere, stream.fileno())
         os.close(nowhere)
 
 
+def _abandon_result(stream: IO[str], error: OSError) -> None:
+    """Raises OutputError unless it was the reader who wanted no more."""
+    _abandon(stream, error)
+    if not isinstance(error, BrokenPipeError):
+        raise OutputError(f"the result is done, but could not be printed to stdout ({error.strerror})") from None
+
+
+def _guarded(stream: IO[str], fail: Fail) -> TextIO:
+    return cast(TextIO, stream if isinstance(stream, _Stream) else _Stream(stream, fail))
+
+
+def _console(stream: IO[str] | None, fail: Fail, **options: Any) -> Console:
+    stream = getattr(stream, "rich_proxied_file", stream)  # under a live display
+    return Console(file=stream and _guarded(stream, fail), highlight=False, emoji=False, **options)
+
+
 def error_console() -> Console:
-    return _Console(stderr=True, highlight=False, soft_wrap=True, emoji=False)
+    return _console(sys.stderr, _abandon, stderr=True, soft_wrap=True)
 
 
 def result_console() -> Console:
-    """Returns the console for tables, in which no text is markup."""
-    return _Console(highlight=False, markup=False, emoji=False)
+    """Returns the console for tables, in which no text is markup. Printing there raises OutputError."""
+    return _console(sys.stdout, _abandon_result, markup=False)
 
 
 def printable(text: str) -> str:
@@ -54,18 +104,11 @@ def printable(text: str) -> str:
 
 def say(line: str) -> None:
     """Prints a line of talk to stderr, nothing in it interpreted as markup or as a terminal escape."""
-    _say(Text(printable(line)))
+    error_console().print(Text(printable(line)))
 
 
 def say_error(line: str) -> None:
-    _say(Text.assemble(("t2v:", "bold red"), " ", printable(line)))
-
-
-def _say(text: Text) -> None:
-    try:
-        error_console().print(text)
-    except OSError:  # the disk under a log is full, a terminal is gone: no reason to lose a video
-        _abandon(sys.stderr)
+    error_console().print(Text.assemble(("t2v:", "bold red"), " ", printable(line)))
 
 
 def result(line: str) -> None:
@@ -91,8 +134,5 @@ def _write_result(content: bytes) -> None:
         sys.stdout.flush()
         sys.stdout.buffer.write(content)
         sys.stdout.buffer.flush()
-    except BrokenPipeError:
-        _abandon(sys.stdout)
     except OSError as error:
-        _abandon(sys.stdout)
-        raise OutputError(f"the result is done, but could not be printed to stdout ({error.strerror})") from None
+        _abandon_result(sys.stdout, error)

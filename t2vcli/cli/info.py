@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-import os
+import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any
@@ -13,9 +13,10 @@ import typer
 from t2vcli.cli.console import printable, result, result_json, result_path
 from t2vcli.cli.options import DebugOpt, JsonOpt
 from t2vcli.cli.shared import refuse_input_as_output
-from t2vcli.errors import InputError, OutputError
+from t2vcli.errors import OutputError, UsageError
 
 MAX_INDENT = 20  # deeper, a recipe's values are shown as JSON: a stranger's file may be nested without end
+MAX_SHEET_PIXELS = 100_000_000
 
 FileArg = Annotated[Path, typer.Argument(metavar="FILE", help="A video.", show_default=False)]
 
@@ -73,18 +74,19 @@ def sheet(
     debug: DebugOpt = False,
 ) -> None:
     """Lay a video's frames out in one PNG, to see it at a glance."""
+    from t2vcli.video.files import check_target
     from t2vcli.video.reader import probe, read_frames
-    from t2vcli.video.sheet import contact_sheet, write_png
+    from t2vcli.video.sheet import contact_sheet, sheet_size, write_png
 
     video = probe(file)
     path = output or file.with_suffix(".png")
     if path.suffix.lower() != ".png":
         raise OutputError(f"{path}: a contact sheet is a .png file")
+    check_target(path, overwrite=overwrite)
     refuse_input_as_output(path, file)
-    if os.path.lexists(path) and not overwrite:
-        raise OutputError(f"{path} exists; use --overwrite or another -o")
-    if video.frames < 1:
-        raise InputError(f"{file} has no frames")
+    shape = sheet_size(video.width, video.height, count=video.frames, columns=columns, most=most, scale=scale)
+    if math.prod(shape) > MAX_SHEET_PIXELS:
+        raise UsageError(f"the sheet would be {shape[0]}x{shape[1]} pixels; choose a smaller --scale or --most")
     image = contact_sheet(read_frames(file, video), count=video.frames, columns=columns, most=most, scale=scale)
-    write_png(path, image)
+    write_png(path, image, overwrite=overwrite)
     result_path(path)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import functools
 import os
 import re
 import select
@@ -17,7 +18,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO
@@ -44,8 +45,11 @@ FORMATS = (
     "ivf,h264,hevc,av1,obu,m4v,mjpeg,dv,mxf,mxf_opatom,wtv,rm,webp_anim,yuv4mpegpipe,y4m"
 )
 
+MAX_PIXELS = 36_000_000
+"""The largest picture that is decoded (8K is 33 to 35 million): a file of a kilobyte may claim one of gigabytes."""
+
 _NOISE = re.compile(
-    r"^(frame=|Conversion failed|Task finished|Terminating thread|Last message repeated|Nothing was written|Error writing trailer"
+    r"^(frame=|Could not open encoder before EOF|Output file is empty|Error processing|Error selecting an encoder|Conversion failed|Task finished|Terminating thread|Last message repeated|Nothing was written|Error writing trailer"
     r"|Error closing file|Error submitting|Error muxing|Error sending|Error while filtering|Error opening (input|output) files?\b"
     r"|Exiting normally|Could not find tag|Press )",
 )
@@ -89,10 +93,38 @@ def require_encoder(encoder: str = "libx264") -> str:
         raise OutputError(f"ffmpeg at {shown(exe)} did not answer within {STARTUP_LIMIT_S:g} seconds; {REINSTALL}")
     if done.status != 0:
         raise OutputError(f"ffmpeg at {shown(exe)} does not run ({how_it_ended(done.status, done.log)}); {REINSTALL}")
-    names = {words[1] for line in done.output.decode("utf-8", "replace").splitlines() if len(words := line.split()) > 1}
-    if encoder not in names:
+    if encoder not in _second_words(done.output):
         raise OutputError(f"ffmpeg at {shown(exe)} was built without the encoder {encoder}; {REINSTALL}")
     return exe
+
+
+@functools.cache
+def _decoders(exe: str) -> frozenset[str]:
+    done = run(["-hide_banner", "-nostdin", "-decoders"], limit_s=STARTUP_LIMIT_S, exe=exe)
+    return frozenset(_second_words(done.output))
+
+
+def has_decoder(name: str) -> bool:
+    """Returns whether the ffmpeg at hand has the decoder."""
+    return name in _decoders(find_ffmpeg())
+
+
+def has_filters(*names: str) -> bool:
+    """Returns whether the ffmpeg at hand has all of these filters."""
+    return _filters(find_ffmpeg()).issuperset(names)
+
+
+@functools.cache
+def _filters(exe: str) -> frozenset[str]:
+    done = run(["-hide_banner", "-nostdin", "-filters"], limit_s=STARTUP_LIMIT_S, exe=exe)
+    return frozenset(_second_words(done.output))
+
+
+def _second_words(listing: bytes) -> Iterator[str]:
+    """Yields the names in one of ffmpeg's lists, where flags come first."""
+    for line in listing.decode("utf-8", "replace").splitlines():
+        if len(words := line.split()) > 1:
+            yield words[1]
 
 
 def file_url(path: Path | str) -> str:
@@ -101,8 +133,14 @@ def file_url(path: Path | str) -> str:
 
 
 def input_arguments(path: Path | str) -> list[str]:
-    """Returns the arguments that open `path`: a local file, one of FORMATS, and nothing that it may refer to."""
-    return ["-protocol_whitelist", "file,pipe", "-format_whitelist", FORMATS, "-i", file_url(path)]
+    """Returns the arguments that open `path`: a local file, one of FORMATS, and nothing that it may refer to.
+
+    No picture in it is decoded that has more than MAX_PIXELS.
+    """
+    return [
+        *("-max_pixels", str(MAX_PIXELS), "-protocol_whitelist", "file,pipe", "-format_whitelist", FORMATS),
+        *("-i", file_url(path)),
+    ]
 
 
 @dataclass(frozen=True)
@@ -130,9 +168,12 @@ def start(
 ) -> Running:
     """Starts ffmpeg with pipes as asked for; `stop` must follow, whatever happens. Raises OutputError if it cannot start.
 
-    On Linux it dies with the thread that started it, so that a killed t2v leaves nothing running.
+    On Linux it dies with this process, so that a killed t2v leaves nothing running. That is asked for only in the main
+    thread: to the kernel the parent is the thread, and another one may end before its ffmpeg has (prctl(2)). What such
+    a thread leaves ends by itself, as its pipes are closed.
     """
     exe = exe or find_ffmpeg()
+    in_main_thread = threading.current_thread() is threading.main_thread()
     try:
         process = subprocess.Popen(
             [exe, *arguments],
@@ -142,7 +183,7 @@ def start(
             bufsize=0,
             pass_fds=pass_fds,
             process_group=0,
-            preexec_fn=_die_with_parent(os.getpid()),
+            preexec_fn=_die_with_parent(os.getpid()) if in_main_thread else None,
         )
     except (OSError, subprocess.SubprocessError) as error:
         raise OutputError(f"ffmpeg at {shown(exe)} could not be started ({error}); {REINSTALL}") from None

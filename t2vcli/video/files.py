@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import fcntl
+import functools
 import os
 import re
 import secrets
@@ -18,54 +19,89 @@ from t2vcli.errors import OutputError
 from t2vcli.video.ffmpeg import shown
 
 STALE_S = 3600.0
-"""After how long without a change a hidden file that no run holds counts as left behind."""
+"""After how long without a change a hidden file of another machine, which no run holds, counts as left behind."""
 
-_STALE_NAME = re.compile(r"\.t2v-[0-9a-f]{8}\.part\.(mp4|png)")
-_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+_STALE_NAME = re.compile(r"\.t2v-([0-9a-f]{4})[0-9a-f]{4}\.part\.(mp4|png)")
+FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 _NO_LINKS = (errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK, errno.EINVAL)
 
 
-def reserve(folder: Path, suffix: str) -> tuple[Path, IO[bytes]]:
-    """Returns a new empty hidden file in `folder`, and the handle whose lock says that it is in use.
+@contextlib.contextmanager
+def reserved(folder: Path, suffix: str) -> Iterator[tuple[Path, IO[bytes]]]:
+    """Yields a new empty hidden file in `folder`, and the handle whose lock says that it is in use.
 
-    Its name is short on purpose: the target's name may already be as long as the disk allows.
+    Both are gone afterwards, unless the file has got another name meanwhile; a name that cannot be removed is left to
+    `sweep`. It is short on purpose: the target's name may already be as long as the disk allows. Raises OSError.
     """
     while True:
-        temporary = folder / f".t2v-{secrets.token_hex(4)}.part.{suffix}"
-        try:
-            handle = open(temporary, "xb")  # noqa: SIM115 - the caller closes it
-        except FileExistsError:
-            continue
-        with contextlib.suppress(OSError):  # some network disks have no locks
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        return temporary, handle
+        temporary = folder / f".t2v-{_this_machine()}{secrets.token_hex(2)}.part.{suffix}"
+        with contextlib.ExitStack() as afterwards:
+            try:
+                handle = afterwards.enter_context(open(temporary, "xb"))
+            except FileExistsError:
+                continue
+            afterwards.callback(_remove, temporary)
+            if _held(handle):
+                yield temporary, handle
+                return
+
+
+def _held(handle: IO[bytes]) -> bool:
+    """Returns whether the file is ours now: a `sweep` may have come between its making and its locking."""
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    except OSError:  # some network disks have no locks, so that nothing is swept there either
+        return True
+    return os.fstat(handle.fileno()).st_nlink > 0
+
+
+def _remove(path: Path) -> None:
+    with contextlib.suppress(OSError):
+        path.unlink(missing_ok=True)
+
+
+@functools.cache
+def _this_machine() -> str:
+    """Returns four hexadecimal digits for the system that runs now: of all locks, only its own can be relied on."""
+    try:
+        return Path("/proc/sys/kernel/random/boot_id").read_text()[:4]
+    except OSError:
+        return secrets.token_hex(2)
 
 
 def sweep(folder: Path) -> None:
-    """Removes what killed runs left in `folder`: hidden files of ours, unchanged for an hour, that no run holds."""
+    """Removes what killed runs left in `folder`: hidden files of ours that no run holds.
+
+    Those of another machine, or from before it was started anew, only when they have not changed for an hour: not
+    every network disk passes locks on.
+    """
     with contextlib.suppress(OSError):
         for entry in list(os.scandir(folder)):
-            if _STALE_NAME.fullmatch(entry.name) and entry.is_file(follow_symlinks=False):
+            name = _STALE_NAME.fullmatch(entry.name)
+            if name and entry.is_file(follow_symlinks=False):
                 with contextlib.suppress(OSError):
-                    _remove_if_stale(entry)
+                    if name[1] == _this_machine() or time.time() - entry.stat().st_mtime > STALE_S:
+                        _remove_unless_held(entry.path)
 
 
-def _remove_if_stale(entry: os.DirEntry[str]) -> None:
-    if time.time() - entry.stat().st_mtime > STALE_S:
-        with open(entry.path, "rb") as handle:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            os.unlink(entry.path)
+def _remove_unless_held(path: str) -> None:
+    with open(path, "rb") as handle:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        os.unlink(path)
 
 
 def check_target(path: Path, *, overwrite: bool) -> None:
     """Raises OutputError if `path` is there and may not be replaced, or could not even be looked at."""
     try:
         found = os.lstat(path)
+        is_folder = path.is_dir()
     except FileNotFoundError:
         return
     except (OSError, ValueError) as error:
         refuse(path, error)
-    if path.is_dir():
+    if is_folder:
         raise OutputError(f"{shown(path)} is a folder; choose a file name with -o")
     if not (stat.S_ISREG(found.st_mode) or stat.S_ISLNK(found.st_mode)):
         raise OutputError(f"{shown(path)} is not a regular file; choose another path with -o")
@@ -74,19 +110,41 @@ def check_target(path: Path, *, overwrite: bool) -> None:
 
 
 def move_into_place(temporary: Path, path: Path, *, overwrite: bool) -> None:
-    """Gives the finished file its name, at once. Without `overwrite` a file that appeared meanwhile stays: OutputError."""
-    if overwrite:
-        os.replace(temporary, path)
-    else:
+    """Gives the finished file its name, at once, and sees to it that the disk keeps that.
+
+    Without `overwrite` a file that appeared meanwhile stays: OutputError. If the disk does not confirm the new name, it
+    is taken away again, unless it has replaced an old file by then: OutputError says that the new one is whole.
+    """
+    folder = _open_folder(path.parent)  # first, so that a folder that is gone is met before anything has changed
+    try:
+        if overwrite:
+            os.replace(temporary, path)
+        else:
+            _name_exclusively(temporary, path)
         try:
-            os.link(temporary, path)
-        except FileExistsError:
-            refuse_existing(path)
+            _sync_folder(folder)
         except OSError as error:
-            if error.errno not in _NO_LINKS:
-                raise
-            _move_without_links(temporary, path)
-    _sync_folder(path.parent)
+            if overwrite:
+                raise OutputError(
+                    f"{shown(path)} is written and whole, but its disk did not confirm that it keeps it"
+                    f" ({error.strerror}); copy it to another disk"
+                ) from None
+            _remove(path)
+            raise
+    finally:
+        if folder is not None:
+            os.close(folder)
+
+
+def _name_exclusively(temporary: Path, path: Path) -> None:
+    try:
+        os.link(temporary, path)
+    except FileExistsError:
+        refuse_existing(path)
+    except OSError as error:
+        if error.errno not in _NO_LINKS:
+            raise
+        _move_without_links(temporary, path)
 
 
 def _move_without_links(temporary: Path, path: Path) -> None:
@@ -102,15 +160,22 @@ def _move_without_links(temporary: Path, path: Path) -> None:
         raise
 
 
-def _sync_folder(folder: Path) -> None:
-    fd = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+def _open_folder(folder: Path) -> int | None:
+    """Returns a descriptor to flush the folder by; None where it may be written to but not read."""
     try:
-        os.fsync(fd)
+        return os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    except PermissionError:
+        return None
+
+
+def _sync_folder(folder: int | None) -> None:
+    if folder is None:
+        return
+    try:
+        os.fsync(folder)
     except OSError as error:
         if error.errno not in (errno.EINVAL, errno.EOPNOTSUPP):  # some network disks cannot
             raise
-    finally:
-        os.close(fd)
 
 
 @contextlib.contextmanager
@@ -127,10 +192,12 @@ def refuse(path: Path, error: OSError | ValueError) -> NoReturn:
     name, folder = shown(path), shown(path.parent)
     number = error.errno if isinstance(error, OSError) else None
     reason = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
-    if number in _FULL:
+    if number in FULL:
         message = (
             f"there is no space left in {folder} for {name} ({reason}); free some, or choose another folder with -o"
         )
+    elif number == errno.ENOENT and not path.parent.is_dir():
+        message = f"{name} cannot be written, its folder {folder} is gone ({reason}); choose another folder with -o"
     elif number == errno.ENAMETOOLONG:
         message = f"the name {name} is too long for this disk; choose a shorter one with -o"
     elif number in (errno.EACCES, errno.EPERM, errno.EROFS):

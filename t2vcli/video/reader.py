@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import math
 import os
 import re
 import stat
@@ -21,14 +22,19 @@ import numpy as np
 
 from t2vcli.errors import InputError
 from t2vcli.video import Frame, ffmpeg
-from t2vcli.video.ffmpeg import QUIET, Finished, input_arguments, last_line, shown
+from t2vcli.video.colors import Color, has_alpha, to_rgb
+from t2vcli.video.ffmpeg import MAX_PIXELS, QUIET, Finished, how_it_ended, input_arguments, last_line, shown
+from t2vcli.video.pictures import PICTURES_PER_S, common_size, pictures_in, read_picture
 
 PROBE_LIMIT_S = 120.0
 MAX_SIDE = 16384
 MAX_METADATA_BYTES = 1 << 20
+MAX_METADATA_DEPTH = 200
+"""How deeply nested a stranger's metadata may be: what is close to Python's limit can be read, but not written again."""
+
 METADATA_KEY = "t2v"
 
-_PACKETS_BYTES = 256 << 20
+_PACKETS_BYTES = 32 << 20  # half a million frames
 _TAGS_BYTES = 8 << 20
 _NO_TIME = -(1 << 63)
 _DISCARD = 0x4  # AV_PKT_FLAG_DISCARD: cut away by an edit list; decoded, never shown
@@ -40,23 +46,29 @@ _STANDARD_RATES = sorted(
 _STREAM = re.compile(r"^ +Stream #0:0\S*: Video: (?P<codec>[^\s,(]+)(?: \((?P<profile>[^)]*)\))?.*$", re.M)
 _RATE = re.compile(r", ([\d.]+)(k?) (?:fps|tbr)\b")
 _DURATION = re.compile(r"^  Duration: (\d+):(\d\d):(\d\d\.\d+)", re.M)
-_FIRST = re.compile(r"\bn: *0 .*? fmt:(?P<format>\S+) .*?\bsar:(?P<sar>\d+/\d+) s:(?P<width>\d+)x(?P<height>\d+) ")
+_FIRST = re.compile(
+    r"\bn: *0 .*? fmt:(?P<format>\S+) .*?\bsar:(?P<sar>\d+/\d+) s:(?P<width>\d+)x(?P<height>\d+) i:(?P<field>\w)"
+)
 _COLOR = re.compile(r"color_range:(\S+) color_space:(\S+) color_primaries:(\S+) color_trc:(\S+)")
 _ENDS_EARLY = re.compile(
     r"ended prematurely|partial file|[Pp]acket corrupt|corrupt input packet|moov atom not found|truncat"
 )
+_TOO_LARGE = re.compile(r"Picture size (\d+x\d+) (?:is invalid|exceeds)")
 _TAG_LINE = re.compile(r"((?:\\.|[^\\=\n])*)(?:=((?:\\.|[^\\\n])*))?(?:\n|\Z)", re.S)
 _ESCAPED = re.compile(r"\\(.)", re.S)
 
 
 @dataclass(frozen=True)
-class Color:
-    """How the pixels are to be read, in ffmpeg's words (`tv`, `bt709`, ...); "" where the file does not say."""
+class Stream:
+    """What else lies in a file besides the pictures taken: its number there, kind, codec and language ("" if untold).
 
-    range: str = ""
-    matrix: str = ""
-    primaries: str = ""
-    transfer: str = ""
+    `kind` is audio, subtitle, cover, video, data or attachment.
+    """
+
+    index: int
+    kind: str
+    codec: str
+    language: str
 
 
 @dataclass(frozen=True)
@@ -64,6 +76,10 @@ class VideoInfo:
     """What a video file holds. `width` and `height` are as displayed: rotated, with square pixels.
 
     `frames` is how many it shows. Where `variable_rate` is set, `fps` is their average; otherwise it is exact.
+    `frames`, `fps` and `duration_s` are those of the part taken, which begins after `skipped` frames; `file_frames` and
+    `file_duration_s` are those of the file. `times_s` is when each frame is shown after the first, where the rate
+    varies, and `starts_s` when the first is shown after the file's beginning: sound may come before it.
+    `transparent` says that what is shown lies over black, `decoder` which decoder sees that ("": the usual one).
     """
 
     width: int
@@ -77,13 +93,30 @@ class VideoInfo:
     duration_s: float
     variable_rate: bool
     tags: dict[str, str] = field(default_factory=dict)
+    streams: tuple[Stream, ...] = ()
+    chapters: bool = False
+    interlaced: bool = False
+    transparent: bool = False
+    decoder: str = ""
+    skipped: int = 0
+    file_frames: int = 0
+    file_duration_s: float = 0.0
+    starts_s: Fraction = Fraction(0)
+    times_s: tuple[float, ...] = field(default=(), repr=False, compare=False)
+
+    @property
+    def whole(self) -> bool:
+        """Returns whether every frame of the file is taken."""
+        return self.frames == self.file_frames
 
 
 def probe(path: Path | str) -> VideoInfo:
-    """Returns what the video holds, without decoding more than its beginning.
+    """Returns what the video, or the folder of PNG pictures, holds, without decoding more than its beginning.
 
     Raises InputError when it is missing, no regular file, empty, not a video, without pictures, or cut short.
     """
+    if os.path.isdir(path):
+        return _probe_pictures(Path(path))
     _require_file(path)
     packets = ffmpeg.run(
         [
@@ -100,8 +133,15 @@ def probe(path: Path | str) -> VideoInfo:
         _refuse(path, packets, readable=len(times), announced=_announced(packets.log, hints))
     if not times or not streams:
         raise InputError(f"{shown(path)} holds no picture")
-    first = _read_first_frame(path)
+    beside = _other_streams(packets.log)
+    decoder = _decoder_of_alpha(packets.log, streams[-1]["codec"])
+    first = _read_first_frame(path, decoder)
     fps, variable = _find_rate(times, last_duration, time_base, hints)
+    duration_s = float((times[-1] - times[0] + last_duration) * time_base) if variable else float(len(times) / fps)
+    # A GIF's frames always have an alpha channel, but most are opaque.
+    transparent = has_alpha(first.pixel_format) and (
+        first.pixel_format not in ("bgra", "pal8") or _begins_transparent(path)
+    )
     return VideoInfo(
         width=first.width,
         height=first.height,
@@ -111,26 +151,40 @@ def probe(path: Path | str) -> VideoInfo:
         profile=streams[-1]["profile"] or "",
         pixel_format=first.pixel_format,
         color=first.color,
-        duration_s=float((times[-1] - times[0] + last_duration) * time_base) if variable else float(len(times) / fps),
+        duration_s=duration_s,
         variable_rate=variable,
         tags=_read_tags(path),
+        streams=beside,
+        chapters=_CHAPTER.search(packets.log) is not None,
+        interlaced=first.interlaced,
+        transparent=transparent,
+        decoder=decoder,
+        file_frames=len(times),
+        file_duration_s=duration_s,
+        starts_s=times[0] * time_base,
+        times_s=tuple(float((time - times[0]) * time_base) for time in times) if variable else (),
     )
 
 
 def read_frames(path: Path | str, info: VideoInfo | None = None) -> Iterator[Frame]:
-    """Yields every frame once, in order: (H, W, 3) uint8 RGB at the size that `info` (else `probe`) gives.
+    """Yields every frame of the part once, in order: (H, W, 3) uint8 RGB at the size that `info` (else `probe`) gives.
 
-    Rotation is applied, pixels are made square, and the colours follow the file's tags; where it has none, BT.709 from
-    720 lines on and BT.601 below, as players do. Interlaced frames stay woven, and alpha is dropped.
+    Rotation is applied, pixels are made square, and the colours follow the file's tags (see `to_rgb`). Interlaced
+    frames stay woven, and what is transparent lies over black. A part is decoded from the file's beginning on: seeking
+    is not exact in every container.
     Raises InputError when the file is damaged: after the last readable frame, and naming how many there were.
     """
     info = info or probe(path)
-    matrix = "auto" if info.color.matrix else ("bt709" if info.height >= 720 else "bt601")
-    scale = f"scale=w={info.width}:h={info.height}:in_color_matrix={matrix}:flags=lanczos+accurate_rnd+full_chroma_int+full_chroma_inp"
+    if os.path.isdir(path):
+        yield from _read_pictures(Path(path), info)
+        return
+    end = info.skipped + info.frames
+    part = "" if info.whole or not info.file_frames else f"trim=start_frame={info.skipped}:end_frame={end},"
+    filters = part + to_rgb(info.color, info.pixel_format, width=info.width, height=info.height)
     running = ffmpeg.start(
         [
-            *(*QUIET, "error", "-xerror", *input_arguments(path), "-map", "0:V:0", "-vf", f"{scale},format=rgb24"),
-            *("-fps_mode", "passthrough", "-f", "rawvideo", "-pix_fmt", "rgb24", "pipe:1"),
+            *(*QUIET, "error", "-xerror", *_decoding(info.decoder), *input_arguments(path), "-map", "0:V:0"),
+            *("-vf", filters, "-fps_mode", "passthrough", "-f", "rawvideo", "-pix_fmt", "rgb24", "pipe:1"),
         ],
         stdin=False,
         stdout=True,
@@ -158,6 +212,11 @@ def read_frames(path: Path | str, info: VideoInfo | None = None) -> Iterator[Fra
             "the file may be damaged, or its disk not answering"
         )
     log = running.log()
+    if status < 0:
+        raise InputError(
+            f"ffmpeg stopped after {count} of the {info.frames} frames of {shown(path)}"
+            f" ({how_it_ended(status, log)}); try again, or encode the video again"
+        )
     if status != 0 or size or count != info.frames or _ENDS_EARLY.search(log):
         why = f" ({last_line(log)})" if last_line(log) else ""
         raise InputError(
@@ -165,17 +224,65 @@ def read_frames(path: Path | str, info: VideoInfo | None = None) -> Iterator[Fra
         )
 
 
-def read_metadata(path: Path | str) -> dict[str, object] | None:
-    """Returns the JSON object that `write_mp4` put into the file, or None if there is none.
+def _probe_pictures(folder: Path) -> VideoInfo:
+    pictures = pictures_in(folder)
+    width, height, transparent = common_size(pictures)
+    fps = Fraction(PICTURES_PER_S)
+    return VideoInfo(
+        width=width,
+        height=height,
+        fps=fps,
+        frames=len(pictures),
+        codec="png",
+        profile="",
+        pixel_format="rgba" if transparent else "rgb24",
+        color=Color(range="pc", matrix="gbr"),
+        duration_s=float(len(pictures) / fps),
+        variable_rate=False,
+        transparent=transparent,
+        file_frames=len(pictures),
+        file_duration_s=float(len(pictures) / fps),
+    )
 
-    Raises InputError when the file is no video, or what it holds is no JSON object or above 1 MiB.
+
+def _read_pictures(folder: Path, info: VideoInfo) -> Iterator[Frame]:
+    pictures = pictures_in(folder)
+    if len(pictures) != info.file_frames:
+        raise InputError(f"{shown(folder)} held {info.file_frames} pictures before and holds {len(pictures)} now")
+    for path in pictures[info.skipped : info.skipped + info.frames]:
+        frame = read_picture(path)
+        if frame.shape != (info.height, info.width, 3):
+            raise InputError(f"{shown(path)} is not {info.width}x{info.height} pixels any more")
+        yield frame
+
+
+def read_metadata(path: Path | str) -> dict[str, object] | None:
+    """Returns the JSON object that `write_mp4` put into the file, or None if there is none, as in a folder of pictures.
+
+    Raises InputError when the file is no video, or what it holds is no JSON object, above 1 MiB or nested too deeply.
     """
+    if os.path.isdir(path):
+        pictures_in(Path(path))
+        return None
     _require_file(path)
     text = _read_tags(path, strict=True).get(METADATA_KEY)
     if text is None:
         _read_first_frame(path)
         return None
-    return parse_metadata(text, shown(path))
+    metadata = parse_metadata(text, shown(path))
+    if _depth(metadata) > MAX_METADATA_DEPTH:
+        raise InputError(f"the t2v metadata in {shown(path)} is nested more than {MAX_METADATA_DEPTH} deep")
+    return metadata
+
+
+def _depth(value: object) -> int:
+    """Returns how many objects and lists lie one in the other, 1 for `value` alone."""
+    depth, level = 0, [value]
+    while level:
+        depth += 1
+        inner = [part.values() if isinstance(part, dict) else part for part in level if isinstance(part, dict | list)]
+        level = [part for parts in inner for part in parts if isinstance(part, dict | list)]
+    return depth
 
 
 def parse_metadata(text: str, name: str) -> dict[str, object]:
@@ -183,7 +290,7 @@ def parse_metadata(text: str, name: str) -> dict[str, object]:
     if len(text.encode("utf-8", "surrogatepass")) > MAX_METADATA_BYTES:
         raise InputError(f"the t2v metadata in {name} is larger than 1 MiB, which t2v never writes")
     try:
-        value = json.loads(text, parse_constant=_refuse_constant)
+        value = json.loads(text, parse_constant=_refuse_constant, parse_float=_finite)
     except (ValueError, RecursionError):
         raise InputError(
             f"the t2v metadata in {name} is not valid JSON; it was damaged or written by something else"
@@ -195,6 +302,7 @@ def parse_metadata(text: str, name: str) -> dict[str, object]:
     return value
 
 
+_MOST_PIXELS = f"the most is {MAX_SIDE:,} a side and {MAX_PIXELS:,} in all"
 _WAY_OUT = "copy or download it again, or save what is left with `ffmpeg -i IN OUT.mp4`"
 
 
@@ -204,6 +312,7 @@ class _FirstFrame:
     height: int
     pixel_format: str
     color: Color
+    interlaced: bool
 
 
 def _require_file(path: Path | str) -> None:
@@ -214,8 +323,6 @@ def _require_file(path: Path | str) -> None:
     except (OSError, ValueError) as error:
         reason = error.strerror if isinstance(error, OSError) else str(error)
         raise InputError(f"{shown(path)} cannot be read: {reason}") from None
-    if stat.S_ISDIR(found.st_mode):
-        raise InputError(f"{shown(path)} is a folder; give a video file")
     if not stat.S_ISREG(found.st_mode):
         raise InputError(f"{shown(path)} is not a regular file; save the video to a file first")
     if found.st_size == 0:
@@ -233,21 +340,29 @@ def _refuse(path: Path | str, done: Finished, *, readable: int = 0, announced: i
         )
     if done.overflowed:
         raise InputError(f"{name} is too long; cut it shorter")
+    if done.status < 0:
+        ended = how_it_ended(done.status, done.log)
+        raise InputError(f"ffmpeg stopped while reading {name} ({ended}); try again, or encode the video again")
     if "matches no streams" in done.log:
         raise InputError(f"{name} holds no video stream (only sound, a cover picture or subtitles)")
-    if readable:
-        counts = f"{readable} of its {announced}" if announced > readable else f"only its first {readable}"
+    if readable or announced:
+        counts = f"{readable or 'none'} of its {announced}" if announced > readable else f"only its first {readable}"
         raise InputError(f"{name} is damaged or truncated: {counts} frames could be read; {_WAY_OUT}")
+    if size := _TOO_LARGE.search(done.log):
+        raise InputError(f"{name} is {size[1]} pixels; {_MOST_PIXELS}")
     if "moov atom not found" in done.log and _begins_as_mp4(path):
         raise InputError(
             f"{name} is damaged or truncated: its index is missing, so no frame could be read; copy or download it again"
         )
-    raise InputError(f"{name} is not a video that can be read ({last_line(done.log) or f'exit status {done.status}'})")
+    raise InputError(f"{name} is not a video that can be read ({last_line(done.log) or how_it_ended(done.status, '')})")
 
 
 def _begins_as_mp4(path: Path | str) -> bool:
-    with open(path, "rb") as file:
-        return file.read(8)[4:] == b"ftyp"
+    try:
+        with open(path, "rb") as file:
+            return file.read(8)[4:] == b"ftyp"
+    except OSError:  # gone since
+        return False
 
 
 def _announced(log: str, hints: list[float]) -> int:
@@ -301,9 +416,13 @@ def _find_rate(times: list[int], last_duration: int, time_base: Fraction, hints:
         for rate in [*near, *plain, average]:
             if rate > 0 and _fits(times, float(1 / (rate * time_base)), tolerance=max(1, steps[0] // 100)):
                 return rate, False
-    total = span + last_duration * time_base
-    average = Fraction(len(times)) / total if total > 0 else Fraction(25)
-    return max(average.limit_denominator(1001), Fraction(1, 1001)), True
+    return average_rate(len(times), span + last_duration * time_base), True
+
+
+def average_rate(frames: int, seconds: Fraction) -> Fraction:
+    """Returns frames per second with a denominator of at most 1001; 25 where they take no time."""
+    average = frames / seconds if seconds > 0 else Fraction(25)
+    return max(average.limit_denominator(1001), Fraction(1, 1001))
 
 
 def _fits(times: list[int], period: float, *, tolerance: int) -> bool:
@@ -315,10 +434,60 @@ def _nearest_standard(rate: float) -> Fraction:
     return min(_STANDARD_RATES, key=lambda standard: abs(float(standard) - rate))
 
 
-def _read_first_frame(path: Path | str) -> _FirstFrame:
+_BESIDE = re.compile(
+    r"^  Stream #0:(?P<index>\d+)(?:\[\w+\])?(?:\((?P<language>\w+)\))?: "
+    r"(?P<kind>Video|Audio|Subtitle|Data|Attachment): (?P<codec>[^\s,(]+)(?P<rest>.*)$",
+    re.M,
+)
+_CHOSEN = re.compile(r"^  Stream #0:(\d+) -> #0:0 \(copy\)", re.M)
+_CHAPTER = re.compile(r"^ +Chapter #0:\d+: start ", re.M)
+_ALPHA_DECODERS = {"vp8": "libvpx", "vp9": "libvpx-vp9"}
+_ALPHA_MODE = re.compile(r"^ +alpha_mode +: 1$", re.M | re.I)
+
+
+def _other_streams(log: str) -> tuple[Stream, ...]:
+    """Returns the streams of the input that ffmpeg lists, but for the one that it took."""
+    chosen = _CHOSEN.search(log)
+    listed = log[: chosen.start()] if chosen else log
+    return tuple(
+        Stream(
+            int(line["index"]),
+            "cover" if "(attached pic)" in line["rest"] else line["kind"].lower(),
+            line["codec"],
+            line["language"] or "",
+        )
+        for line in _BESIDE.finditer(listed)
+        if chosen is None or line["index"] != chosen[1]
+    )
+
+
+def _decoder_of_alpha(log: str, codec: str) -> str:
+    """Returns the decoder that sees the alpha of a WebM, which lies beside its pictures: ffmpeg's own leave it out."""
+    decoder = _ALPHA_DECODERS.get(codec, "") if _ALPHA_MODE.search(log) else ""
+    return decoder if decoder and ffmpeg.has_decoder(decoder) else ""
+
+
+def _decoding(decoder: str) -> tuple[str, ...]:
+    return ("-c:v", decoder) if decoder else ()
+
+
+def _begins_transparent(path: Path | str) -> bool:
     done = ffmpeg.run(
         [
-            *(*QUIET, "info", "-xerror", *input_arguments(path), "-map", "0:V:0", "-map_metadata", "-1"),
+            *(*QUIET, "error", *input_arguments(path), "-map", "0:V:0", "-frames:v", "1"),
+            *("-vf", "format=rgba,alphaextract,format=gray", "-f", "rawvideo", "pipe:1"),
+        ],
+        limit_s=PROBE_LIMIT_S,
+        limit_bytes=MAX_PIXELS,
+    )
+    return done.status == 0 and min(done.output, default=255) < 255
+
+
+def _read_first_frame(path: Path | str, decoder: str = "") -> _FirstFrame:
+    done = ffmpeg.run(
+        [
+            *(*QUIET, "info", "-xerror", *_decoding(decoder), *input_arguments(path)),
+            *("-map", "0:V:0", "-map_metadata", "-1"),
             *("-vf", "showinfo=checksum=0", "-frames:v", "1", "-f", "null", "-"),
         ],
         limit_s=PROBE_LIMIT_S,
@@ -330,11 +499,11 @@ def _read_first_frame(path: Path | str) -> _FirstFrame:
     over, under = (int(part) for part in first["sar"].split("/"))
     if over and under:  # never fewer pixels than the file has
         width, height = (round(width * over / under), height) if over > under else (width, round(height * under / over))
-    if not (1 <= width <= MAX_SIDE and 1 <= height <= MAX_SIDE):
-        raise InputError(f"{shown(path)} is {width}x{height} pixels; the most is {MAX_SIDE} a side")
+    if not (1 <= width <= MAX_SIDE and 1 <= height <= MAX_SIDE and width * height <= MAX_PIXELS):
+        raise InputError(f"{shown(path)} is {width}x{height} pixels; {_MOST_PIXELS}")
     color = _COLOR.search(done.log, first.end())
     names = ["" if name == "unknown" else name for name in color.groups()] if color else []
-    return _FirstFrame(width, height, first["format"], Color(*names))
+    return _FirstFrame(width, height, first["format"], Color(*names), first["field"] in "TB")
 
 
 def _read_tags(path: Path | str, *, strict: bool = False) -> dict[str, str]:
@@ -372,3 +541,11 @@ def _unescape(text: str) -> str:
 
 def _refuse_constant(name: str) -> NoReturn:
     raise ValueError(f"{name} is not JSON")
+
+
+def _finite(number: str) -> float:
+    """Returns the number; `1e999` is JSON, but no number that can be kept or written again."""
+    value = float(number)
+    if not math.isfinite(value):
+        raise ValueError(f"{number} is too large")
+    return value

@@ -10,10 +10,20 @@ import numpy as np
 from PIL import Image
 
 from t2vcli.video import Frame
-from t2vcli.video.files import explained, move_into_place, reserve
+from t2vcli.video.files import explained, move_into_place, reserved
 
 GAP = 2
 LIGHT = 240
+
+
+def sheet_size(
+    width: int, height: int, *, count: int, columns: int = 8, most: int = 16, scale: int = 1
+) -> tuple[int, int]:
+    """Returns the (width, height) in pixels of the `contact_sheet` of `count` frames of `width` x `height`."""
+    cells = min(count, most)
+    columns = min(columns, cells)
+    rows = -(-cells // columns)
+    return columns * (width * scale + GAP) - GAP, rows * (height * scale + GAP) - GAP
 
 
 def contact_sheet(frames: Iterable[Frame], *, count: int, columns: int = 8, most: int = 16, scale: int = 1) -> Frame:
@@ -32,23 +42,21 @@ def contact_sheet(frames: Iterable[Frame], *, count: int, columns: int = 8, most
         raise ValueError("there is no frame to show")
     height, width = picked[0].shape[:2]
     columns = min(columns, len(picked))
-    rows = -(-len(picked) // columns)
-    sheet = np.full((rows * (height + GAP) - GAP, columns * (width + GAP) - GAP, 3), LIGHT, np.uint8)
+    sheet_width, sheet_height = sheet_size(width, height, count=len(picked), columns=columns, most=most)
+    sheet = np.full((sheet_height, sheet_width, 3), LIGHT, np.uint8)
     for index, frame in enumerate(picked):
         top, left = index // columns * (height + GAP), index % columns * (width + GAP)
         sheet[top : top + height, left : left + width] = frame
     return sheet
 
 
-def write_png(path: Path, image: Frame) -> None:
-    """Writes `image` (H, W, 3) uint8 RGB to `path`, whole or not at all; a file there is replaced. Raises OutputError."""
-    with explained(path):
-        temporary, handle = reserve(path.parent, "png")
-        try:
-            with handle:
-                Image.fromarray(image).save(handle, "PNG")
-                handle.flush()
-                os.fsync(handle.fileno())
-            move_into_place(temporary, path, overwrite=True)
-        finally:
-            temporary.unlink(missing_ok=True)
+def write_png(path: Path, image: Frame, *, overwrite: bool = True) -> None:
+    """Writes `image` (H, W, 3) uint8 RGB to `path`, whole or not at all; a file there is replaced with `overwrite`.
+
+    Raises OutputError.
+    """
+    with explained(path), reserved(path.parent, "png") as (temporary, handle):
+        Image.fromarray(image).save(handle, "PNG")
+        handle.flush()
+        os.fsync(handle.fileno())
+        move_into_place(temporary, path, overwrite=overwrite)

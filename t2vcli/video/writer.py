@@ -14,6 +14,8 @@ import math
 import os
 import re
 import shlex
+import signal
+import stat
 import tempfile
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from fractions import Fraction
@@ -24,9 +26,11 @@ import numpy as np
 
 from t2vcli.errors import InputError, OutputError
 from t2vcli.video import Frame, ffmpeg
+from t2vcli.video.along import Along
+from t2vcli.video.colors import Color
 from t2vcli.video.ffmpeg import QUIET, REINSTALL, Running, file_url, shown
-from t2vcli.video.files import check_target, explained, move_into_place, refuse, reserve, sweep
-from t2vcli.video.reader import MAX_METADATA_BYTES, METADATA_KEY, Color, VideoInfo, parse_metadata, probe
+from t2vcli.video.files import FULL, check_target, explained, move_into_place, refuse, reserved, sweep
+from t2vcli.video.reader import MAX_METADATA_BYTES, METADATA_KEY, VideoInfo, parse_metadata, probe
 
 _MAX_RATE_PART = 1_001_000  # ffmpeg rounds a rate whose numerator or denominator is larger
 _SPECIAL = re.compile(r"[=;#\\\n]")
@@ -49,18 +53,20 @@ def check_output(path: Path, *, overwrite: bool) -> None:
             f"{name} does not end in .mp4, and t2v writes only mp4 (H.264); name it {shown(path.stem or 'out')}.mp4"
         )
     folder = path.parent
-    if not os.path.lexists(folder):
+    try:
+        is_folder = stat.S_ISDIR(os.stat(folder).st_mode)
+    except FileNotFoundError:
         raise OutputError(
             f"the folder {shown(folder)} does not exist; create it with `mkdir -p {shlex.quote(shown(folder))}`"
-        )
-    if not folder.is_dir():
+        ) from None
+    except (OSError, ValueError) as error:
+        refuse(path, error)
+    if not is_folder:
         raise OutputError(f"{shown(folder)} is not a folder; choose another path with -o")
     check_target(path, overwrite=overwrite)
-    with explained(path):
-        temporary, handle = reserve(folder, "mp4")
-        with handle:
-            temporary.unlink()
     sweep(folder)
+    with explained(path), reserved(folder, "mp4"):
+        pass
 
 
 def write_mp4(
@@ -75,35 +81,31 @@ def write_mp4(
     comment: str,
     crf: int = 17,
     overwrite: bool = False,
+    along: Along | None = None,
     on_frame: Callable[[int], None] | None = None,
 ) -> VideoInfo:
     """Returns what the finished file at `path` holds, after writing `count` frames, each (height, width, 3) uint8 RGB.
 
     H.264 High, yuv420p, BT.709 converted and tagged, exactly `width` x `height` (even) at exactly `fps`, index first.
     `metadata` (JSON) is kept under the key `t2v`, `comment` for people; `crf` is 1 (best) to 51.
+    `along` names what goes in beside the pictures, as it is in another file: sound, subtitles, chapters, tags.
     `on_frame(i)` is called after frame i of 1..count was taken.
     Raises OutputError when the video cannot be written or is not as asked for, ValueError for a frame of another shape.
     Errors of `frames` pass through unchanged. After any of them the target is as it was, and nothing else is left.
     """
     _check_request(path, count=count, width=width, height=height, fps=fps, crf=crf)
-    tags = _tags(metadata, comment)
+    tags = {**(along.tags if along else {}), **_tags(metadata, comment)}
     check_target(path, overwrite=overwrite)
-    with explained(path):
-        temporary, handle = reserve(path.parent, "mp4")
-    try:
-        with handle:
-            with explained(path):
-                tag_file = _write_tags(tags, path.parent)
-            with tag_file:
-                arguments = _encode_arguments(temporary, tag_file, width=width, height=height, fps=fps, crf=crf)
-                _encode(path, frames, arguments, tag_file, count=count, width=width, height=height, on_frame=on_frame)
-            with explained(path):
-                os.fsync(handle.fileno())
-                info = _verify(path, temporary, count=count, width=width, height=height, fps=fps, tags=tags)
-                move_into_place(temporary, path, overwrite=overwrite)
-    finally:
-        with contextlib.suppress(OSError):
-            temporary.unlink(missing_ok=True)
+    with contextlib.ExitStack() as afterwards:
+        with explained(path):
+            temporary, handle = afterwards.enter_context(reserved(path.parent, "mp4"))
+            tag_file = afterwards.enter_context(_write_tags(tags, path.parent))
+        arguments = _encode_arguments(temporary, tag_file, width=width, height=height, fps=fps, crf=crf, along=along)
+        _encode(path, frames, arguments, tag_file, count=count, width=width, height=height, on_frame=on_frame)
+        with explained(path):
+            _flush(temporary, handle)
+            info = _verify(path, temporary, count=count, width=width, height=height, fps=fps, tags=tags, along=along)
+            move_into_place(temporary, path, overwrite=overwrite)
     return info
 
 
@@ -142,10 +144,10 @@ def _write_tags(tags: Mapping[str, str], folder: Path) -> IO[bytes]:
 
     It lies in `folder` without a name, so that it cannot be left behind.
     """
-    lines = [f"{key}={_SPECIAL.sub(_ESCAPE, value)}\n" for key, value in tags.items()]
+    lines = [f"{_SPECIAL.sub(_ESCAPE, key)}={_SPECIAL.sub(_ESCAPE, value)}\n" for key, value in tags.items()]
     file = tempfile.TemporaryFile(dir=folder)  # noqa: SIM115 - the caller closes it
     try:
-        file.write("".join([";FFMETADATA1\n", *lines]).encode())
+        file.write("".join([";FFMETADATA1\n", *lines]).encode("utf-8", "replace"))
         file.seek(0)
     except BaseException:
         file.close()
@@ -154,7 +156,7 @@ def _write_tags(tags: Mapping[str, str], folder: Path) -> IO[bytes]:
 
 
 def _encode_arguments(
-    temporary: Path, tag_file: IO[bytes], *, width: int, height: int, fps: Fraction, crf: int
+    temporary: Path, tag_file: IO[bytes], *, width: int, height: int, fps: Fraction, crf: int, along: Along | None
 ) -> list[str]:
     timescale = fps.numerator * math.ceil(90_000 / fps.numerator)  # a whole number of ticks per frame, and fine ones
     pictures = ["-f", "rawvideo", "-pix_fmt", "rgb24", "-video_size", f"{width}x{height}", "-framerate", str(fps)]
@@ -162,7 +164,9 @@ def _encode_arguments(
         *(*QUIET, "level+warning", "-y"),
         *(*pictures, "-i", "pipe:0"),
         *("-f", "ffmetadata", "-i", f"pipe:{tag_file.fileno()}"),
-        *("-map", "0:v:0", "-map_metadata", "1", "-fps_mode", "passthrough", "-vf", _TO_BT709),
+        *(along.opened() if along else ()),
+        *("-map", "0:v:0", *(along.put(2) if along else ())),
+        *("-map_metadata", "1", "-fps_mode", "passthrough", "-vf", _TO_BT709),
         *("-c:v", "libx264", "-profile:v", "high", "-preset", "medium", "-crf", str(crf), "-pix_fmt", "yuv420p"),
         *("-color_range", "tv", "-colorspace", "bt709", "-color_primaries", "bt709", "-color_trc", "bt709"),
         *("-video_track_timescale", str(timescale), "-movflags", "+faststart+use_metadata_tags"),
@@ -217,10 +221,26 @@ def _encode(
         _refuse_encoding(path, running, status)
 
 
+def _flush(temporary: Path, handle: IO[bytes]) -> None:
+    """Has the disk confirm what ffmpeg wrote into the file that `handle` is of, which still has to have its name."""
+    if not (temporary.exists() and os.path.samestat(os.stat(temporary), os.fstat(handle.fileno()))):
+        raise OSError(errno.ENOENT, "another program removed the unfinished file")
+    os.fsync(handle.fileno())
+
+
+# What ffmpeg says of an error of the system's, and nothing else says of the pictures.
+_SYSTEM_ERRORS = {os.strerror(number): number for number in (*FULL, errno.EIO, errno.EROFS, errno.EACCES)}
+
+
 def _refuse_encoding(path: Path, running: Running, status: int) -> NoReturn:
     log = running.log()
-    if "No space left" in log or "Disk quota exceeded" in log or "File too large" in log or status == -25:  # SIGXFSZ
-        refuse(path, OSError(errno.ENOSPC, os.strerror(errno.ENOSPC)))
+    if status == -signal.SIGXFSZ:
+        refuse(path, OSError(errno.EFBIG, os.strerror(errno.EFBIG)))
+    if not path.parent.is_dir():
+        refuse(path, OSError(errno.ENOENT, os.strerror(errno.ENOENT)))
+    for reason, number in _SYSTEM_ERRORS.items():
+        if reason in log:
+            refuse(path, OSError(number, reason))
     raise OutputError(f"ffmpeg could not encode {shown(path)} ({ffmpeg.how_it_ended(status, log)}); {REINSTALL}")
 
 
@@ -232,7 +252,15 @@ def _refuse_hang(path: Path, what: str) -> NoReturn:
 
 
 def _verify(
-    path: Path, temporary: Path, *, count: int, width: int, height: int, fps: Fraction, tags: Mapping[str, str]
+    path: Path,
+    temporary: Path,
+    *,
+    count: int,
+    width: int,
+    height: int,
+    fps: Fraction,
+    tags: Mapping[str, str],
+    along: Along | None,
 ) -> VideoInfo:
     """Returns what the encoded file holds; raises OutputError if that is not what was asked for."""
     try:
@@ -241,6 +269,7 @@ def _verify(
     except InputError as error:
         raise OutputError(f"ffmpeg reported success, but its file does not read back ({error}); {REINSTALL}") from None
     expected_metadata = json.loads(tags[METADATA_KEY]) if METADATA_KEY in tags else None
+    kinds = [stream.kind for stream in info.streams if stream.kind in ("audio", "subtitle")]
     checks: list[tuple[str, object, object]] = [
         ("frames", info.frames, count),
         ("width", info.width, width),
@@ -254,6 +283,11 @@ def _verify(
         ("index before the pictures", _index_first(temporary), True),
         ("comment", info.tags.get("comment"), tags.get("comment")),
         ("metadata", written, expected_metadata),
+        (
+            "sound and subtitles",
+            kinds,
+            ["audio"] * len(along.sounds) + ["subtitle"] * len(along.subtitles) if along else [],
+        ),
     ]
     for what, found, wanted in checks:
         if found != wanted:

@@ -1,0 +1,57 @@
+"""Amounts of memory as people write them: "6GiB", "512 MiB", "4.5G"."""
+
+from __future__ import annotations
+
+import re
+
+KIB, MIB, GIB = 2**10, 2**20, 2**30
+
+_UNITS = {
+    "B": 1,
+    "KB": 10**3,
+    "MB": 10**6,
+    "GB": 10**9,
+    "TB": 10**12,
+    "K": KIB,
+    "KIB": KIB,
+    "M": MIB,
+    "MIB": MIB,
+    "G": GIB,
+    "GIB": GIB,
+    "T": 2**40,
+    "TIB": 2**40,
+}
+_SIZE = re.compile(r"\s*([0-9]{1,15}(?:\.[0-9]{1,9})?)\s*([A-Za-z]{1,3})\s*")
+MOST_BYTES = 2**50
+
+
+def parse_size(value: object) -> int:
+    """Returns bytes from "6GiB", "512MiB", "6GB" (10**9) or "6G" (GiB). A bare number has no unit and is refused.
+
+    Raises ValueError with what is wrong, for a sentence that begins with the option's name.
+    """
+    if isinstance(value, int) and not isinstance(value, bool):
+        size = float(value)  # bytes, as a recipe or a program gives them
+    else:
+        text = str(value)
+        match = _SIZE.fullmatch(text)
+        if match is None or match[2].upper() not in _UNITS:
+            bare = re.fullmatch(r"\s*[0-9.]{1,15}\s*", text)
+            raise ValueError(
+                f"has no unit; write {text.strip()}GiB or {text.strip()}MiB"
+                if bare
+                else "is not an amount of memory; write it as 6GiB, 512MiB or 6GB"
+            )
+        size = float(match[1]) * _UNITS[match[2].upper()]
+    if not 1 <= size <= MOST_BYTES:
+        raise ValueError("must be more than 0" if size < 1 else "is more than any machine has")
+    return int(size)
+
+
+def size_text(size: float) -> str:
+    """Returns "3.42 GiB" or "512 MiB"."""
+    if size >= GIB:
+        return f"{size / GIB:.2f} GiB"
+    if size >= MIB:
+        return f"{size / MIB:.0f} MiB"
+    return f"{size / KIB:.0f} KiB"

@@ -1,0 +1,135 @@
+"""What goes along from an input into an mp4 beside the pictures: sound bit for bit, subtitles, chapters and tags."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from fractions import Fraction
+from pathlib import Path
+
+from t2vcli.video import ffmpeg
+from t2vcli.video.ffmpeg import QUIET, file_url, input_arguments
+from t2vcli.video.reader import METADATA_KEY, Stream, VideoInfo
+
+_TRIAL_LIMIT_S = 60.0
+_MAX_TAG_BYTES = 64 * 1024
+
+# Players know these in an mp4. ffmpeg would also put Vorbis there, which they do not.
+_SOUNDS = {"aac", "mp3", "mp2", "ac3", "eac3", "alac", "opus", "flac", "dts"}
+_TEXTS = {"mov_text", "subrip", "srt", "ass", "ssa", "webvtt", "text"}
+
+# What says how the input was packed, not what it is; a timecode would make a track of its own.
+_PACKING = {"major_brand", "minor_version", "compatible_brands", "encoder", "timecode", METADATA_KEY}
+COMMENT_OF_SOURCE = "source_comment"
+
+
+@dataclass(frozen=True)
+class Along:
+    """What to take from `source`: streams by their number there, whether its chapters, and its tags.
+
+    Its times are `delay_s` later in the output, so that sound stays with the pictures. `dropped` says in sentences what
+    is not taken, and why.
+    """
+
+    source: Path
+    sounds: tuple[int, ...] = ()
+    subtitles: tuple[int, ...] = ()
+    chapters: bool = False
+    delay_s: Fraction = Fraction(0)
+    tags: Mapping[str, str] = field(default_factory=dict)
+    dropped: tuple[str, ...] = ()
+
+    def opened(self) -> list[str]:
+        """Returns ffmpeg's arguments that open the source as an input; none if only its tags go along."""
+        if not (self.sounds or self.subtitles or self.chapters):
+            return []
+        return ["-itsoffset", f"{float(self.delay_s):.6f}", *input_arguments(self.source)]
+
+    def put(self, number: int) -> list[str]:
+        """Returns ffmpeg's arguments that put what goes along from input `number` into an mp4."""
+        if not self.opened():
+            return []
+        maps = [part for index in self.sounds + self.subtitles for part in ("-map", f"{number}:{index}")]
+        chapters = ["-map_chapters", str(number) if self.chapters else "-1"]
+        return [*maps, "-c:a", "copy", "-strict", "-2", "-c:s", "mov_text", *chapters, "-write_tmcd", "0"]
+
+
+def along_with(source: Path, video: VideoInfo) -> Along:
+    """Returns what can go along from `source`, of which `video` is all or a part, into an mp4.
+
+    Streams only with the whole: of a part they would last longer than its pictures. Each is tried on a first second.
+    """
+    tags, dropped = _kept_tags(video.tags)
+    kept: dict[str, list[int]] = {"audio": [], "subtitle": []}
+    for stream in video.streams:
+        if stream.codec == "bin_data" and video.chapters:  # the chapters' own titles
+            continue
+        reason = _obstacle(source, video, stream)
+        if reason:
+            dropped.append(f"{_called(stream, video.streams)} dropped: {reason}")
+        else:
+            kept[stream.kind].append(stream.index)
+    if video.chapters and not video.whole:
+        dropped.append("the chapters are dropped: only a part of the video is taken")
+    return Along(
+        source,
+        sounds=tuple(kept["audio"]),
+        subtitles=tuple(kept["subtitle"]),
+        chapters=video.whole and video.chapters,
+        delay_s=-video.starts_s,
+        tags=tags,
+        dropped=tuple(dropped),
+    )
+
+
+def _obstacle(source: Path, video: VideoInfo, stream: Stream) -> str:
+    """Returns why a stream cannot go along, "" if it can."""
+    if stream.kind not in ("audio", "subtitle"):
+        return "only pictures, sound and subtitles are kept"
+    if not video.whole:
+        return "only a part of the video is taken"
+    usual = stream.codec in _SOUNDS or stream.codec.startswith("pcm_") or stream.codec in _TEXTS
+    if not usual or not _fits(source, stream):
+        return f"{stream.codec} cannot be in an mp4"
+    return ""
+
+
+def _fits(source: Path, stream: Stream) -> bool:
+    """Returns whether ffmpeg puts the first second of the stream into an mp4: better known now than after hours."""
+    only = Along(source, sounds=(stream.index,))
+    with tempfile.TemporaryDirectory() as folder:
+        done = ffmpeg.run(
+            [
+                *(*QUIET, "error", "-y", *only.opened(), *only.put(0)),
+                *("-t", "1", "-f", "mp4", file_url(Path(folder) / "trial.mp4")),
+            ],
+            limit_s=_TRIAL_LIMIT_S,
+        )
+    return done.status == 0 and not done.hung
+
+
+def _called(stream: Stream, streams: tuple[Stream, ...]) -> str:
+    """Returns "the sound is", or "sound 2 (fra) is" where there are several, and the like."""
+    names = {"audio": "sound", "subtitle": "subtitles", "cover": "cover picture", "video": "second video stream"}
+    name = names.get(stream.kind, f"{stream.kind} stream")
+    alike = [other for other in streams if other.kind == stream.kind]
+    verb = "are" if name == "subtitles" else "is"
+    if len(alike) == 1:
+        return f"the {name} {verb}"
+    language = f" ({stream.language})" if stream.language not in ("", "und") else ""
+    return f"{name} {alike.index(stream) + 1}{language} {verb}"
+
+
+def _kept_tags(tags: Mapping[str, str]) -> tuple[dict[str, str], list[str]]:
+    """Returns the tags as they are to be written, and a sentence for each that is too long."""
+    ours = METADATA_KEY in tags
+    kept, dropped = {}, []
+    for name, value in tags.items():
+        if name.lower() in _PACKING or (ours and name.lower() == "comment"):
+            continue
+        if len(value.encode("utf-8", "replace")) > _MAX_TAG_BYTES:
+            dropped.append(f"the tag {ffmpeg.shown(name[:60])} is dropped: it is over {_MAX_TAG_BYTES // 1024} KiB")
+            continue
+        kept[COMMENT_OF_SOURCE if name.lower() == "comment" else name] = value
+    return kept, dropped

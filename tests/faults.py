@@ -1,0 +1,117 @@
+"""A disk that fails: the operations that Python code does below a folder, counted, and one of them made to fail.
+
+    with DiskFaults(folder) as clean: operation()                    # clean.operations: what it does, in order
+    with DiskFaults(folder, fail_at=3, number=errno.EIO): operation()  # the third of them raises OSError
+
+The operations are what the system may refuse: looking at a file, opening, writing, flushing, renaming, removing.
+"""
+
+from __future__ import annotations
+
+import _io
+import builtins
+import contextlib
+import io
+import os
+from collections.abc import Callable
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+_BY_PATH = ("open", "stat", "lstat", "link", "replace", "rename", "unlink", "scandir", "access")
+
+
+class DiskFaults:
+    """The operations below `folder` while this is entered; the `fail_at`-th (from 1) raises OSError(`number`)."""
+
+    def __init__(self, folder: Path, *, fail_at: int = 0, number: int = 0) -> None:
+        self.operations: list[str] = []
+        self._folder = os.path.realpath(folder)
+        self._fail_at = fail_at
+        self._number = number
+        self._undo: list[tuple[Any, str, Any]] = []
+
+    def __enter__(self) -> Self:
+        for name in _BY_PATH:
+            self._replace(os, name, self._by_path(name, getattr(os, name)))
+        self._replace(os, "fsync", self._by_descriptor("fsync", os.fsync))
+        for module in (builtins, io, _io):
+            self._replace(module, "open", self._opening(module.open))
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None) -> None:
+        for module, name, original in reversed(self._undo):
+            setattr(module, name, original)
+        self._undo.clear()
+
+    def count(self, what: str) -> None:
+        """Counts one operation, and fails it if it is the one."""
+        self.operations.append(what)
+        if len(self.operations) == self._fail_at:
+            raise OSError(self._number, os.strerror(self._number))
+
+    def _replace(self, module: Any, name: str, replacement: Any) -> None:
+        self._undo.append((module, name, getattr(module, name)))
+        setattr(module, name, replacement)
+
+    def _is_below(self, path: object) -> bool:
+        if not isinstance(path, str | bytes | os.PathLike):
+            return False
+        folder, name = os.path.split(os.path.abspath(os.fsdecode(path)))
+        return os.path.join(folder, name) == self._folder or folder == self._folder
+
+    def _by_path(self, name: str, original: Callable[..., Any]) -> Callable[..., Any]:
+        def operation(path: object, *args: Any, **options: Any) -> Any:
+            if self._is_below(path):
+                self.count(name)
+            return original(path, *args, **options)
+
+        return operation
+
+    def _by_descriptor(self, name: str, original: Callable[[int], None]) -> Callable[[int], None]:
+        def operation(fd: int) -> None:
+            if os.readlink(f"/proc/self/fd/{fd}").startswith(self._folder):
+                self.count(name)
+            original(fd)
+
+        return operation
+
+    def _opening(self, original: Callable[..., Any]) -> Callable[..., Any]:
+        def opening(path: object, *args: Any, **options: Any) -> Any:
+            if not self._is_below(path):
+                return original(path, *args, **options)
+            self.count("open")
+            return _CountedFile(original(path, *args, **options), self)
+
+        return opening
+
+
+class _CountedFile:
+    """An open file whose writes are counted, too."""
+
+    def __init__(self, file: Any, faults: DiskFaults) -> None:
+        self._file = file
+        self._faults = faults
+
+    def write(self, data: Any) -> int:
+        self._faults.count("write")
+        written: int = self._file.write(data)
+        return written
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._file.close()
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._file, name)
+
+
+def children() -> set[int]:
+    """Returns the processes that this one has started and that have not been reaped."""
+    found: set[int] = set()
+    for task in os.listdir("/proc/self/task"):
+        with contextlib.suppress(FileNotFoundError, ProcessLookupError):  # a thread that has ended since
+            found |= set(map(int, Path(f"/proc/self/task/{task}/children").read_text().split()))
+    return found
