@@ -8,7 +8,7 @@ READY := $(VENV)/.ready
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test check fix docs golden bench train-demo evaluate-demo clean
+.PHONY: help demo test test-slow check fix docs fuzz kill-test golden bench train-demo evaluate-demo memory-table memory-report clean
 
 help:  ## list the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 16
@@ -29,6 +29,16 @@ demo: $(READY)  ## make a video from a prompt with the embedded model, and enlar
 
 test: $(READY)  ## run the test suite
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2
+
+fuzz: $(READY)  ## give the readers 10,000 damaged videos and thousands of other hostile inputs (half an hour)
+	OMP_NUM_THREADS=1 $(BIN)/python tests/fuzz/videos.py --count 10000
+	OMP_NUM_THREADS=1 T2V_FUZZ_EXAMPLES=3000 $(BIN)/python -m pytest tests/test_fuzz.py
+
+kill-test: $(READY)  ## kill a run 200 times at random moments, and go on with it (some 20 minutes)
+	OMP_NUM_THREADS=1 $(BIN)/python tests/kill_test.py --count 200 --seed 1
+
+test-slow: $(READY)  ## run the tests that take minutes or gigabytes (full-size models)
+	OMP_NUM_THREADS=2 $(BIN)/python -m pytest -m slow
 
 check: $(READY)  ## lint, format, types, and documents that have drifted; changes nothing
 	$(BIN)/ruff check .
@@ -56,6 +66,13 @@ evaluate-demo: $(READY)  ## score the embedded model on held-out prompts
 	$(BIN)/python -m training.evaluate drawn
 	$(BIN)/python -m training.evaluate vae
 	$(BIN)/python -m training.evaluate model
+
+memory-table: $(READY)  ## trace the predicted memory of the presets anew (most of an hour)
+	OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.memory_table
+
+memory-report: $(READY)  ## write docs/memory.md and its plot from the table
+	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[report]'
+	$(BIN)/python -m benchmarks.memory_report
 
 clean:  ## remove the environment and caches
 	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache

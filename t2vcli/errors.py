@@ -7,7 +7,7 @@ T2VError                 1   a bug, or anything not foreseen below
 ├── ModelError           5   the model is not there, damaged, or could not be downloaded
 ├── DeviceError          6   no usable device
 ├── OutOfMemoryError     7   the device's memory did not suffice
-├── OutputError          8   the video could not be encoded or written
+├── OutputError          8   the video could not be encoded or written, or a disk is full
 ├── NonFiniteError       9   the result holds NaN or infinity
 └── Interrupted    130/143   stopped by Ctrl-C (130) or SIGTERM (143)
 """

@@ -9,7 +9,6 @@ from typing import Any
 
 from t2vcli import __version__
 from t2vcli.models import ModelFiles
-from t2vcli.plan import MemoryPlan
 from t2vcli.request import Request
 
 _RECORDED_PACKAGES = ("torch", "diffusers", "transformers", "numpy", "imageio-ffmpeg")
@@ -19,27 +18,22 @@ def build_recipe(
     command: str,
     request: Request,
     *,
-    plan: MemoryPlan,
     model: ModelFiles,
     source: Mapping[str, Any] | None = None,
-    notes: tuple[str, ...] = (),
 ) -> dict[str, Any]:
     """Returns everything that is needed to make the video again, as JSON values.
 
-    `source` describes the input video of an upscale (name, sha256, size, frames and its own recipe).
+    The plan and what did not go by it are added when the video is written. `source` describes the input video of an upscale (name, sha256, size, frames and its own recipe).
     """
     recipe: dict[str, Any] = {
         "format": 1,
         "command": command,
         "request": request.model_dump(mode="json"),
         "model": {"source": model.source, "revision": model.revision, "variant": model.variant},
-        "plan": plan.as_dict(),
         "versions": versions(),
     }
     if source is not None:
         recipe["source"] = dict(source)
-    if notes:
-        recipe["notes"] = list(notes)
     return recipe
 
 

@@ -1,13 +1,27 @@
-"""How a request will be run on a device: which parts are where, in which type, in which pieces."""
+"""How a request will be run on a device: which parts are where, in which type, in which pieces.
+
+    candidates(request, ...) -> every way to run it, fastest first, all with the same picture
+    choose_plan(...)         -> the first whose predicted peak fits the memory that is free
+    the next of the candidates when memory runs out all the same (jobs/attempt.py)
+
+Peaks are predictions (predict.py, or engine/estimate live), never measurements, and are said to be that.
+"""
 
 from __future__ import annotations
 
 import math
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any, Literal
 
-from t2vcli.errors import UsageError
+from t2vcli.errors import OutOfMemoryError, UsageError
 from t2vcli.request import Offload, Request
+from t2vcli.sizes import GIB, MIB, size_text
+
+CONTEXT_BYTES = int(0.55 * GIB)  # what a process's CUDA context takes besides torch's own memory; assumed
+MARGIN = 0.10  # of the prediction, kept free
+
+Level = Literal["fast", "balanced", "low", "lowest"]
 
 
 @dataclass(frozen=True)
@@ -20,57 +34,266 @@ class MemoryPlan:
     decode_chunk: int  # frames decoded (and encoded) at once
     vae_tiling: bool
     forward_chunking: int | None
+    level: Level = "fast"
+    weights: Literal["full", "fp8"] = "full"
+    guidance_together: bool = True  # both halves of the guidance in one batch, or one after the other
+    chunk_bytes: int | None = None  # the UNet runs in chunks of this size; None: diffusers' plain forward
+    resident_bytes: int | None = None  # weights stay on the host but for so many bytes; None: all are on the device
+    park_skips: bool = False  # skip tensors wait on the host
+    vae_strip_bytes: int | None = None  # the VAE runs in strips of this size; None: diffusers' plain forward
+    predicted_bytes: int | None = None  # the predicted peak on the device, without its context
     reasons: tuple[str, ...] = ()
 
     def summary(self) -> str:
         """Returns the plan in one line."""
-        text = f"{self.dtype} on {self.device}"
-        if self.offload != "none":
-            text += f", offload {self.offload}"
+        words = [f"{self.dtype} on {self.device}"]
+        if self.weights == "fp8":
+            words.append("weights kept in fp8")
+        if self.resident_bytes is not None:
+            kept = f", {size_text(self.resident_bytes)} of them kept there" if self.resident_bytes else ""
+            words.append(f"weights streamed layer by layer{kept}")
+        elif self.offload != "none":
+            words.append(f"offload {self.offload}")
+        if self.chunk_bytes is not None:
+            words.append(f"chunks of {size_text(self.chunk_bytes)}")
+        if self.park_skips:
+            words.append("skips on the host")
+        if not self.guidance_together:
+            words.append("guidance halves one after the other")
         if self.forward_chunking is not None:
-            text += f", forward chunks of {self.forward_chunking}"
+            words.append(f"forward chunks of {self.forward_chunking}")
+        if self.vae_strip_bytes is not None:
+            words.append("VAE in strips")
         if self.vae_tiling:
-            text += ", VAE tiling"
-        return text
+            words.append("VAE tiling")
+        return ", ".join(words)
 
     def as_dict(self) -> dict[str, Any]:
         return asdict(self)
 
 
-def make_plan(request: Request, *, device: str, frames: int, unet_config: dict[str, Any], vae_scale: int) -> MemoryPlan:
-    """Returns the plan for a request on `device` ("cpu", "cuda:0", "mps", ...).
+@dataclass(frozen=True)
+class StageForecast:
+    """The predicted peak of one stage, in bytes of the device: live tensors, and what the allocator keeps for them."""
 
-    Raises UsageError for a forward chunk that the model's levels cannot be divided by.
+    name: str
+    live_bytes: int
+    reserved_bytes: int
+    holds: str  # what the peak is made of, in words
+
+
+Forecast = Callable[[MemoryPlan], "Sequence[StageForecast] | None"]
+"""Returns the stages' forecasts, or None for a model that it knows nothing of."""
+
+
+def no_forecast(plan: MemoryPlan) -> None:
+    """A Forecast that knows no model."""
+
+
+@dataclass(frozen=True)
+class Rung:
+    """One way to run a request. Every rung gives the same picture (rounding apart) in less memory than the one before."""
+
+    level: Level
+    changes: dict[str, Any] = field(default_factory=dict)
+
+
+GPU_RUNGS = (
+    Rung("fast", {"offload": "none"}),
+    Rung("fast", {"offload": "model"}),
+    Rung("balanced", {"offload": "model", "chunk_bytes": 64 * MIB, "vae_strip_bytes": 32 * MIB}),
+    Rung("balanced", {"offload": "model", "chunk_bytes": 8 * MIB, "vae_strip_bytes": 32 * MIB}),
+    Rung(
+        "balanced",
+        {"offload": "model", "chunk_bytes": 8 * MIB, "vae_strip_bytes": 32 * MIB, "guidance_together": False},
+    ),
+    Rung("low", {"offload": "model", "chunk_bytes": 8 * MIB, "vae_strip_bytes": 8 * MIB, "resident_bytes": 0}),
+    Rung(
+        "lowest",
+        {
+            "offload": "model",
+            "chunk_bytes": 8 * MIB,
+            "vae_strip_bytes": 8 * MIB,
+            "resident_bytes": 0,
+            "park_skips": True,
+        },
+    ),
+    Rung(
+        "lowest",
+        {
+            "offload": "model",
+            "chunk_bytes": 8 * MIB,
+            "vae_strip_bytes": 8 * MIB,
+            "resident_bytes": 0,
+            "park_skips": True,
+            "guidance_together": False,
+        },
+    ),
+)
+
+# Where the device's memory is the host's, there is nowhere to offload to.
+CPU_RUNGS = (
+    Rung("fast"),
+    Rung("balanced", {"chunk_bytes": 64 * MIB, "vae_strip_bytes": 32 * MIB}),
+    Rung("low", {"chunk_bytes": 8 * MIB, "vae_strip_bytes": 8 * MIB, "guidance_together": False}),
+    Rung("lowest", {"chunk_bytes": 8 * MIB, "vae_strip_bytes": 8 * MIB, "guidance_together": False}),
+)
+
+LEVELS: tuple[Level, ...] = ("fast", "balanced", "low", "lowest")
+
+
+def candidates(
+    request: Request, *, device: str, frames: int, unet_config: dict[str, Any], vae_scale: int
+) -> list[MemoryPlan]:
+    """Returns the plans for a request on `device` ("cpu", "cuda:0", "mps", ...), fastest first, the flags given kept.
+
+    Raises UsageError for a forward chunk that the model's levels cannot be divided by, and for flags that exclude
+    each other.
     """
-    reasons = []
-    on_cpu = device == "cpu"
+    on_host = device == "cpu"
     dtype = request.dtype
+    reasons = []
     if dtype == "auto":
-        dtype = "fp32" if on_cpu else "fp16"
+        dtype = "fp32" if on_host else "fp16"
         reasons.append(f"dtype auto is {dtype} on {device}")
-    offload = request.offload
-    if on_cpu and offload != "none":
-        reasons.append(f"offload {offload} has nothing to do: the CPU's memory is where it would offload to")
-        offload = "none"
-    chunk = request.forward_chunking
-    if chunk is not None:
-        legal = legal_forward_chunks(
-            frames, request.height // vae_scale, request.width // vae_scale, len(unet_config["block_out_channels"])
-        )
-        if chunk not in legal:
-            raise UsageError(
-                f"--forward-chunking {chunk} does not divide {frames} frames of {request.width}x{request.height} at"
-                f" every level of the model; the sizes that do are {', '.join(map(str, legal))}"
-            )
-    return MemoryPlan(
+    if on_host and request.offload not in (None, "none"):
+        reasons.append(f"offload {request.offload} has nothing to do: the CPU's memory is where it would offload to")
+    base = MemoryPlan(
         device=device,
         dtype=dtype,
-        offload=offload,
-        decode_chunk=1 if request.vae_slicing else frames,
+        offload="none",
+        decode_chunk=frames if request.vae_slicing is False else 1,
         vae_tiling=request.vae_tiling,
-        forward_chunking=chunk,
+        forward_chunking=_forward_chunk(request, frames, unet_config, vae_scale),
+        weights=request.weights,
         reasons=tuple(reasons),
     )
+    plans = [
+        plan
+        for rung in (CPU_RUNGS if on_host else GPU_RUNGS)
+        if (plan := _with_flags(replace(base, level=rung.level, **rung.changes), request, on_host)) is not None
+    ]
+    unique = list(dict.fromkeys(plans))
+    start = next((n for n, plan in enumerate(unique) if plan.level == request.memory), None)
+    if request.memory != "auto" and start is None:
+        raise UsageError(
+            f"--memory {request.memory} cannot be had with {_pinning_flags(request)}; leave one of them out"
+        )
+    return unique[start or 0 :]
+
+
+def _with_flags(plan: MemoryPlan, request: Request, on_host: bool) -> MemoryPlan | None:
+    """Returns the plan with the flags given, or None where a flag asks for another way to run."""
+    plain = plan.chunk_bytes is None
+    streamed = plan.resident_bytes is not None
+    if request.weights == "fp8" and not plain:
+        return None  # the casts happen in hooks of whole modules, and must happen on every rung or on none
+    if request.offload in ("sequential", "group") and not on_host:
+        if plain:
+            plan = replace(plan, offload=request.offload)
+        elif not streamed:
+            return None  # each chunk would bring the weights anew; streaming brings them once
+    elif request.offload is not None and not on_host and not streamed:
+        plan = replace(plan, offload=request.offload)
+    if not plain and (request.forward_chunking is not None or request.vae_slicing is False) and not streamed:
+        return None
+    if not plain:
+        plan = replace(plan, forward_chunking=None, decode_chunk=1)
+    if request.chunk_size is not None:
+        if plain:
+            return None
+        plan = replace(plan, chunk_bytes=request.chunk_size, vae_strip_bytes=request.chunk_size)
+    if request.vae_tiling:  # tiles change the picture, so they stay whatever else changes
+        plan = replace(plan, vae_strip_bytes=None)
+    return plan
+
+
+def _pinning_flags(request: Request) -> str:
+    given = {
+        "--offload": request.offload,
+        "--weights": request.weights if request.weights != "full" else None,
+        "--forward-chunking": request.forward_chunking,
+        "--no-vae-slicing": request.vae_slicing is False or None,
+        "--chunk-size": request.chunk_size,
+    }
+    return " and ".join(name for name, value in given.items() if value is not None)
+
+
+def choose_plan(
+    plans: Sequence[MemoryPlan], *, forecast: Forecast, free_bytes: int | None, why: str, asked: bool
+) -> tuple[MemoryPlan, list[MemoryPlan]]:
+    """Returns the first plan whose predicted peak fits `free_bytes`, and those below it, for when it does not fit.
+
+    `why` names the memory ("6.00 GiB by --vram"); `asked` says that the level was asked for and not chosen. Without
+    a forecast or a known amount the first plan is taken. Raises OutOfMemoryError if not even the last fits.
+    """
+    told = [with_prediction(plan, forecast) for plan in plans]
+    if free_bytes is None or told[-1].predicted_bytes is None:
+        return told[0], told[1:]
+    for number, plan in enumerate(told):
+        fitted = _keep_what_fits(plan, free_bytes)
+        if fits(fitted, free_bytes):
+            need = size_text(fitted.predicted_bytes or 0)
+            choice = "asked for" if asked and number == 0 else "the fastest that fits"
+            reason = f"{choice}: {need} predicted, {why}"
+            return replace(fitted, reasons=(*fitted.reasons, reason)), told[number + 1 :]
+    least = min(told, key=lambda plan: plan.predicted_bytes or 0)
+    if (least.predicted_bytes or 0) <= free_bytes:  # within the margin: worth a try
+        reason = f"a tight fit: {size_text(least.predicted_bytes or 0)} predicted, {why}"
+        return replace(least, reasons=(*least.reasons, reason)), []
+    raise OutOfMemoryError(
+        f"this needs {size_text(least.predicted_bytes or 0)} at the least (predicted), and there is {why}:"
+        " fewer --frames or a smaller --width and --height help most"
+    )
+
+
+def with_prediction(plan: MemoryPlan, forecast: Forecast) -> MemoryPlan:
+    """Returns the plan with its predicted peak: that of the stage that needs most."""
+    stages = forecast(plan)
+    return replace(plan, predicted_bytes=max(s.reserved_bytes for s in stages) if stages else None)
+
+
+def fits(plan: MemoryPlan, free_bytes: int) -> bool:
+    """Returns whether the predicted peak and the margin fit."""
+    return plan.predicted_bytes is not None and plan.predicted_bytes * (1 + MARGIN) <= free_bytes
+
+
+def _keep_what_fits(plan: MemoryPlan, free_bytes: int) -> MemoryPlan:
+    """Returns a streaming plan that keeps as many of the weights on the device as there is room for."""
+    if plan.resident_bytes is None or plan.predicted_bytes is None:
+        return plan
+    spare = int(free_bytes / (1 + MARGIN)) - plan.predicted_bytes
+    if spare < MIB or plan.park_skips:  # parked skips: what is spare would rather hold the skips, one rung up
+        return plan
+    return replace(plan, resident_bytes=spare, predicted_bytes=plan.predicted_bytes + spare)
+
+
+def smallest_card(plan: MemoryPlan) -> int | None:
+    """Returns the size in GiB of the smallest card sold that the plan is predicted to fit, context and margin counted."""
+    if plan.predicted_bytes is None:
+        return None
+    need = plan.predicted_bytes * (1 + MARGIN) + CONTEXT_BYTES
+    return next((size for size in CARD_SIZES_GIB if need <= size * GIB), None)
+
+
+CARD_SIZES_GIB = (1, 2, 3, 4, 6, 8, 10, 11, 12, 16, 20, 24, 32, 40, 48, 80, 96, 141, 192)
+
+
+def _forward_chunk(request: Request, frames: int, unet_config: dict[str, Any], vae_scale: int) -> int | None:
+    chunk = request.forward_chunking
+    if chunk is None:
+        return None
+    legal = legal_forward_chunks(
+        frames, request.height // vae_scale, request.width // vae_scale, len(unet_config["block_out_channels"])
+    )
+    if chunk == "auto":
+        return legal[-1]
+    if chunk not in legal:
+        raise UsageError(
+            f"--forward-chunking {chunk} does not divide {frames} frames of {request.width}x{request.height} at"
+            f" every level of the model; the sizes that do are {', '.join(map(str, legal))}"
+        )
+    return chunk
 
 
 def legal_forward_chunks(frames: int, latent_height: int, latent_width: int, levels: int) -> list[int]:
@@ -79,7 +302,13 @@ def legal_forward_chunks(frames: int, latent_height: int, latent_width: int, lev
     Temporal layers have `frames` tokens and spatial ones height x width, halved (rounding up) from level to level.
     """
     common = frames
-    for _ in range(levels):
-        common = math.gcd(common, latent_height * latent_width)
-        latent_height, latent_width = math.ceil(latent_height / 2), math.ceil(latent_width / 2)
+    for height, width in level_sizes(latent_height, latent_width, levels):
+        common = math.gcd(common, height * width)
     return [n for n in range(1, common + 1) if common % n == 0]
+
+
+def level_sizes(latent_height: int, latent_width: int, levels: int) -> Iterator[tuple[int, int]]:
+    """Yields the height and width of the UNet's levels: halved, rounding up, from one to the next."""
+    for _ in range(levels):
+        yield latent_height, latent_width
+        latent_height, latent_width = math.ceil(latent_height / 2), math.ceil(latent_width / 2)

@@ -30,11 +30,13 @@ class Outcome:
 @contextlib.contextmanager
 def _process_state_kept() -> Iterator[None]:
     """Puts back what a command changes for the whole process."""
-    handler, debug = signal.getsignal(signal.SIGTERM), boundary._show_traceback
+    handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    debug = boundary._show_traceback
     try:
         yield
     finally:
-        signal.signal(signal.SIGTERM, handler)
+        for number, handler in handlers.items():
+            signal.signal(number, handler)
         boundary._show_traceback = debug
 
 

@@ -28,7 +28,7 @@ from standins import write_standin
 from t2vcli.engine.guidance import needs_guidance
 from t2vcli.engine.latents import encode_video, make_generator, noise_state, skipped_steps, video_state
 from t2vcli.engine.loading import Model, make_scheduler
-from t2vcli.engine.memory import on_device
+from t2vcli.jobs.attempt import Attempts
 from t2vcli.jobs.prepare import Prepared, encode_words, load, prepare
 from t2vcli.jobs.sample import decoded_frames, denoised_latents
 from t2vcli.presets import Preset
@@ -55,6 +55,7 @@ def preset_of(task: str) -> Preset:
         task=task,  # type: ignore[arg-type]
         licence=None,
         download_bytes=None,
+        architecture=None,
         trained=None,
         notes=(),
         values={},
@@ -187,13 +188,21 @@ def prepared_model(request: Request) -> tuple[Prepared, Model]:
     frames = request.frames if isinstance(request, GenerateRequest) else FRAMES
     prepared = prepare(request, preset_of(task), frames=frames, report=Silent())
     plan = prepared.plan
-    key = (request.model, request.variant, plan.dtype, plan.offload, plan.vae_tiling, plan.forward_chunking)
+    key = (request.model, request.variant, plan.dtype)
     if key not in _models:
         _models[key] = load(prepared, Silent())
     return prepared, _models[key]
 
 
 _models: dict[tuple[Any, ...], Model] = {}  # loading one takes longer than running it
+
+
+def attempts_at(request: Request) -> Attempts:
+    """Returns the model of a request under its plan, with nothing to fall back to."""
+    prepared, model = prepared_model(request)
+    attempts = Attempts(model, prepared.plan, [], Silent())
+    attempts.placed.place(prepared.plan)
+    return attempts
 
 
 def our_latents(
@@ -221,8 +230,9 @@ def run_once(
 ) -> torch.Tensor:
     """Returns the same as `our_latents`, made anew."""
     prepared, model = prepared_model(request)
-    plan = prepared.plan
-    embeds = encode_words(model, prepared, guided=needs_guidance(request.guidance_scale), clip_skip=request.clip_skip)
+    plan, attempts = prepared.plan, attempts_at(request)
+    guided = needs_guidance(request.guidance_scale)
+    embeds = encode_words(attempts.placed, prepared, guided=guided, clip_skip=request.clip_skip)
     generator = make_generator(request.seed)
     scheduler = make_scheduler(request.scheduler, prepared.files)
     scheduler.set_timesteps(request.steps, device=plan.device)
@@ -235,9 +245,9 @@ def run_once(
     else:
         assert isinstance(request, UpscaleRequest)
         pictures = list(frames or video())
-        with on_device(model.vae, plan):
+        with attempts.placed.vae() as vae:
             clean = encode_video(
-                model.vae,
+                vae,
                 iter(pictures),
                 count=len(pictures),
                 chunk=plan.decode_chunk,
@@ -246,22 +256,19 @@ def run_once(
             )
         first = skipped_steps(request.steps, request.strength) * scheduler.order
         state = video_state(scheduler, generator, clean, first_step=first, dtype=prepared.dtype, device=plan.device)
-    return denoised_latents(
-        model,
-        plan,
-        request,
-        embeds=embeds,
-        scheduler=scheduler,
-        state=state,
-        generator=generator,
-        report=Silent(),
+    latents = denoised_latents(
+        attempts, request, embeds=embeds, scheduler=scheduler, state=state, generator=generator, report=Silent()
     )
+    attempts.placed.release()
+    return latents
 
 
 def our_frames(request: Request, latents: torch.Tensor) -> np.ndarray:
     """Returns the frames (F, H, W, 3) uint8 that our engine decodes."""
-    prepared, model = prepared_model(request)
-    return np.stack(list(decoded_frames(model, prepared.plan, latents, Silent())))
+    placed = attempts_at(request).placed
+    frames = np.stack(list(decoded_frames(placed, latents, Silent())))
+    placed.release()
+    return frames
 
 
 # The goldens

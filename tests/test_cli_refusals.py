@@ -124,7 +124,7 @@ CASES = [
             "truncated.mp4": ("damaged or truncated",),
             "cut.mp4": ("damaged or truncated", "frames could be read"),
             "sound.mp4": ("no video stream",),
-            ".": ("is a folder",),
+            ".": ("is not a picture that can be read",),
         }.items()
     ),
     Case(4, ("upscale", "foreign.mp4", "-o", "new.mp4", "--prompt", "a boat"), ("foreign.mp4", "JSON")),

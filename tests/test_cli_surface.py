@@ -198,6 +198,9 @@ FLAGS: dict[str, Flag] = {
     "steps": Flag(("--steps", "31"), 31),
     "guidance_scale": Flag(("-g", "3.5"), 3.5),
     "strength": Flag(("--strength", "0.25"), 0.25),
+    "start": Flag(("--start", "0:00.033"), 0.033),
+    "duration": Flag(("--duration", "0.01"), 0.01),
+    "max_frames": Flag(("--max-frames", "1"), 1),
     "scheduler": Flag(("--scheduler", "ddim"), "ddim"),
     "seed": Flag(("--seed", "42"), 42),
     "eta": Flag(("--eta", "0.5", "--scheduler", "ddim"), 0.5, {"scheduler": "ddim"}),
@@ -208,9 +211,27 @@ FLAGS: dict[str, Flag] = {
     "vae_slicing": Flag(("--no-vae-slicing",), False),
     "vae_tiling": Flag(("--vae-tiling",), True),
     "forward_chunking": Flag(("--forward-chunking", "2"), 2),
+    "memory": Flag(("--memory", "low"), "low"),
+    "vram": Flag(("--vram", "6GiB"), 6 * 2**30),
+    "chunk_size": Flag(("--chunk-size", "8MiB"), 8 * 2**20),
+    "weights": Flag(("--weights", "fp8"), "fp8"),
 }
 
-NO_FIELDS = {"prompt_file", "source", "scale", "strict", "output", "overwrite", "quiet", "as_json", "debug"}
+NO_FIELDS = {
+    "prompt_file",
+    "source",
+    "scale",
+    "strict",
+    "offline",
+    "dry_run",
+    "output",
+    "overwrite",
+    "no_resume",
+    "keep_every",
+    "quiet",
+    "as_json",
+    "debug",
+}
 """What is no part of the request: each has a test of its own, the last three in other files or above."""
 
 Called = Callable[..., tuple[Any, dict[str, Any]]]

@@ -12,10 +12,8 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from diffusers import AutoencoderKL, UNet3DConditionModel
-from make_goldens import SIDE, generate_request, our_frames, our_latents, prepared_model, run_once
+from make_goldens import SIDE, attempts_at, generate_request, our_frames, our_latents, prepared_model, run_once
 from torch import nn
-from transformers import CLIPTextModel
 
 from t2vcli.engine.decode import decode_latents, to_frames
 from t2vcli.engine.denoise import denoise
@@ -29,14 +27,16 @@ from t2vcli.engine.latents import (
     video_state,
 )
 from t2vcli.engine.loading import Model, load_model, load_tokenizer, make_scheduler
-from t2vcli.engine.memory import apply_plan, on_device
+from t2vcli.engine.memory import PlacedModel
 from t2vcli.engine.prompt import tokenize
 from t2vcli.errors import NonFiniteError
+from t2vcli.jobs.attempt import Attempts
 from t2vcli.jobs.prepare import Prepared, encode_words
 from t2vcli.jobs.sample import decoded_frames, denoised_latents
 from t2vcli.models import ModelFiles, files_in_folder
-from t2vcli.plan import legal_forward_chunks
+from t2vcli.plan import MemoryPlan, legal_forward_chunks
 from t2vcli.report import Silent
+from t2vcli.request import GenerateRequest
 from t2vcli.schedulers import SCHEDULERS
 
 SHAPE = (1, 4, 3, 4, 4)
@@ -125,7 +125,7 @@ def test_the_loop_names_the_step_that_broke(files: ModelFiles) -> None:
         return predict_curve(latents, timestep) + bad
 
     seen = []
-    with pytest.raises(NonFiniteError, match=r"after step 3 of 4 in float32; try --dtype fp32"):
+    with pytest.raises(NonFiniteError, match=r"after step 3 of 4 in fp32; the model's weights may"):
         seen.extend(state.next_step for state in denoise(breaks_at_third, scheduler, start, generator))
     assert seen == [1, 2]
 
@@ -174,11 +174,13 @@ def test_guidance_formula() -> None:
 
 @pytest.mark.parametrize(("scale", "rows"), [(0.0, 1), (1.0, 1), (1.01, 2), (12.5, 2)])
 def test_guidance_at_one_has_no_negative_half(scale: float, rows: int, ms_checkpoint: Path) -> None:
-    prepared, model = prepared_model(generate_request(ms_checkpoint, guidance_scale=scale))
+    request = generate_request(ms_checkpoint, guidance_scale=scale)
+    prepared, model = prepared_model(request)
+    placed = attempts_at(request).placed
     guided = needs_guidance(scale)
-    embeds = encode_words(model, prepared, guided=guided, clip_skip=None)
+    embeds = encode_words(placed, prepared, guided=guided, clip_skip=None)
     assert embeds.shape == (rows, 77, 32)
-    alone = encode_words(model, prepared, guided=False, clip_skip=None)
+    alone = encode_words(placed, prepared, guided=False, clip_skip=None)
     assert torch.equal(embeds[-1:], alone)  # the prompt is the last row
 
     sizes = []
@@ -224,11 +226,12 @@ def test_a_nan_in_the_unet_is_named(model: Model, ms_checkpoint: Path) -> None:
         model.unet.conv_out.bias[0] = math.nan
     scheduler, generator = make_scheduler("ddim", prepared.files), make_generator(0)
     scheduler.set_timesteps(4)
-    embeds = encode_words(model, prepared, guided=True, clip_skip=None)
-    with pytest.raises(NonFiniteError, match=r"NaN or infinity after step 1 of 4 in float32"):
+    attempts = Attempts(model, prepared.plan, [], Silent())
+    attempts.placed.place(prepared.plan)
+    embeds = encode_words(attempts.placed, prepared, guided=True, clip_skip=None)
+    with pytest.raises(NonFiniteError, match=r"NaN or infinity after step 1 of 4 in fp32"):
         denoised_latents(
-            model,
-            prepared.plan,
+            attempts,
             request,
             embeds=embeds,
             scheduler=scheduler,
@@ -241,7 +244,7 @@ def test_a_nan_in_the_unet_is_named(model: Model, ms_checkpoint: Path) -> None:
 def test_a_nan_in_the_vae_is_named(model: Model) -> None:
     with torch.no_grad():
         model.vae.decoder.conv_out.bias[1] = math.nan
-    with pytest.raises(NonFiniteError, match=r"frame 1 or one soon after it decodes to NaN or infinity in float32"):
+    with pytest.raises(NonFiniteError, match=r"frame 1 or one soon after it decodes to NaN or infinity in fp32"):
         list(decode_latents(model.vae, torch.zeros(SHAPE), chunk=3, device="cpu"))
 
 
@@ -257,53 +260,54 @@ def test_frames_before_the_broken_one_are_given(model: Model) -> None:
 # Memory
 
 
-PARTS: list[type[nn.Module]] = [CLIPTextModel, UNet3DConditionModel, AutoencoderKL]
-
-
 @pytest.fixture
-def journal(monkeypatch: pytest.MonkeyPatch, ms_checkpoint: Path) -> list[tuple[str, str]]:
-    """Returns the list that takes (class name, device) of every module moved, which stays where it is."""
-    prepared_model(generate_request(ms_checkpoint))  # the session's own model: its moves are none of the test's
-    moves: list[tuple[str, str]] = []
-
-    def to(self: nn.Module, device: Any) -> nn.Module:
-        moves.append((type(self).__name__, str(device)))
-        return self
-
-    for kind in PARTS:
-        monkeypatch.setattr(kind, "to", to)
-    return moves
+def homes(model: Model) -> dict[str, dict[str, int]]:
+    """Returns where each part's weights are, by name: the host's own copies."""
+    return {
+        name: {weight: p.data_ptr() for weight, p in part.named_parameters()} for name, part in parts_of(model).items()
+    }
 
 
-def plan_for(prepared: Prepared, **changes: Any) -> Prepared:
-    return replace(prepared, plan=replace(prepared.plan, **changes))
+def parts_of(model: Model) -> dict[str, nn.Module]:
+    return {"text_encoder": model.text_encoder, "unet": model.unet, "vae": model.vae}
 
 
-def test_without_offload_every_part_moves_at_once(
-    model: Model, journal: list[tuple[str, str]], ms_checkpoint: Path
-) -> None:
-    prepared, _ = prepared_model(generate_request(ms_checkpoint))
-    apply_plan(model, replace(prepared.plan, device="cuda:0"))
-    assert journal == [(kind.__name__, "cuda:0") for kind in PARTS]
+def away(model: Model, homes: dict[str, dict[str, int]]) -> dict[str, int]:
+    """Returns how many weights of each part are not where the host keeps them: lent to the device."""
+    found = {
+        name: sum(p.data_ptr() != homes[name][weight] for weight, p in part.named_parameters())
+        for name, part in parts_of(model).items()
+    }
+    return {name: count for name, count in found.items() if count}
 
 
-def test_model_offload_keeps_one_part_on_the_device(
-    model: Model, journal: list[tuple[str, str]], ms_checkpoint: Path
-) -> None:
-    """Nothing moves when the model is set up; then each part comes, runs, and leaves before the next one comes."""
-    request = generate_request(ms_checkpoint)
-    prepared = plan_for(prepared_model(request)[0], offload="model")
-    apply_plan(model, prepared.plan)
-    assert journal == []
-    for part in (model.text_encoder, model.unet, model.vae.decoder):
-        part.register_forward_pre_hook(lambda module, inputs: journal.append((type(module).__name__, "runs")))
+def journal_of(model: Model, homes: dict[str, dict[str, int]]) -> list[tuple[str, dict[str, int]]]:
+    """Returns the list that takes what is lent whenever one of a part's last layers runs."""
+    journal: list[tuple[str, dict[str, int]]] = []
+    last = {
+        "text": model.text_encoder.get_submodule("final_layer_norm"),
+        "unet": model.unet.conv_out,
+        "vae": model.vae.post_quant_conv,
+    }
+    for name, layer in last.items():
 
-    embeds = encode_words(model, prepared, guided=True, clip_skip=None)
+        def forward(*inputs: Any, name: str = name, inner: Any = layer.forward, **options: Any) -> Any:
+            journal.append((name, away(model, homes)))
+            return inner(*inputs, **options)
+
+        layer.forward = forward  # inside of every hook
+    return journal
+
+
+def run_under(model: Model, prepared: Prepared, plan: MemoryPlan, request: GenerateRequest) -> torch.Tensor:
+    """Returns the latents of a run under `plan`, and checks the frames. The CPU stands in for the device."""
+    attempts = Attempts(model, plan, [], Silent())
+    attempts.placed.place(plan)
+    embeds = encode_words(attempts.placed, prepared, guided=True, clip_skip=None)
     scheduler, generator = make_scheduler("ddim", prepared.files), make_generator(request.seed)
     scheduler.set_timesteps(request.steps)
     latents = denoised_latents(
-        model,
-        prepared.plan,
+        attempts,
         request,
         embeds=embeds,
         scheduler=scheduler,
@@ -311,68 +315,117 @@ def test_model_offload_keeps_one_part_on_the_device(
         generator=generator,
         report=Silent(),
     )
-    list(decoded_frames(model, prepared.plan, latents, Silent()))
+    frames = np.stack(list(decoded_frames(attempts.placed, latents, Silent())))
+    assert np.array_equal(frames, our_frames(request, latents))
+    attempts.placed.release()
+    return latents
 
-    text, unet, vae = (kind.__name__ for kind in PARTS)
-    expected = [(text, "cpu"), *[(text, "runs")] * 2, (text, "cpu")]
-    expected += [(unet, "cpu"), *[(unet, "runs")] * request.steps, (unet, "cpu")]
-    expected += [(vae, "cpu"), ("Decoder", "runs"), (vae, "cpu")]
-    assert journal == expected
+
+def test_nothing_moves_before_it_runs(model: Model, homes: dict[str, dict[str, int]], ms_checkpoint: Path) -> None:
+    prepared = prepared_model(generate_request(ms_checkpoint))[0]
+    for offload in ("model", "group", "sequential"):
+        placed = PlacedModel(model)
+        placed.place(replace(prepared.plan, offload=offload))
+        assert away(model, homes) == {}
+        placed.release()
+
+
+def test_without_offload_every_part_moves_at_once(
+    model: Model, homes: dict[str, dict[str, int]], ms_checkpoint: Path
+) -> None:
+    plan = replace(prepared_model(generate_request(ms_checkpoint))[0].plan, device="cpu:0")  # not where the host is
+    placed = PlacedModel(model)
+    placed.place(plan)
+    assert away(model, homes) == {name: len(weights) for name, weights in homes.items()}
+    placed.release()
+    assert away(model, homes) == {}
+
+
+def test_model_offload_keeps_one_part_on_the_device(
+    model: Model, homes: dict[str, dict[str, int]], ms_checkpoint: Path
+) -> None:
+    request = generate_request(ms_checkpoint)
+    prepared = prepared_model(request)[0]
+    journal = journal_of(model, homes)
+    latents = run_under(model, prepared, replace(prepared.plan, offload="model"), request)
+    text, unet, vae = ({name: len(homes[name])} for name in homes)
+    assert journal == [("text", text)] * 2 + [("unet", unet)] * request.steps + [("vae", vae)]
+    assert away(model, homes) == {}
     assert torch.equal(latents, our_latents(request))
 
 
 def test_a_part_leaves_the_device_even_when_it_fails(
-    model: Model, journal: list[tuple[str, str]], ms_checkpoint: Path
+    model: Model, homes: dict[str, dict[str, int]], ms_checkpoint: Path
 ) -> None:
-    plan = replace(prepared_model(generate_request(ms_checkpoint))[0].plan, device="elsewhere", offload="model")
-    with pytest.raises(ZeroDivisionError), on_device(model.unet, plan):
-        raise ZeroDivisionError
-    assert journal == [("UNet3DConditionModel", "elsewhere"), ("UNet3DConditionModel", "cpu")]
+    plan = replace(prepared_model(generate_request(ms_checkpoint))[0].plan, offload="model")
+    placed = PlacedModel(model)
+    placed.place(plan)
+
+    def fail() -> None:
+        with placed.unet():
+            assert away(model, homes) == {"unet": len(homes["unet"])}
+            raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError):
+        fail()
+    assert away(model, homes) == {}
 
 
-def test_sequential_offload_lends_only_what_runs(model: Model, ms_checkpoint: Path) -> None:
-    """The CPU stands in for the device: lent weights are copies, at another address, of those that the host keeps."""
+def test_group_offload_lends_a_block_at_a_time(
+    model: Model, homes: dict[str, dict[str, int]], ms_checkpoint: Path
+) -> None:
     request = generate_request(ms_checkpoint)
-    prepared = plan_for(prepared_model(request)[0], offload="sequential")
-    parts = (model.text_encoder, model.unet, model.vae)
-    homes = {id(p): p.data_ptr() for part in parts for p in part.parameters()}
-
-    def lent() -> int:
-        return sum(p.data_ptr() != homes[id(p)] for part in parts for p in part.parameters())
-
-    apply_plan(model, prepared.plan)
-    assert lent() == 0
+    prepared = prepared_model(request)[0]
+    blocks = [*model.unet.down_blocks, *model.unet.up_blocks]
+    outside = len(homes["unet"]) - sum(len(list(block.parameters())) for block in blocks)
     seen = []
-    for part in (model.text_encoder.get_submodule("final_layer_norm"), model.unet.conv_out, model.vae.post_quant_conv):
-        part.register_forward_pre_hook(lambda module, inputs: seen.append(lent()))
-    embeds = encode_words(model, prepared, guided=True, clip_skip=None)
-    scheduler, generator = make_scheduler("ddim", prepared.files), make_generator(request.seed)
-    scheduler.set_timesteps(request.steps)
-    latents = denoised_latents(
-        model,
-        prepared.plan,
-        request,
-        embeds=embeds,
-        scheduler=scheduler,
-        state=start_of("noise", scheduler, generator),
-        generator=generator,
-        report=Silent(),
-    )
+    for block in blocks:
+        block.resnets[0].register_forward_pre_hook(lambda module, inputs: seen.append(away(model, homes)))
+    latents = run_under(model, prepared, replace(prepared.plan, offload="group"), request)
+    each = [{"unet": outside + len(list(block.parameters()))} for block in blocks]
+    assert seen == each * request.steps
+    assert away(model, homes) == {}
     assert torch.equal(latents, our_latents(request))
-    frames = np.stack(list(decoded_frames(model, prepared.plan, latents, Silent())))
-    assert np.array_equal(frames, our_frames(request, latents))
+
+
+def test_sequential_offload_lends_only_what_runs(
+    model: Model, homes: dict[str, dict[str, int]], ms_checkpoint: Path
+) -> None:
+    request = generate_request(ms_checkpoint)
+    prepared = prepared_model(request)[0]
+    journal = journal_of(model, homes)
+    latents = run_under(model, prepared, replace(prepared.plan, offload="sequential"), request)
+    assert torch.equal(latents, our_latents(request))
     # A weight and a bias each time: two texts, a prediction for each step, one decoding.
-    assert seen == [2] * (2 + request.steps + 1)
-    assert lent() == 0
+    expected = [("text", {"text_encoder": 2})] * 2 + [("unet", {"unet": 2})] * request.steps + [("vae", {"vae": 2})]
+    assert journal == expected
+    assert away(model, homes) == {}
 
 
-def test_lent_weights_come_back_when_a_layer_fails(model: Model, ms_checkpoint: Path) -> None:
-    prepared = plan_for(prepared_model(generate_request(ms_checkpoint))[0], offload="sequential")
-    home = model.unet.conv_in.weight.data_ptr()
-    apply_plan(model, prepared.plan)
-    with pytest.raises(RuntimeError, match="channels"):
-        model.unet.conv_in(torch.zeros(1, 5, 4, 4))
-    assert model.unet.conv_in.weight.data_ptr() == home
+@pytest.mark.parametrize("offload", ["group", "sequential"])
+def test_lent_weights_come_back_when_a_layer_fails(
+    offload: str, model: Model, homes: dict[str, dict[str, int]], ms_checkpoint: Path
+) -> None:
+    prepared = prepared_model(generate_request(ms_checkpoint))[0]
+    placed = PlacedModel(model)
+    placed.place(replace(prepared.plan, offload=offload))  # type: ignore[arg-type]
+    with pytest.raises(RuntimeError, match="channels"), torch.inference_mode():
+        model.unet(torch.zeros(1, 5, 2, 4, 4), 500, encoder_hidden_states=torch.zeros(1, 77, 32))
+    assert away(model, homes) == {}
+
+
+def test_after_a_plan_is_given_up_nothing_of_it_is_left(
+    model: Model, homes: dict[str, dict[str, int]], ms_checkpoint: Path
+) -> None:
+    """The next plan's run is bitwise that of a model that never had another."""
+    request = generate_request(ms_checkpoint)
+    prepared = prepared_model(request)[0]
+    placed = PlacedModel(model)
+    for changes in ({"offload": "sequential"}, {"offload": "group"}, {"forward_chunking": 1}, {"vae_tiling": True}):
+        placed.place(replace(prepared.plan, **changes))
+    placed.release()
+    assert not model.vae.use_tiling
+    assert torch.equal(run_under(model, prepared, prepared.plan, request), our_latents(request))
 
 
 @pytest.mark.parametrize(

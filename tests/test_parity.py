@@ -37,9 +37,9 @@ from t2vcli.engine.decode import decode_latents
 from t2vcli.engine.latents import draw_noise, encode_video, make_generator
 from t2vcli.engine.prompt import tokenize
 from t2vcli.jobs import generate as generate_job
+from t2vcli.jobs import sample
 from t2vcli.jobs import upscale as upscale_job
 from t2vcli.report import Silent
-from t2vcli.request import Request
 from t2vcli.schedulers import SCHEDULERS
 from t2vcli.video.reader import probe, read_frames
 
@@ -226,11 +226,10 @@ def written(monkeypatch: pytest.MonkeyPatch) -> list[np.ndarray]:
     """Returns the list that takes the frames of the next job, which writes no file."""
     frames: list[np.ndarray] = []
 
-    def take(path: Path, made: Any, request: Request, **options: Any) -> None:
-        frames.extend(made)
+    def take(path: Path, made: Any, **options: Any) -> None:
+        frames[:] = list(made)
 
-    monkeypatch.setattr(generate_job, "write_video", take)
-    monkeypatch.setattr(upscale_job, "write_video", take)
+    monkeypatch.setattr(sample, "write_mp4", take)
     return frames
 
 

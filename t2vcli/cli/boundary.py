@@ -2,20 +2,24 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
+import time
 import traceback
+from collections.abc import Iterator
 from types import FrameType
-from typing import Any
+from typing import Any, NoReturn
 
 import typer
 from typer.core import TyperGroup
 
-from t2vcli.cli.console import say, say_error
+from t2vcli import stopping
+from t2vcli.cli.console import printable, say, say_error
 from t2vcli.errors import EXIT_CODES, Interrupted, T2VError
 
 # What Typer's own parser raises. Its base class is in a module that Typer keeps to itself, so it is reached from here.
-_TyperUsageError: type[Exception] = typer.BadParameter.__mro__[1]
+_TyperUsageError: Any = typer.BadParameter.__mro__[1]
 
 _show_traceback = bool(os.environ.get("T2V_DEBUG"))
 
@@ -31,37 +35,78 @@ class _Terminated(KeyboardInterrupt):
     """SIGTERM, as what no `except Exception` on the way can swallow."""
 
 
-def _on_sigterm(number: int, frame: FrameType | None) -> None:
-    raise _Terminated
+CLEANING_S = 5.0
+"""How long after an interruption another signal is taken for the same wish.
+
+People press Ctrl-C again, and programs that start others pass on what the terminal has sent to all of them: that must
+not interrupt the removal of what is unfinished. Later ones do, should that hang.
+"""
+
+_interrupted_s: float | None = None
+
+
+def _on_signal(number: int, frame: FrameType | None) -> None:
+    """Stops at the next step where there are steps, and at once elsewhere and the second time."""
+    global _interrupted_s
+    if stopping.ask(signal.Signals(number).name):
+        with contextlib.suppress(OSError):  # not by a stream: the signal may have come in the middle of a write
+            os.write(2, b"\nt2v: stopping after this step; once more stops at once\n")
+        return
+    now_s = time.monotonic()
+    if _interrupted_s is not None and now_s - _interrupted_s < CLEANING_S:
+        return
+    _interrupted_s = now_s
+    raise _Terminated if number == signal.SIGTERM else KeyboardInterrupt
 
 
 class ErrorBoundary(TyperGroup):
     """Runs a command and ends the process as errors.py documents. (Typer renders usage errors of its own, exit 2.)"""
 
-    def invoke(self, ctx: Any) -> Any:
-        signal.signal(signal.SIGTERM, _on_sigterm)
-        try:
-            return super().invoke(ctx)
-        except T2VError as error:
-            self._leave(str(error), error.exit_code)
-        except _Terminated:
-            stopped = Interrupted("terminated; nothing was written", signal_name="SIGTERM")
-            self._leave(str(stopped), stopped.exit_code)
-        except KeyboardInterrupt:
-            stopped = Interrupted("interrupted; nothing was written")
-            self._leave(str(stopped), stopped.exit_code)
-        except (typer.Exit, typer.Abort, _TyperUsageError):
-            raise
-        except Exception as error:  # the boundary: whatever is left is a bug, and says so
-            hint = "" if _show_traceback else "; --debug shows where"
-            self._leave(f"this is a bug in t2v: {type(error).__name__}: {error}{hint}", 1)
+    def make_context(self, *args: Any, **extra: Any) -> Any:  # here `--help` and `--version` print
+        with _ending():
+            return super().make_context(*args, **extra)
 
-    def _leave(self, message: str, code: int) -> None:
-        if _show_traceback:
-            for line in traceback.format_exc().splitlines():
-                say(line)
-        say_error(message)
-        raise typer.Exit(code) from None
+    def invoke(self, ctx: Any) -> Any:
+        global _interrupted_s
+        _interrupted_s = None
+        stopping.forget()
+        if signal.getsignal(signal.SIGTERM) is signal.SIG_DFL:
+            signal.signal(signal.SIGTERM, _on_signal)
+        if signal.getsignal(signal.SIGINT) is signal.default_int_handler:  # not where a shell has it ignored
+            signal.signal(signal.SIGINT, _on_signal)
+        with _ending():
+            return super().invoke(ctx)
+
+
+@contextlib.contextmanager
+def _ending() -> Iterator[None]:
+    """Turns what is raised inside into a sentence on stderr and the exit code of its kind."""
+    try:
+        yield
+    except T2VError as error:
+        _leave(str(error), error.exit_code)
+    except _Terminated:
+        stopped = Interrupted("terminated", signal_name="SIGTERM")
+        _leave(str(stopped), stopped.exit_code)
+    except KeyboardInterrupt:
+        stopped = Interrupted("interrupted")
+        _leave(str(stopped), stopped.exit_code)
+    except _TyperUsageError as error:
+        error.message = printable(error.message)
+        raise
+    except (typer.Exit, typer.Abort):
+        raise
+    except Exception as error:  # the boundary: whatever is left is a bug, and says so
+        hint = "" if _show_traceback else "; --debug shows where"
+        _leave(f"this is a bug in t2v: {type(error).__name__}: {error}{hint}", 1)
+
+
+def _leave(message: str, code: int) -> NoReturn:
+    if _show_traceback:
+        for line in traceback.format_exc().splitlines():
+            say(line)
+    say_error(message)
+    raise typer.Exit(code) from None
 
 
 def exit_code_table() -> str:

@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 from t2vcli import __version__
-from t2vcli.cli import generate, info, presets, upscale
+from t2vcli.cli import generate, info, presets, pull, resume, upscale
 from t2vcli.cli.boundary import ErrorBoundary, exit_code_table
 from t2vcli.cli.console import prepare_streams, result
 
@@ -37,9 +37,22 @@ def root(
 ) -> None: ...
 
 
+plan_app = typer.Typer(
+    cls=ErrorBoundary,
+    help="Print how a command would run, and the memory that it is predicted to take.",
+    no_args_is_help=True,
+    rich_markup_mode="rich",
+)
+plan_app.command("generate")(generate.plan_generate)
+plan_app.command("upscale")(upscale.plan_upscale)
+
 app.command()(generate.generate)
 app.command()(upscale.upscale)
+app.command()(resume.resume)
+app.command()(resume.decode)
+app.add_typer(plan_app, name="plan")
 app.add_typer(presets.app, name="presets")
+app.command()(pull.pull)
 app.command()(info.info)
 app.command()(info.sheet)
 

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import functools
+import inspect
+from collections.abc import Callable, Mapping
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -22,7 +25,21 @@ class DTypeName(StrEnum):
 class OffloadName(StrEnum):
     none = "none"
     model = "model"
+    group = "group"
     sequential = "sequential"
+
+
+class MemoryName(StrEnum):
+    auto = "auto"
+    fast = "fast"
+    balanced = "balanced"
+    low = "low"
+    lowest = "lowest"
+
+
+class WeightsName(StrEnum):
+    full = "full"
+    fp8 = "fp8"
 
 
 MODEL, SAMPLING, MEMORY, OUTPUT = "Model", "Sampling", "Memory and device", "Output"
@@ -38,6 +55,11 @@ ModelOpt = Annotated[
 RevisionOpt = Annotated[str | None, typer.Option(help="The repository's branch, tag or commit.", rich_help_panel=MODEL)]
 VariantOpt = Annotated[
     str | None, typer.Option(help="The weights' variant, such as fp16; '' for none.", rich_help_panel=MODEL)
+]
+
+OfflineOpt = Annotated[
+    bool,
+    typer.Option("--offline", help="Use only what is in the cache; never ask the network.", rich_help_panel=MODEL),
 ]
 
 # --- sampling
@@ -79,10 +101,21 @@ DTypeOpt = Annotated[
     typer.Option("--dtype", help="Auto: fp16 on a GPU, fp32 on a CPU.", rich_help_panel=MEMORY),
 ]
 DeviceOpt = Annotated[str | None, typer.Option(help="auto, cpu, cuda, cuda:N or mps.", rich_help_panel=MEMORY)]
+MemoryOpt = Annotated[
+    MemoryName | None,
+    typer.Option(
+        help="Auto: the fastest plan that is predicted to fit; else where to begin, down to lowest. The picture stays.",
+        rich_help_panel=MEMORY,
+    ),
+]
+VramOpt = Annotated[
+    str | None,
+    typer.Option(metavar="SIZE", help="Plan for this much GPU memory, not what is free: 6GiB.", rich_help_panel=MEMORY),
+]
 OffloadOpt = Annotated[
     OffloadName | None,
     typer.Option(
-        help="What waits in host memory: nothing, the models not in use, or every layer not in use.",
+        help="What waits in host memory: nothing, the models, the blocks, or every layer not in use.",
         rich_help_panel=MEMORY,
     ),
 ]
@@ -99,8 +132,36 @@ VaeTilingOpt = Annotated[
     ),
 ]
 ForwardChunkingOpt = Annotated[
-    int | None,
-    typer.Option(help="Tokens per feed-forward chunk of the UNet; must divide every level.", rich_help_panel=MEMORY),
+    str | None,
+    typer.Option(
+        metavar="N|auto",
+        help="Tokens per feed-forward chunk of the UNet; must divide every level; auto: the largest that does.",
+        rich_help_panel=MEMORY,
+    ),
+]
+ChunkSizeOpt = Annotated[
+    str | None,
+    typer.Option(
+        metavar="SIZE",
+        help="Run UNet and VAE in exact chunks of this size: 8MiB. Smaller is less memory and slower.",
+        rich_help_panel=MEMORY,
+    ),
+]
+WeightsOpt = Annotated[
+    WeightsName | None,
+    typer.Option(help="fp8 keeps the UNet's weights in 8 bits; changes the picture.", rich_help_panel=MEMORY),
+]
+DryRunOpt = Annotated[
+    bool,
+    typer.Option(
+        "--dry-run",
+        help="Print the plan and its predicted memory, as `t2v plan` does, and stop.",
+        rich_help_panel=MEMORY,
+    ),
+]
+ExactOpt = Annotated[
+    bool,
+    typer.Option("--exact", help="Trace the model now (seconds to minutes), in place of the table's interpolation."),
 ]
 
 # --- output
@@ -111,6 +172,20 @@ OutputOpt = Annotated[
     ),
 ]
 OverwriteOpt = Annotated[bool, typer.Option("--overwrite", help="Replace an existing output.", rich_help_panel=OUTPUT)]
+NoResumeOpt = Annotated[
+    bool,
+    typer.Option("--no-resume", help="Keep nothing of an unfinished run, and take up none.", rich_help_panel=OUTPUT),
+]
+KeepEveryOpt = Annotated[
+    float,
+    typer.Option(
+        "--keep-every",
+        metavar="SECONDS",
+        min=0,
+        help="How often to keep the state of the run while it denoises.",
+        rich_help_panel=OUTPUT,
+    ),
+]
 QuietOpt = Annotated[bool, typer.Option("--quiet", "-q", help="No progress and no warnings.", rich_help_panel=OUTPUT)]
 JsonOpt = Annotated[
     bool, typer.Option("--json", help="Print one JSON object in place of the path.", rich_help_panel=OUTPUT)
@@ -122,3 +197,79 @@ DebugOpt = Annotated[
 PromptFileOpt = Annotated[
     Path | None, typer.Option("--prompt-file", help="Read the prompt from a UTF-8 text file.", rich_help_panel=SAMPLING)
 ]
+
+
+# --- the options of a request, each as (annotation, default), in the order of --help
+
+Options = Mapping[str, tuple[Any, Any]]
+
+SIZE_OPTIONS: Options = {
+    "frames": (Annotated[int | None, typer.Option(help="Length in frames.", rich_help_panel=SAMPLING)], None),
+    "fps": (
+        Annotated[str | None, typer.Option(help="Frames per second: 8, 23.976, 30000/1001.", rich_help_panel=SAMPLING)],
+        None,
+    ),
+}
+STRENGTH_OPTIONS: Options = {
+    "strength": (
+        Annotated[
+            float | None,
+            typer.Option(help="How much to change: just above 0 to 1 (all noise).", rich_help_panel=SAMPLING),
+        ],
+        None,
+    ),
+}
+REQUEST_OPTIONS: Options = {
+    "model": (ModelOpt, None),
+    "revision": (RevisionOpt, None),
+    "variant": (VariantOpt, None),
+    "negative_prompt": (NegativePromptOpt, None),
+    "width": (WidthOpt, None),
+    "height": (HeightOpt, None),
+    "steps": (StepsOpt, None),
+    "guidance_scale": (GuidanceOpt, None),
+    "scheduler": (SchedulerOpt, None),
+    "seed": (SeedOpt, None),
+    "eta": (EtaOpt, None),
+    "clip_skip": (ClipSkipOpt, None),
+    "dtype": (DTypeOpt, None),
+    "device": (DeviceOpt, None),
+    "memory": (MemoryOpt, None),
+    "vram": (VramOpt, None),
+    "offload": (OffloadOpt, None),
+    "vae_slicing": (VaeSlicingOpt, None),
+    "vae_tiling": (VaeTilingOpt, None),
+    "forward_chunking": (ForwardChunkingOpt, None),
+    "chunk_size": (ChunkSizeOpt, None),
+    "weights": (WeightsOpt, None),
+}
+
+
+def takes(options: Options) -> Callable[[Callable[..., None]], Callable[..., None]]:
+    """Returns the decorator that puts `options` where a command has the parameter `given`, and their values into it.
+
+    So each option is listed once, however many commands take it.
+    """
+
+    def decorate(command: Callable[..., None]) -> Callable[..., None]:
+        parameters = []
+        for parameter in inspect.signature(command, eval_str=True).parameters.values():
+            if parameter.name == "given":
+                parameters += [
+                    inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, annotation=annotation, default=default)
+                    for name, (annotation, default) in options.items()
+                ]
+            else:
+                parameters.append(parameter.replace(kind=inspect.Parameter.KEYWORD_ONLY))
+
+        @functools.wraps(command)
+        def called(**values: Any) -> None:
+            given = {name: values.pop(name) for name in options}
+            command(given=given, **values)
+
+        # Typer reads a function's signature and its hints.
+        called.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
+        called.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}
+        return called
+
+    return decorate

@@ -9,6 +9,22 @@ import os
 import sys
 from pathlib import Path
 
+COMMANDS: tuple[list[str], ...] = (
+    [],
+    ["generate"],
+    ["upscale"],
+    ["resume"],
+    ["decode"],
+    ["plan"],
+    ["plan", "generate"],
+    ["plan", "upscale"],
+    ["pull"],
+    ["presets"],
+    ["presets", "show"],
+    ["info"],
+    ["sheet"],
+)
+
 
 def reference() -> str:
     """Returns the whole command-line reference."""
@@ -19,7 +35,7 @@ def reference() -> str:
     from t2vcli.cli.main import app
 
     parts = ["# Command-line reference", "", "Written from the help texts by `make docs`; do not edit."]
-    for command in ([], ["generate"], ["upscale"], ["presets"], ["presets", "show"], ["info"], ["sheet"]):
+    for command in COMMANDS:
         shown = CliRunner().invoke(app, [*command, "--help"], prog_name="t2v").output
         lines = "\n".join(line.rstrip() for line in shown.strip("\n").splitlines())
         parts += ["", f"## `{' '.join(['t2v', *command])}`", "", "```text", lines, "```"]

@@ -8,10 +8,10 @@ import secrets
 import sys
 import time
 import unicodedata
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from enum import Enum
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from t2vcli.cli.console import result_json, result_path, say
 from t2vcli.cli.progress import Report, choose_report, clock
@@ -23,6 +23,8 @@ if TYPE_CHECKING:
     from t2vcli.request import Request
 
 MAX_PROMPT_BYTES = 1_000_000
+
+AnyRequest = TypeVar("AnyRequest", bound="Request")
 
 
 def read_prompt(prompt: str | None, prompt_file: Path | None) -> str | None:
@@ -88,6 +90,25 @@ def free_name(folder: Path, stem: str) -> Path:
         path = folder / f"{stem}-{number}.mp4"
         number += 1
     return path
+
+
+def taking_up(
+    request: AnyRequest,
+    command: str,
+    folders: Sequence[Path],
+    *,
+    seed_drawn: bool,
+    source: Path | None = None,
+) -> tuple[AnyRequest, Path | None]:
+    """Returns the request with the seed of an unfinished run of it in `folders`, and that run's output, if there is one."""
+    from t2vcli import runs
+
+    runs.sweep(folders)
+    values = request.model_dump(mode="json")
+    found = runs.find_unfinished(folders, command, values, any_seed=seed_drawn, source=source)
+    if found is None:
+        return request, None
+    return type(request).model_validate({**dict(request), "seed": found.seed}), found.output
 
 
 def refuse_input_as_output(output: Path, source: Path) -> None:

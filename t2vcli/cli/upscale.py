@@ -1,7 +1,8 @@
-"""`t2v upscale`."""
+"""`t2v upscale`, and `t2v plan upscale`."""
 
 from __future__ import annotations
 
+from glob import escape
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -9,57 +10,84 @@ import typer
 
 from t2vcli.cli import options as opt
 from t2vcli.cli.console import say
-from t2vcli.cli.shared import free_name, merged_values, read_prompt, refuse_input_as_output, run_and_report, sources_of
+from t2vcli.cli.plan import show_plan
+from t2vcli.cli.shared import (
+    free_name,
+    merged_values,
+    read_prompt,
+    refuse_input_as_output,
+    run_and_report,
+    sources_of,
+    taking_up,
+)
 from t2vcli.errors import InputError, UsageError
+from t2vcli.runs import SUFFIX, folder_for
 
 if TYPE_CHECKING:
     from t2vcli.jobs.sample import Result
     from t2vcli.presets import Preset
     from t2vcli.report import Report
+    from t2vcli.request import UpscaleRequest
     from t2vcli.video.reader import VideoInfo
 
 
+SourceArg = Annotated[
+    Path, typer.Argument(metavar="IN", help="The video, or folder of PNGs, to make anew, larger.", show_default=False)
+]
+PromptOpt = Annotated[
+    str | None,
+    typer.Option(
+        "--prompt",
+        help="What the video shows; '-' reads it from stdin. Default: the prompt inside the video.",
+        rich_help_panel=opt.SAMPLING,
+    ),
+]
+ScaleOpt = Annotated[
+    float | None,
+    typer.Option(help="Times the input's size, in place of --width and --height.", rich_help_panel=opt.SAMPLING),
+]
+
+PART_OPTIONS: opt.Options = {
+    "start": (
+        Annotated[
+            str | None,
+            typer.Option(
+                metavar="TIME", help="Take the input from here on: 90, 1.5 or 1:30.", rich_help_panel=opt.SAMPLING
+            ),
+        ],
+        None,
+    ),
+    "duration": (
+        Annotated[
+            str | None,
+            typer.Option(metavar="TIME", help="Take this much of the input.", rich_help_panel=opt.SAMPLING),
+        ],
+        None,
+    ),
+    "max_frames": (
+        Annotated[
+            int | None, typer.Option(help="Take at most this many frames of the input.", rich_help_panel=opt.SAMPLING)
+        ],
+        None,
+    ),
+}
+
+
+@opt.takes({**opt.STRENGTH_OPTIONS, **PART_OPTIONS, **opt.REQUEST_OPTIONS})
 def upscale(
-    source: Annotated[Path, typer.Argument(metavar="IN", help="The video to make anew, larger.", show_default=False)],
-    strength: Annotated[
-        float | None,
-        typer.Option(help="How much to change: just above 0 to 1 (all noise).", rich_help_panel=opt.SAMPLING),
-    ] = None,
-    prompt: Annotated[
-        str | None,
-        typer.Option(
-            "--prompt",
-            help="What the video shows; '-' reads it from stdin. Default: the prompt inside the video.",
-            rich_help_panel=opt.SAMPLING,
-        ),
-    ] = None,
+    given: dict[str, Any],
+    source: SourceArg,
+    prompt: PromptOpt = None,
     prompt_file: opt.PromptFileOpt = None,
     preset: opt.PresetOpt = "zeroscope-XL",
-    model: opt.ModelOpt = None,
-    revision: opt.RevisionOpt = None,
-    variant: opt.VariantOpt = None,
-    negative_prompt: opt.NegativePromptOpt = None,
-    width: opt.WidthOpt = None,
-    height: opt.HeightOpt = None,
-    scale: Annotated[
-        float | None,
-        typer.Option(help="Times the input's size, in place of --width and --height.", rich_help_panel=opt.SAMPLING),
-    ] = None,
-    steps: opt.StepsOpt = None,
-    guidance_scale: opt.GuidanceOpt = None,
-    scheduler: opt.SchedulerOpt = None,
-    seed: opt.SeedOpt = None,
-    eta: opt.EtaOpt = None,
-    clip_skip: opt.ClipSkipOpt = None,
+    scale: ScaleOpt = None,
+    offline: opt.OfflineOpt = False,
     strict: opt.StrictOpt = False,
-    dtype: opt.DTypeOpt = None,
-    device: opt.DeviceOpt = None,
-    offload: opt.OffloadOpt = None,
-    vae_slicing: opt.VaeSlicingOpt = None,
-    vae_tiling: opt.VaeTilingOpt = None,
-    forward_chunking: opt.ForwardChunkingOpt = None,
+    dry_run: opt.DryRunOpt = False,
     output: opt.OutputOpt = None,
     overwrite: opt.OverwriteOpt = False,
+    no_resume: opt.NoResumeOpt = False,
+    keep_every: opt.KeepEveryOpt = 10,
     quiet: opt.QuietOpt = False,
     as_json: opt.JsonOpt = False,
     debug: opt.DebugOpt = False,
@@ -69,76 +97,112 @@ def upscale(
     Frame count and frame rate stay exactly as they are. Without --width, --height or --scale the output has about as
     many pixels as the preset's size, in the shape of the input.
     """
+    chosen, request, video, remarks = requested(source, prompt, prompt_file, preset, scale, given)
+    if dry_run:
+        show_plan(request, chosen, frames=video.frames, exact=False, as_json=as_json)
+        return
+    stem = f"{source.stem}-{request.width}x{request.height}"
+    seed_drawn = given["seed"] is None
+    unfinished = None
+    if not no_resume:
+        folders = [folder_for(output)] if output else sorted(source.parent.glob(f"{escape(stem)}*.mp4{SUFFIX}"))
+        request, unfinished = taking_up(request, "upscale", folders, seed_drawn=seed_drawn, source=source)
+    path = output or unfinished or free_name(source.parent, stem)
+
+    from t2vcli.video.ffmpeg import require_encoder
+    from t2vcli.video.writer import check_output
+
+    check_output(path, overwrite=overwrite or unfinished is not None)  # the run may only have to be cleared away
+    refuse_input_as_output(path, source)
+    require_encoder()
+    for remark in remarks if not quiet else ():
+        say(remark)
+
+    def job(report: Report) -> Result:
+        from t2vcli.jobs.keep import Keeping
+        from t2vcli.jobs.upscale import upscale as make
+
+        keeping = Keeping(enabled=not no_resume, every_s=keep_every, seed_drawn=seed_drawn)
+        return make(
+            request,
+            chosen,
+            source,
+            video,
+            path,
+            report=report,
+            overwrite=overwrite,
+            strict=strict,
+            offline=offline,
+            keeping=keeping,
+        )
+
+    run_and_report(job, quiet=quiet, as_json=as_json, seed=request.seed)
+
+
+@opt.takes({**opt.STRENGTH_OPTIONS, **PART_OPTIONS, **opt.REQUEST_OPTIONS})
+def plan_upscale(
+    given: dict[str, Any],
+    source: SourceArg,
+    prompt: PromptOpt = None,
+    prompt_file: opt.PromptFileOpt = None,
+    preset: opt.PresetOpt = "zeroscope-XL",
+    scale: ScaleOpt = None,
+    exact: opt.ExactOpt = False,
+    as_json: opt.JsonOpt = False,
+    debug: opt.DebugOpt = False,
+) -> None:
+    """Print how `t2v upscale` with the same options would run, and the memory that it is predicted to take."""
+    chosen, request, video, _ = requested(source, prompt, prompt_file, preset, scale, given)
+    show_plan(request, chosen, frames=video.frames, exact=exact, as_json=as_json)
+
+
+def requested(
+    source: Path,
+    prompt: str | None,
+    prompt_file: Path | None,
+    preset: str,
+    scale: float | None,
+    given: dict[str, Any],
+) -> tuple[Preset, UpscaleRequest, VideoInfo, list[str]]:
+    """Returns the preset, the checked request, what the part of the input is, and remarks on it and on the prompt."""
     from t2vcli.metadata import prompt_in
     from t2vcli.presets import load_preset
     from t2vcli.request import MAX_FRAMES, UpscaleRequest, build_request, can_be_kept
+    from t2vcli.video.along import along_with
+    from t2vcli.video.part import part_of
     from t2vcli.video.reader import probe, read_metadata
+    from t2vcli.video.remarks import remarks_on
 
     words = read_prompt(prompt, prompt_file)
-    given = {
-        "model": model,
-        "revision": revision,
-        "variant": variant,
-        "negative_prompt": negative_prompt,
-        "width": width,
-        "height": height,
-        "steps": steps,
-        "guidance_scale": guidance_scale,
-        "strength": strength,
-        "scheduler": scheduler,
-        "seed": seed,
-        "eta": eta,
-        "clip_skip": clip_skip,
-        "dtype": dtype,
-        "device": device,
-        "offload": offload,
-        "vae_slicing": vae_slicing,
-        "vae_tiling": vae_tiling,
-        "forward_chunking": forward_chunking,
-    }
     chosen = load_preset(preset)
     values = merged_values(chosen, given, UpscaleRequest)
+    width, height = given["width"], given["height"]
     _check_scale(scale, width, height)
     sources = sources_of(chosen, given)
-    build_request(UpscaleRequest, {**values, "prompt": words or ""}, sources)  # the flags, before the video is opened
+    # The flags, before the video is opened
+    asked = build_request(UpscaleRequest, {**values, "prompt": words or ""}, sources)
 
-    video = probe(source)
+    video = part_of(probe(source), source, start=asked.start, duration=asked.duration, max_frames=asked.max_frames)
     if video.frames > MAX_FRAMES:
         raise InputError(
-            f"{source} has {video.frames:,} frames; the most is {MAX_FRAMES:,}: cut a part out of it first"
+            f"{source} has {video.frames:,} frames; the most is {MAX_FRAMES:,}: take a part with --start and --duration"
         )
     if not can_be_kept(video.fps):
         raise InputError(
             f"{source} has {video.fps} frames per second, which cannot be kept exactly;"
             f" encode it again at {video.fps.limit_denominator(1001)}"
         )
-    inside = prompt_in(read_metadata(source))
-    remark = None
+    inside = prompt_in(read_metadata(source))  # also refuses a file whose metadata could not be carried on
+    remarks = remarks_on(source, video, along_with(source, video))
     if words is None:
         words, inside_negative = inside or ("", "")
-        if negative_prompt is None and inside_negative:
+        if given["negative_prompt"] is None and inside_negative:
             values["negative_prompt"] = inside_negative
-        remark = f"prompt from {source}: {words}" if inside else f"{source} holds no prompt; going on with an empty one"
+        whence = f"prompt from {source}: {words}" if inside else f"{source} holds no prompt; going on with an empty one"
+        remarks.insert(0, whence)
     values["prompt"] = words
     values["width"], values["height"] = _choose_size(video, chosen, width, height, scale)
-    request = build_request(UpscaleRequest, values, sources)
-    path = output or free_name(source.parent, f"{source.stem}-{request.width}x{request.height}")
-
-    from t2vcli.video.ffmpeg import require_encoder
-    from t2vcli.video.writer import check_output
-
-    check_output(path, overwrite=overwrite)
-    refuse_input_as_output(path, source)
-    require_encoder()
-    if remark and not quiet:
-        say(remark)
-
-    def job(report: Report) -> Result:
-        from t2vcli.jobs.upscale import upscale as make
-
-        return make(request, chosen, source, video, path, report=report, overwrite=overwrite, strict=strict)
-
-    run_and_report(job, quiet=quiet, as_json=as_json, seed=request.seed)
+    return chosen, build_request(UpscaleRequest, values, sources), video, remarks
 
 
 def _check_scale(scale: float | None, width: int | None, height: int | None) -> None:

@@ -8,20 +8,31 @@ import numpy as np
 import torch
 from diffusers import AutoencoderKL
 
+from t2vcli.engine.device import dtype_name, finite_advice
+from t2vcli.engine.strips import decode_in_strips
 from t2vcli.errors import NonFiniteError
 
 
 @torch.inference_mode()
-def decode_latents(vae: AutoencoderKL, latents: torch.Tensor, *, chunk: int, device: str) -> Iterator[torch.Tensor]:
-    """Yields pictures (n, 3, H, W) float32 in [0, 1] on the host, at most `chunk` frames at once, from (1, C, F, h, w)."""
+def decode_latents(
+    vae: AutoencoderKL, latents: torch.Tensor, *, chunk: int, device: str, strip_bytes: int | None = None
+) -> Iterator[torch.Tensor]:
+    """Yields pictures (n, 3, H, W) float32 in [0, 1] on the host, at most `chunk` frames at once, from (1, C, F, h, w).
+
+    With `strip_bytes` each frame is decoded in strips of that size: the same picture in less memory.
+    """
     flat = latents.transpose(1, 2).flatten(0, 1)  # (F, C, h, w)
     flat = 1 / vae.config.scaling_factor * flat
     for start in range(0, flat.shape[0], chunk):
-        pictures = vae.decode(flat[start : start + chunk].to(device=device, dtype=vae.dtype)).sample.float()
+        part = flat[start : start + chunk].to(device=device, dtype=vae.dtype)
+        if strip_bytes is None:
+            pictures = vae.decode(part).sample.float()
+        else:
+            pictures = decode_in_strips(vae, part, chunk_bytes=strip_bytes).float()
         if not torch.isfinite(pictures).all():
             raise NonFiniteError(
                 f"frame {start + 1} or one soon after it decodes to NaN or infinity in"
-                f" {str(vae.dtype).removeprefix('torch.')}; try --dtype fp32 or --dtype bf16"
+                f" {dtype_name(vae.dtype)}; {finite_advice(vae.dtype)}"
             )
         yield (pictures / 2 + 0.5).clamp(0, 1).cpu()
 

@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 
+from t2vcli.engine.device import dtype_name, finite_advice
 from t2vcli.engine.guidance import PredictNoise
 from t2vcli.engine.latents import DenoiseState, restore_scheduler, scheduler_state
 from t2vcli.errors import NonFiniteError
@@ -44,7 +45,7 @@ def denoise(
         if not torch.isfinite(latents).all():
             raise NonFiniteError(
                 f"the latents hold NaN or infinity after step {step + 1} of {len(scheduler.timesteps)} in"
-                f" {str(latents.dtype).removeprefix('torch.')}; try --dtype fp32 or --dtype bf16"
+                f" {dtype_name(latents.dtype)}; {finite_advice(latents.dtype)}"
             )
         yield DenoiseState(step + 1, latents, scheduler_state(scheduler), generator.get_state())
 

@@ -10,6 +10,21 @@ from t2vcli.errors import DeviceError
 
 DTYPES = {"fp16": torch.float16, "bf16": torch.bfloat16, "fp32": torch.float32}
 
+
+def dtype_name(dtype: torch.dtype) -> str:
+    """Returns "fp16", "bf16" or "fp32"."""
+    return next(name for name, each in DTYPES.items() if each is dtype)
+
+
+def finite_advice(dtype: torch.dtype) -> str:
+    """Returns what may help where a run in `dtype` makes NaN or infinity: a type with a wider range, if there is one."""
+    return {
+        torch.float16: "try --dtype fp32 or --dtype bf16",
+        torch.bfloat16: "try --dtype fp32",
+        torch.float32: "the model's weights may be damaged, or made for another --scheduler",
+    }[dtype]
+
+
 _NVIDIA_SIGNS = ("/proc/driver/nvidia/version", "/dev/nvidia0", "/dev/nvidiactl", "/dev/dxg")
 INSTALL_CUDA_TORCH = "pip install --force-reinstall torch --index-url https://download.pytorch.org/whl/cu128"
 
@@ -58,6 +73,15 @@ def why_no_cuda() -> str:
             f"{torch.version.cuda}); update the driver or install a matching torch"
         )
     return "no CUDA device was found; use --device cpu, or leave --device out"
+
+
+def free_device_bytes(device: str) -> int | None:
+    """Returns how much of the device's memory is free now (a CUDA context then counts as used), None if it cannot say."""
+    if device.startswith("cuda"):
+        return int(torch.cuda.mem_get_info(device)[0])
+    if device == "mps":
+        return int(torch.mps.recommended_max_memory() - torch.mps.driver_allocated_memory())
+    return None
 
 
 def free_cached_memory(device: str) -> None:

@@ -8,15 +8,37 @@ import torch
 from diffusers import UNet3DConditionModel
 
 PredictNoise = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
+UNetForward = Callable[[torch.Tensor, torch.Tensor, torch.Tensor], torch.Tensor]
+"""(sample (B, C, F, H, W), timestep, encoder_hidden_states (B, L, D)) -> noise_pred (B, C, F, H, W)"""
 
 
-def unet_prediction(unet: UNet3DConditionModel, embeds: torch.Tensor) -> PredictNoise:
-    """Returns the UNet's prediction (B, C, F, H, W) for embeddings (B, L, D); latents of batch 1 serve every row."""
+def plain_forward(unet: UNet3DConditionModel) -> UNetForward:
+    """Returns diffusers' own forward as a function of three tensors."""
+
+    def forward(sample: torch.Tensor, timestep: torch.Tensor, encoder_hidden_states: torch.Tensor) -> torch.Tensor:
+        noise_pred: torch.Tensor = unet(
+            sample, timestep, encoder_hidden_states=encoder_hidden_states, return_dict=False
+        )[0]
+        return noise_pred
+
+    return forward
+
+
+def unet_prediction(
+    unet: UNet3DConditionModel | UNetForward, embeds: torch.Tensor, *, together: bool = True
+) -> PredictNoise:
+    """Returns the prediction (B, C, F, H, W) for embeddings (B, L, D); latents of batch 1 serve every row.
+
+    The rows (with guidance two) run as one batch, or one after the other in half of the memory.
+    """
+    forward = plain_forward(unet) if isinstance(unet, UNet3DConditionModel) else unet
 
     def predict_noise(latents: torch.Tensor, timestep: torch.Tensor) -> torch.Tensor:
-        rows = torch.cat([latents] * embeds.shape[0]) if embeds.shape[0] > 1 else latents
-        noise_pred: torch.Tensor = unet(rows, timestep, encoder_hidden_states=embeds, return_dict=False)[0]
-        return noise_pred
+        if embeds.shape[0] == 1:
+            return forward(latents, timestep, embeds)
+        if together:
+            return forward(torch.cat([latents] * embeds.shape[0]), timestep, embeds)
+        return torch.cat([forward(latents, timestep, row) for row in embeds.chunk(embeds.shape[0])])
 
     return predict_noise
 

@@ -10,6 +10,8 @@ import numpy as np
 import torch
 from diffusers import AutoencoderKL
 
+from t2vcli.engine.strips import encode_in_strips
+
 
 @dataclass(frozen=True)
 class DenoiseState:
@@ -106,11 +108,13 @@ def encode_video(
     chunk: int,
     generator: torch.Generator,
     device: str,
+    strip_bytes: int | None = None,
     on_frames: Callable[[int], None] = lambda done: None,
 ) -> torch.Tensor:
     """Returns the video's latents (1, C, F, H/8, W/8) from `count` frames (H, W, 3) uint8, `chunk` at a time.
 
-    The posterior's noise is drawn once for all frames, so the chunk size does not change the result.
+    The posterior's noise is drawn once for all frames, so the chunk size does not change the result. `strip_bytes` as
+    for decoding.
     """
     pieces: list[torch.Tensor] = []
     noise: torch.Tensor | None = None
@@ -121,7 +125,11 @@ def encode_video(
         if len(batch) < chunk and index < count:
             continue
         pixels = torch.from_numpy(np.stack(batch)).permute(0, 3, 1, 2).float() / 255.0 * 2.0 - 1.0
-        posterior = vae.encode(pixels.to(device=device, dtype=vae.dtype)).latent_dist
+        pixels = pixels.to(device=device, dtype=vae.dtype)
+        if strip_bytes is None:
+            posterior = vae.encode(pixels).latent_dist
+        else:
+            posterior = encode_in_strips(vae, pixels, chunk_bytes=strip_bytes)
         if noise is None:
             noise = draw_noise((count, *posterior.mean.shape[1:]), generator)
         part = noise[done : done + len(batch)].to(posterior.mean)

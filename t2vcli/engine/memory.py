@@ -1,91 +1,211 @@
-"""Carries out a MemoryPlan: where each part of the model is while it runs, and what happens when it does not fit."""
+"""Carries out a MemoryPlan: where each part of the model is while it runs, and how it is run.
+
+The host keeps every weight. A part, a block or a layer that runs is lent copies on the device, which are dropped
+afterwards: nothing is copied back, and the host holds one copy only (mapped from the file, where that can be).
+"""
 
 from __future__ import annotations
 
 import contextlib
-import traceback
+import gc
 from collections.abc import Iterator
+from typing import Any
 
 import torch
+from diffusers import AutoencoderKL, UNet3DConditionModel
 from torch import nn
+from transformers import CLIPTextModel
 
+from t2vcli.engine.chunked.unet import ChunkedUNet
 from t2vcli.engine.device import free_cached_memory
+from t2vcli.engine.guidance import UNetForward, plain_forward
 from t2vcli.engine.loading import Model
-from t2vcli.errors import OutOfMemoryError
 from t2vcli.plan import MemoryPlan
 
 
-def apply_plan(model: Model, plan: MemoryPlan) -> None:
-    """Sets the model up as planned. With offload, nothing is moved to the device here."""
-    if plan.vae_tiling:
-        model.vae.enable_tiling()
-    if plan.forward_chunking is not None:
-        model.unet.enable_forward_chunking(plan.forward_chunking, dim=1)
-    parts: list[nn.Module] = [model.text_encoder, model.unet, model.vae]
-    for part in parts:
-        if plan.offload == "sequential":
-            _lend_weights(part, plan.device)
-        elif plan.offload == "none":
-            part.to(plan.device)
+class PlacedModel:
+    """A model set up as a plan says. The plan can be changed between two uses, in either direction."""
 
+    def __init__(self, model: Model) -> None:
+        self.model = model
+        self.plan: MemoryPlan | None = None
+        self._undo = contextlib.ExitStack()
 
-def _lend_weights(part: nn.Module, device: str) -> None:
-    """Lets each module's own weights be on the device only while it runs; the host keeps them, so none is copied back.
+    def place(self, plan: MemoryPlan) -> None:
+        """Sets the model up as planned, undoing the plan before. Only with offload "none" does anything move here."""
+        if plan == self.plan:
+            return
+        self.release()
+        model = self.model
+        if plan.vae_tiling:
+            model.vae.enable_tiling()
+            self._undo.callback(model.vae.disable_tiling)
+        if plan.forward_chunking is not None:
+            model.unet.enable_forward_chunking(plan.forward_chunking, dim=1)
+            self._undo.callback(model.unet.disable_forward_chunking)
+        parts: list[nn.Module] = [model.text_encoder, model.unet, model.vae]
+        if plan.resident_bytes is not None:
+            # What streams the UNet must not hold the text encoder whole: it is the larger of the two then.
+            self._undo.callback(lend_layers(model.text_encoder, plan.device))
+        elif plan.offload == "sequential":
+            for part in parts:
+                self._undo.callback(lend_layers(part, plan.device))
+        elif plan.offload == "group":
+            self._undo.callback(lend_blocks(model.unet, plan.device))
+        elif plan.offload == "none" and plan.device != "cpu":
+            for part in parts:
+                self._undo.enter_context(lent(part, plan.device))
+        self.plan = plan
 
-    What apply_group_offloading of diffusers does at leaf level, but that one needs accelerate (0.42: a NameError).
-    """
-    for module in part.modules():
-        own = [*module.parameters(recurse=False), *module.buffers(recurse=False)]
-        if own:
-            _lend_while_running(module, own, [tensor.data for tensor in own], device)
+    def release(self) -> None:
+        """Gives the device back: every weight is where it was found, on the host."""
+        self._undo.close()
+        if self.plan is not None:
+            # Frames of a failed try form cycles with their tensors.
+            gc.collect()
+            free_cached_memory(self.plan.device)
+        self.plan = None
 
+    @contextlib.contextmanager
+    def text_encoder(self) -> Iterator[CLIPTextModel]:
+        """Keeps the text encoder on the device while the block runs, as planned."""
+        plan = self._placed()
+        with self._whole(self.model.text_encoder, plan.offload in ("model", "group") and plan.resident_bytes is None):
+            yield self.model.text_encoder
 
-def _lend_while_running(module: nn.Module, own: list[torch.Tensor], kept: list[torch.Tensor], device: str) -> None:
-    # Copies made in inference mode are another kind of tensor, which torch multiplies another way.
-    @torch.inference_mode(False)
-    def lend(*_: object) -> None:
-        for tensor, host in zip(own, kept, strict=True):
-            tensor.data = host.to(device, copy=True)
+    @contextlib.contextmanager
+    def unet(self) -> Iterator[UNetForward]:
+        """Yields the UNet's forward, as planned, with its weights where they should be while the block runs."""
+        plan = self._placed()
+        with self._whole(self.model.unet, plan.offload == "model" and plan.resident_bytes is None):
+            if plan.chunk_bytes is None:
+                yield plain_forward(self.model.unet)
+                return
+            chunked = ChunkedUNet(
+                self.model.unet,
+                device=plan.device,
+                chunk_bytes=plan.chunk_bytes,
+                resident_bytes=plan.resident_bytes,
+                park_skips=plan.park_skips,
+            )
+            try:
+                yield chunked
+            finally:
+                chunked.close()
 
-    def take_back(*_: object) -> None:
-        for tensor, host in zip(own, kept, strict=True):
-            tensor.data = host
+    @contextlib.contextmanager
+    def vae(self) -> Iterator[AutoencoderKL]:
+        """Keeps the VAE on the device while the block runs, as planned."""
+        with self._whole(self.model.vae, self._placed().offload in ("model", "group")):
+            yield self.model.vae
 
-    module.register_forward_pre_hook(lend)
-    module.register_forward_hook(take_back, always_call=True)  # also when it fails, as for want of memory
+    def use_fp32_vae(self) -> None:
+        """Decodes in float32 from here on: some VAEs overflow in half precision where the UNet does not."""
+        self.release()
+        self.model.vae.to(torch.float32)
+
+    def _placed(self) -> MemoryPlan:
+        assert self.plan is not None, "place() comes first"
+        return self.plan
+
+    @contextlib.contextmanager
+    def _whole(self, part: nn.Module, only_now: bool) -> Iterator[None]:
+        if not only_now:
+            yield
+            return
+        device = self._placed().device
+        try:
+            with lent(part, device):
+                yield
+        finally:
+            free_cached_memory(device)
 
 
 @contextlib.contextmanager
-def on_device(part: nn.Module, plan: MemoryPlan) -> Iterator[None]:
-    """Keeps `part` on the device while the block runs; with model offload it leaves again afterwards."""
-    if plan.offload != "model":
-        yield
-        return
-    part.to(plan.device)
+def lent(part: nn.Module, device: str) -> Iterator[None]:
+    """Lends a whole part copies of its weights on the device while the block runs."""
+    loan = _Loan(tensors_of(part, deep=True), device)
     try:
+        loan.lend()
         yield
     finally:
-        part.to("cpu")
-        free_cached_memory(plan.device)
+        loan.take_back()
 
 
-@contextlib.contextmanager
-def memory_errors_named() -> Iterator[None]:
-    """Turns what torch raises when memory runs out into OutOfMemoryError, with the levers that help most."""
-    try:
-        yield
-    except (torch.OutOfMemoryError, MemoryError) as error:
-        said = str(error)
-        traceback.clear_frames(error.__traceback__)  # they hold the tensors of the failed try
-    except RuntimeError as error:
-        if "DefaultCPUAllocator" not in str(error):  # torch has no class of its own for the host's memory
-            raise
-        said = str(error)
-        traceback.clear_frames(error.__traceback__)
-    else:
-        return
-    first = said.strip().split(". ")[0].splitlines()[0] if said.strip() else "the allocation failed"
-    raise OutOfMemoryError(
-        f"out of memory ({first[:200]}): fewer --frames or a smaller --width and --height help most; on a GPU also"
-        " --offload sequential and --vae-slicing"
+def lend_layers(part: nn.Module, device: str) -> Any:
+    """Lets each module's own weights be on the device only while it runs. Returns the function that ends it.
+
+    What apply_group_offloading of diffusers does at leaf level.
+    """
+    return _lend_while_running([(module, _Loan(tensors_of(module), device)) for module in part.modules()])
+
+
+def lend_blocks(part: nn.Module, device: str) -> Any:
+    """Lets each block of `part` be on the device only while it runs, and what is in no block while `part` runs.
+
+    What apply_group_offloading of diffusers does at block level, one block in a group.
+    """
+    loans: list[tuple[nn.Module, _Loan]] = []
+    rest = tensors_of(part)
+    for child in part.children():
+        if isinstance(child, nn.ModuleList):
+            loans += [(block, _Loan(tensors_of(block, deep=True), device)) for block in child]
+        else:
+            rest += tensors_of(child, deep=True)
+    return _lend_while_running([(part, _Loan(rest, device)), *loans])
+
+
+def tensors_of(module: nn.Module, *, deep: bool = False) -> list[torch.Tensor]:
+    """Returns a module's own weights and buffers, or with `deep` also those of the modules in it, each once."""
+    return [*module.parameters(recurse=deep), *module.buffers(recurse=deep)]
+
+
+class _Loan:
+    """Weights that can be lent to their modules as copies on a device."""
+
+    def __init__(self, tensors: list[torch.Tensor], device: str) -> None:
+        self.tensors = tensors
+        self.kept = [tensor.data for tensor in tensors]
+        self.device = device
+
+    # Copies made in inference mode are another kind of tensor, which torch multiplies another way.
+    @torch.inference_mode(False)
+    def lend(self, *_: object) -> None:
+        for tensor, host in zip(self.tensors, self.kept, strict=True):
+            tensor.data = host.to(self.device, copy=True)
+
+    def take_back(self, *_: object) -> None:
+        for tensor, host in zip(self.tensors, self.kept, strict=True):
+            tensor.data = host
+
+
+def _lend_while_running(loans: list[tuple[nn.Module, _Loan]]) -> Any:
+    handles = []
+    for module, loan in loans:
+        if loan.tensors:
+            handles.append(module.register_forward_pre_hook(loan.lend))
+            # Also when it fails, as for want of memory.
+            handles.append(module.register_forward_hook(loan.take_back, always_call=True))
+
+    def end() -> None:
+        for handle in handles:
+            handle.remove()
+
+    return end
+
+
+def keep_in_fp8(unet: UNet3DConditionModel) -> None:
+    """Keeps the UNet's weights in 8 bits, half of fp16, and casts each layer's up while it runs. Changes the result."""
+    unet.enable_layerwise_casting(storage_dtype=torch.float8_e4m3fn, compute_dtype=unet.dtype)
+
+
+def memory_shortage(error: BaseException) -> str | None:
+    """Returns what torch said if `error` means that memory ran out, in one line, else None."""
+    # torch has no class of its own for the host's memory.
+    ours = isinstance(error, (torch.OutOfMemoryError, MemoryError)) or (
+        isinstance(error, RuntimeError) and "DefaultCPUAllocator" in str(error)
     )
+    if not ours:
+        return None
+    said = str(error).strip().rpartition("DefaultCPUAllocator: ")[2]
+    return said.split(". ")[0].splitlines()[0][:200] if said else "the allocation failed"

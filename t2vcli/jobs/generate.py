@@ -4,13 +4,16 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import torch
+
 from t2vcli.engine.guidance import needs_guidance
 from t2vcli.engine.latents import make_generator, noise_state
-from t2vcli.engine.loading import make_scheduler
-from t2vcli.engine.memory import memory_errors_named
-from t2vcli.jobs.prepare import encode_words, load, prepare
-from t2vcli.jobs.sample import Result, decoded_frames, denoised_latents, write_video
-from t2vcli.metadata import build_recipe, comment_for
+from t2vcli.engine.loading import Model, make_scheduler
+from t2vcli.jobs.attempt import Attempts
+from t2vcli.jobs.keep import KEEP, Keeper, Keeping, finished_before, keeper, with_kept_plan
+from t2vcli.jobs.prepare import Prepared, encode_words, load, prepare
+from t2vcli.jobs.sample import Result, denoised_latents, write_video
+from t2vcli.metadata import build_recipe
 from t2vcli.presets import Preset
 from t2vcli.report import Report
 from t2vcli.request import GenerateRequest
@@ -18,64 +21,78 @@ from t2vcli.video.ffmpeg import require_encoder
 from t2vcli.video.writer import check_output
 
 
-@memory_errors_named()
 def generate(
     request: GenerateRequest,
-    preset: Preset,
+    preset: Preset | None,
     output: Path,
     *,
     report: Report,
     overwrite: bool = False,
     strict: bool = False,
+    offline: bool = False,
+    keeping: Keeping = KEEP,
 ) -> Result:
     """Makes the clip that `request` describes and writes it to `output`. Raises a T2VError, with nothing written."""
     # 1. Everything that can be wrong without the model
+    made = finished_before("generate", request, output, keeping=keeping, overwrite=overwrite, report=report)
+    if made is not None:
+        return Result(output, *made)
     check_output(output, overwrite=overwrite)
     require_encoder()
 
-    # 2. The model, and what of the request depends on it
-    prepared = prepare(request, preset, frames=request.frames, report=report, strict=strict)
-    plan = prepared.plan
-    recipe = build_recipe("generate", request, plan=plan, model=prepared.files)
-    model = load(prepared, report)
+    # 2. The model's files, what of the request depends on them, and what an earlier process has left of this run
+    prepared = prepare(request, preset, frames=request.frames, report=report, strict=strict, offline=offline)
+    recipe = build_recipe("generate", request, model=prepared.files)
+    with keeper("generate", request, prepared, output, keeping, report) as kept:
+        prepared = with_kept_plan(prepared, kept.record)
+        latents = kept.latents()
+        attempts = Attempts(load(prepared, report), prepared.plan, prepared.below, report, kept.notes)
+        if latents is None:
+            latents = _made_latents(attempts, prepared, request, kept, report)
+        result = write_video(
+            output, latents, attempts, request, fps=request.fps, recipe=recipe, overwrite=overwrite, report=report
+        )
+        kept.finished()
+    return result
 
+
+def _made_latents(
+    attempts: Attempts, prepared: Prepared, request: GenerateRequest, kept: Keeper, report: Report
+) -> torch.Tensor:
+    """Returns the latents of the prompt, from noise or from the last state kept."""
     # 3. Words to conditioning
     report.stage("encode")
-    guided = needs_guidance(request.guidance_scale)
-    embeds = encode_words(model, prepared, guided=guided, clip_skip=request.clip_skip)
+    embeds = attempts.run(
+        "encoding the prompt",
+        lambda placed: encode_words(
+            placed, prepared, guided=needs_guidance(request.guidance_scale), clip_skip=request.clip_skip
+        ),
+    )
 
     # 4. Noise to latents
     generator = make_generator(request.seed)
     scheduler = make_scheduler(request.scheduler, prepared.files)
-    scheduler.set_timesteps(request.steps, device=plan.device)
-    channels, scale = model.unet.config.in_channels, model.vae_scale
-    state = noise_state(
+    scheduler.set_timesteps(request.steps, device=prepared.plan.device)
+    state = kept.state() or noise_state(
         scheduler,
         generator,
-        shape=(1, channels, request.frames, request.height // scale, request.width // scale),
+        shape=latent_shape(attempts.placed.model, request),
         dtype=prepared.dtype,
-        device=plan.device,
+        device=prepared.plan.device,
     )
-    latents = denoised_latents(
-        model,
-        plan,
+    return denoised_latents(
+        attempts,
         request,
         embeds=embeds,
         scheduler=scheduler,
         state=state,
         generator=generator,
         report=report,
+        kept=kept,
     )
 
-    # 5. Latents to a video
-    return write_video(
-        output,
-        decoded_frames(model, plan, latents, report),
-        request,
-        count=request.frames,
-        fps=request.fps,
-        recipe=recipe,
-        comment=comment_for(request),
-        overwrite=overwrite,
-        report=report,
-    )
+
+def latent_shape(model: Model, request: GenerateRequest) -> tuple[int, int, int, int, int]:
+    """Returns (1, C, F, H / 8, W / 8)."""
+    scale = model.vae_scale
+    return 1, model.unet.config.in_channels, request.frames, request.height // scale, request.width // scale

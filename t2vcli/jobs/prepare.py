@@ -2,24 +2,26 @@
 
 from __future__ import annotations
 
-import math
 import re
 from dataclasses import dataclass
 
 import torch
 from transformers import CLIPTokenizer
 
-from t2vcli.engine.device import DTYPES, choose_device, has_nvidia_driver, why_no_cuda
+from t2vcli.engine.device import DTYPES, choose_device, free_device_bytes, has_nvidia_driver, why_no_cuda
 from t2vcli.engine.guidance import needs_guidance
 from t2vcli.engine.loading import Model, load_model, load_tokenizer, vae_scale
-from t2vcli.engine.memory import apply_plan, on_device
+from t2vcli.engine.memory import PlacedModel, keep_in_fp8
 from t2vcli.engine.prompt import Tokens, encode_prompt, tokenize
-from t2vcli.errors import UsageError
-from t2vcli.models import EMBEDDED_PREFIX, ModelFiles, OnDownload, find_model
-from t2vcli.plan import MemoryPlan, make_plan
+from t2vcli.errors import OutOfMemoryError, UsageError
+from t2vcli.forecast import Shape, architecture_of, table_forecast
+from t2vcli.hardware import free_host_bytes
+from t2vcli.models import EMBEDDED_PREFIX, ModelFiles, find_model
+from t2vcli.plan import CONTEXT_BYTES, MemoryPlan, candidates, choose_plan, no_forecast
 from t2vcli.presets import Preset, trained_range_warning
-from t2vcli.report import Report
-from t2vcli.request import Request
+from t2vcli.report import Report, told_in_megabytes
+from t2vcli.request import Request, UpscaleRequest
+from t2vcli.sizes import size_text
 
 # Words that carry no content, so that their absence from a small vocabulary needs no mention.
 _FILLER = frozenset(["a", "an", "the", "and", "of", "is", "are", "with", "to", "in", "on", "at"])
@@ -31,6 +33,7 @@ class Prepared:
 
     files: ModelFiles
     plan: MemoryPlan
+    below: list[MemoryPlan]  # what to fall back to, should memory run out all the same
     prompt: Tokens
     negative_prompt: Tokens
 
@@ -39,34 +42,45 @@ class Prepared:
         return DTYPES[self.plan.dtype]
 
 
-def prepare(request: Request, preset: Preset, *, frames: int, report: Report, strict: bool = False) -> Prepared:
-    """Returns the checked request's files, plan and tokens. Raises a T2VError before any weight is read."""
+def prepare(
+    request: Request,
+    preset: Preset | None,
+    *,
+    frames: int,
+    report: Report,
+    strict: bool = False,
+    offline: bool = False,
+) -> Prepared:
+    """Returns the checked request's files, plan and tokens. Raises a T2VError before any weight is read.
+
+    `preset` is what the request was made from, if it was made from one just now: for warnings and the download's size.
+    """
     report.stage("find")
     device = choose_device(request.device)
     files = find_model(
         request.model,
         revision=request.revision,
         variant=request.variant,
-        download_bytes=preset.download_bytes,
-        on_download=_download_told(report),
+        download_bytes=preset.download_bytes if preset else None,
+        on_download=told_in_megabytes(report, "download"),
+        offline=offline,
+        say=report.say,
     )
-    warning = trained_range_warning(preset, frames=frames, width=request.width, height=request.height)
-    if warning:
-        report.warn(warning)
+    if preset is not None:
+        warning = trained_range_warning(preset, frames=frames, width=request.width, height=request.height)
+        if warning:
+            report.warn(warning)
     if request.device == "auto" and device == "cpu" and not request.model.startswith(EMBEDDED_PREFIX):
         reason = why_no_cuda() if has_nvidia_driver() else "no GPU was found"
         report.warn(f"{reason}; a model of this size takes hours on the CPU (--device cpu says that you know)")
 
-    plan = make_plan(
-        request,
-        device=device,
-        frames=frames,
-        unet_config=files.config("unet"),
-        vae_scale=vae_scale(files.config("vae")),
-    )
-    report.say(plan.summary())
-    if request.offload != plan.offload and request.offload != preset.values.get("offload"):
+    plan, below = plan_for(request, files, device=device, frames=frames)
+    report.say("; ".join([plan.summary(), *plan.reasons]))
+    check_host_memory(plan, files)
+    if device == "cpu" and request.offload not in (None, "none"):
         report.warn(f"--offload {request.offload} has no effect on {device}: its memory is the host's")
+    if device == "cpu" and request.vram is not None:
+        report.warn("--vram has no effect on the CPU: it says how much of a GPU's memory to use")
     if request.negative_prompt and not needs_guidance(request.guidance_scale):
         report.warn(
             f"the negative prompt has no effect at --guidance-scale {request.guidance_scale:g}; use more than 1"
@@ -76,21 +90,63 @@ def prepare(request: Request, preset: Preset, *, frames: int, report: Report, st
     prompt = _checked_tokens(tokenizer, request.prompt, "prompt", report, strict)
     negative = _checked_tokens(tokenizer, request.negative_prompt, "negative prompt", report, strict)
     _say_unknown_words(files, request.prompt, report)
-    return Prepared(files, plan, prompt, negative)
+    return Prepared(files, plan, below, prompt, negative)
 
 
-def _download_told(report: Report) -> OnDownload:
-    """Returns what tells `report` of a download as of any other stage, in MB."""
-    begun = False
+def plan_for(request: Request, files: ModelFiles, *, device: str, frames: int) -> tuple[MemoryPlan, list[MemoryPlan]]:
+    """Returns the plan for this device's free memory, and those below it. Raises OutOfMemoryError if none fits."""
+    unet_config = files.config("unet")
+    plans = candidates(
+        request,
+        device=device,
+        frames=frames,
+        unet_config=unet_config,
+        vae_scale=vae_scale(files.config("vae")),
+    )
+    shape = Shape(
+        frames=frames,
+        width=request.width,
+        height=request.height,
+        guided=needs_guidance(request.guidance_scale),
+        encodes_video=isinstance(request, UpscaleRequest),
+    )
+    architecture = architecture_of(unet_config)
+    forecast = no_forecast if architecture is None else table_forecast(architecture, shape)
+    free, why = _free_memory(request, device)
+    return choose_plan(plans, forecast=forecast, free_bytes=free, why=why, asked=request.memory != "auto")
 
-    def tell(done_bytes: int, total_bytes: int) -> None:
-        nonlocal begun
-        if not begun:
-            begun = True
-            report.stage("download", math.ceil(total_bytes / 1e6), "megabyte")
-        report.advance(math.ceil(done_bytes / 1e6))
 
-    return tell
+def _free_memory(request: Request, device: str) -> tuple[int | None, str]:
+    """Returns how much of the device's memory may be used, and in words where the figure comes from."""
+    if device == "cpu":
+        free = free_host_bytes()
+        return free, "" if free is None else f"{size_text(free)} of memory free"
+    if request.vram is not None:
+        return request.vram - CONTEXT_BYTES, f"{size_text(request.vram)} by --vram"
+    free = free_device_bytes(device)
+    return free, "" if free is None else f"{size_text(free)} free on {device}"
+
+
+def check_host_memory(plan: MemoryPlan, files: ModelFiles) -> None:
+    """Raises OutOfMemoryError if the host cannot hold what the plan keeps there. The CPU's own runs are in the plan."""
+    if plan.device == "cpu":
+        return
+    need, free = host_bytes(plan, files), free_host_bytes()
+    if free is not None and need > free:
+        raise OutOfMemoryError(
+            f"the weights need {size_text(need)} of host memory (predicted) and {size_text(free)} is free;"
+            " close other programs, or use a variant in fp16"
+        )
+
+
+def host_bytes(plan: MemoryPlan, files: ModelFiles) -> int:
+    """Returns the predicted host memory of a run on a GPU: the weights once, and again what is pinned for streaming.
+
+    The file's weights are mapped and can be dropped by the system, but each use would read them again.
+    """
+    sizes = {part: path.stat().st_size for part, path in files.weights.items()}
+    pinned = sizes["unet"] if plan.resident_bytes is not None else 0
+    return sum(sizes.values()) + pinned
 
 
 def _checked_tokens(tokenizer: CLIPTokenizer, text: str, name: str, report: Report, strict: bool) -> Tokens:
@@ -124,22 +180,23 @@ def _say_unknown_words(files: ModelFiles, prompt: str, report: Report) -> None:
 
 
 def load(prepared: Prepared, report: Report) -> Model:
-    """Returns the model, loaded and set up as planned."""
+    """Returns the model, in host memory."""
     report.stage("load")
     model = load_model(prepared.files, prepared.dtype)
-    apply_plan(model, prepared.plan)
+    if prepared.plan.weights == "fp8":
+        keep_in_fp8(model.unet)
     return model
 
 
-def encode_words(model: Model, prepared: Prepared, *, guided: bool, clip_skip: int | None) -> torch.Tensor:
+def encode_words(placed: PlacedModel, prepared: Prepared, *, guided: bool, clip_skip: int | None) -> torch.Tensor:
     """Returns the conditioning: (2, L, D) with guidance, the negative prompt first, else (1, L, D).
 
     The negative prompt never skips layers, as in diffusers.
     """
-    plan = prepared.plan
-    with on_device(model.text_encoder, plan):
+    device = prepared.plan.device
+    with placed.text_encoder() as text_encoder:
         rows = []
         if guided:
-            rows.append(encode_prompt(model.text_encoder, prepared.negative_prompt.ids, device=plan.device))
-        rows.append(encode_prompt(model.text_encoder, prepared.prompt.ids, device=plan.device, clip_skip=clip_skip))
-    return torch.cat(rows).to(plan.device)
+            rows.append(encode_prompt(text_encoder, prepared.negative_prompt.ids, device=device))
+        rows.append(encode_prompt(text_encoder, prepared.prompt.ids, device=device, clip_skip=clip_skip))
+    return torch.cat(rows)

@@ -11,15 +11,19 @@ from typing import Any
 import numpy as np
 import torch
 
+from t2vcli import stopping
 from t2vcli.engine.decode import decode_latents, to_frames
 from t2vcli.engine.denoise import denoise
 from t2vcli.engine.guidance import needs_guidance, unet_prediction, with_guidance
 from t2vcli.engine.latents import DenoiseState
-from t2vcli.engine.loading import Model
-from t2vcli.engine.memory import on_device
-from t2vcli.plan import MemoryPlan
+from t2vcli.engine.memory import PlacedModel
+from t2vcli.errors import Interrupted, NonFiniteError
+from t2vcli.jobs.attempt import Attempts
+from t2vcli.jobs.keep import Keeper
+from t2vcli.metadata import comment_for
 from t2vcli.report import Report
 from t2vcli.request import Request
+from t2vcli.video.along import Along
 from t2vcli.video.reader import VideoInfo
 from t2vcli.video.writer import write_mp4
 
@@ -34,8 +38,7 @@ class Result:
 
 
 def denoised_latents(
-    model: Model,
-    plan: MemoryPlan,
+    attempts: Attempts,
     request: Request,
     *,
     embeds: torch.Tensor,
@@ -43,49 +46,93 @@ def denoised_latents(
     state: DenoiseState,
     generator: torch.Generator,
     report: Report,
+    kept: Keeper | None = None,
 ) -> torch.Tensor:
-    """Returns the latents (1, C, F, H, W) after the last step."""
-    predict_noise = unet_prediction(model.unet, embeds)
-    if needs_guidance(request.guidance_scale):
-        predict_noise = with_guidance(predict_noise, request.guidance_scale)
-    first, latents = state.next_step, state.latents
-    report.stage("denoise", len(scheduler.timesteps) - first, "step")
-    with on_device(model.unet, plan):
-        for after in denoise(predict_noise, scheduler, state, generator, eta=request.eta):
-            latents = after.latents
-            report.advance(after.next_step - first)
-    return latents
+    """Returns the latents (1, C, F, H, W) after the last step. A step that runs out of memory is done again in less.
+
+    Asked to stop, it does so after the step at hand: Interrupted, with the state kept.
+    """
+    first, latest, steps = state.next_step, state, len(scheduler.timesteps)
+    report.stage("denoise", steps - first, "step")
+
+    def work(placed: PlacedModel) -> None:
+        nonlocal latest
+        together = attempts.plan.guidance_together
+        with placed.unet() as forward:
+            predict_noise = unet_prediction(forward, embeds, together=together)
+            if needs_guidance(request.guidance_scale):
+                predict_noise = with_guidance(predict_noise, request.guidance_scale)
+            for after in denoise(predict_noise, scheduler, latest, generator, eta=request.eta):
+                latest = after
+                report.advance(after.next_step - first)
+                signal_name = stopping.asked()
+                if kept is not None:
+                    kept.keep(after, attempts, now=signal_name is not None)
+                if signal_name is not None:
+                    way_on = kept.way_on() if kept is not None else "nothing was written"
+                    raise Interrupted(
+                        f"stopped after step {after.next_step} of {steps}; {way_on}", signal_name=signal_name
+                    )
+
+    with stopping.at_next_step():
+        attempts.run("denoising", work)
+    if kept is not None:
+        kept.keep_latents(latest.latents, attempts)
+    return latest.latents
 
 
-def decoded_frames(model: Model, plan: MemoryPlan, latents: torch.Tensor, report: Report) -> Iterator[np.ndarray]:
+def decoded_frames(placed: PlacedModel, latents: torch.Tensor, report: Report) -> Iterator[np.ndarray]:
     """Yields frames (H, W, 3) uint8 as they are decoded, so that writing needs no second copy of the video."""
     report.stage("decode and write", latents.shape[2])
-    with on_device(model.vae, plan):
-        yield from to_frames(decode_latents(model.vae, latents, chunk=plan.decode_chunk, device=plan.device))
+    plan = placed.plan
+    assert plan is not None
+    with placed.vae() as vae:
+        yield from to_frames(
+            decode_latents(vae, latents, chunk=plan.decode_chunk, device=plan.device, strip_bytes=plan.vae_strip_bytes)
+        )
 
 
 def write_video(
     path: Path,
-    frames: Iterator[np.ndarray],
+    latents: torch.Tensor,
+    attempts: Attempts,
     request: Request,
     *,
-    count: int,
     fps: Fraction,
     recipe: Mapping[str, Any],
-    comment: str,
     overwrite: bool,
     report: Report,
+    along: Along | None = None,
 ) -> Result:
-    video = write_mp4(
-        path,
-        frames,
-        count=count,
-        width=request.width,
-        height=request.height,
-        fps=fps,
-        metadata=recipe,
-        comment=comment,
-        overwrite=overwrite,
-        on_frame=report.advance,
-    )
-    return Result(path, video, recipe)
+    """Decodes and writes the video, with what goes `along` from the input.
+
+    What goes wrong on the way is told in its recipe, so each attempt begins a file.
+    """
+
+    def work(placed: PlacedModel) -> Result:
+        whole = {**recipe, "plan": attempts.plan.as_dict()}
+        if attempts.notes:
+            whole["notes"] = [*recipe.get("notes", ()), *attempts.notes]
+        video = write_mp4(
+            path,
+            decoded_frames(placed, latents, report),
+            count=latents.shape[2],
+            width=request.width,
+            height=request.height,
+            fps=fps,
+            metadata=whole,
+            comment=comment_for(request),
+            overwrite=overwrite,
+            along=along,
+            on_frame=report.advance,
+        )
+        return Result(path, video, whole)
+
+    try:
+        return attempts.run("decoding", work)
+    except NonFiniteError as error:
+        if attempts.placed.model.vae.dtype == torch.float32:
+            raise
+        line = f"{str(error).partition(';')[0]}; the latents are sound, so the VAE was run in fp32"
+    attempts.use_fp32_vae(line)
+    return attempts.run("decoding", work)

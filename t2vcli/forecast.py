@@ -1,0 +1,177 @@
+"""Predicted peaks of memory from a table in the package, so that a plan is made in no time and without torch.
+
+The table (memory_table.json) is made by `make memory-table`, which traces the real modules on pretended tensors
+(engine/estimate). It holds grids over frames and sizes for each way to run a stage; what lies between is interpolated.
+"""
+
+from __future__ import annotations
+
+import functools
+import json
+from bisect import bisect_right
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from t2vcli.plan import Forecast, MemoryPlan, StageForecast
+from t2vcli.sizes import MIB
+
+TABLE = Path(__file__).parent / "memory_table.json"
+CHUNKS_MIB = (8, 64)  # the sizes that the table knows: of the UNet's chunks
+STRIPS_MIB = (8, 32)  # and of the VAE's strips
+
+
+@dataclass(frozen=True)
+class Shape:
+    """What of a request decides its memory. Width and height in pixels."""
+
+    frames: int
+    width: int
+    height: int
+    guided: bool
+    encodes_video: bool
+
+    @property
+    def pixels(self) -> int:
+        return self.width * self.height
+
+
+@dataclass(frozen=True)
+class Traffic:
+    """What crosses between host and device in one step, in bytes."""
+
+    to_device_bytes: int
+    to_host_bytes: int
+
+
+IDENTITY = (
+    "in_channels",
+    "block_out_channels",
+    "attention_head_dim",
+    "cross_attention_dim",
+    "layers_per_block",
+    "down_block_types",
+    "up_block_types",
+)
+"""The keys of a UNet's config.json by which its architecture is known again."""
+
+
+@functools.cache
+def read_table() -> dict[str, Any]:
+    table: dict[str, Any] = json.loads(TABLE.read_text(encoding="utf-8"))
+    return table
+
+
+def architecture_of(unet_config: Mapping[str, Any]) -> str | None:
+    """Returns the name under which the table has a UNet, or None."""
+    for name, entry in read_table()["architectures"].items():
+        if all(unet_config.get(key) == entry["configs"]["unet"].get(key) for key in IDENTITY):
+            return str(name)
+    return None
+
+
+def configs_of(architecture: str) -> dict[str, dict[str, Any]]:
+    """Returns the configurations of the UNet, VAE and text encoder, for a model that is not downloaded yet."""
+    return dict(read_table()["architectures"][architecture]["configs"])
+
+
+def vae_scale_of(architecture: str) -> int:
+    return int(2 ** (len(configs_of(architecture)["vae"]["block_out_channels"]) - 1))
+
+
+def weight_bytes(architecture: str) -> dict[str, int]:
+    """Returns the bytes of the text encoder's, the UNet's and the VAE's weights in half precision."""
+    return dict(read_table()["architectures"][architecture]["weight_bytes"])
+
+
+def table_forecast(architecture: str, shape: Shape) -> Forecast:
+    """Returns the function from a plan to its stages' predicted peaks."""
+    entry = read_table()["architectures"][architecture]
+
+    def forecast(plan: MemoryPlan) -> Sequence[StageForecast]:
+        element = 2 if plan.dtype == "fp32" else 1  # times the table's half precision
+        weights: dict[str, int] = entry["weight_bytes"]
+        stages = []
+        for stage, variant, part, frames in _stages(plan, shape):
+            grid = entry[stage][variant]
+            live, reserved = (_at(grid, column, frames, shape.pixels) for column in ("live", "reserved"))
+            others = sum(weights.values()) - weights[part] if plan.offload == "none" else 0
+            own = weights[part] if plan.resident_bytes is None and plan.offload in ("none", "model") else 0
+            if part == "unet":
+                others += plan.resident_bytes or 0
+                if plan.weights == "fp8":
+                    others -= own // 2
+                    own //= 2
+            held = "weights" if own > live / 2 else "activations"
+            stages.append(
+                StageForecast(
+                    stage, int(element * (live + others)), int(element * (reserved + others)), f"{held}, {variant}"
+                )
+            )
+        return stages
+
+    return forecast
+
+
+def traffic(architecture: str, shape: Shape, plan: MemoryPlan) -> Traffic:
+    """Returns what one denoising step moves between host and device under a plan."""
+    entry = read_table()["architectures"][architecture]
+    for stage, variant, _, frames in _stages(plan, shape):
+        if stage == "denoise":
+            grid = entry[stage][variant]
+            times = 2 if shape.guided and not plan.guidance_together else 1
+            inward, outward = (_at(grid, column, frames, shape.pixels) for column in ("to_device", "to_host"))
+            kept = min(plan.resident_bytes or 0, int(inward))
+            return Traffic(times * (int(inward) - kept), times * int(outward))
+    raise AssertionError("every plan denoises")
+
+
+def flops_of(architecture: str, shape: Shape) -> float:
+    """Returns the floating-point operations of one denoising step."""
+    grid = read_table()["architectures"][architecture]["flops"]
+    return (2 if shape.guided else 1) * _at(grid, "forward", shape.frames, shape.pixels)
+
+
+def _stages(plan: MemoryPlan, shape: Shape) -> list[tuple[str, str, str, int]]:
+    """Returns (stage, the table's name for how the plan runs it, the part of the model, frames at once)."""
+    layers = plan.resident_bytes is not None or plan.offload == "sequential"
+    words = ("text encode", "layers" if layers else "whole", "text_encoder", 1)
+    batch = 2 if shape.guided and plan.guidance_together else 1
+    if plan.chunk_bytes is not None:
+        if plan.resident_bytes is None:
+            way = f"chunked {_size_name(plan.chunk_bytes, CHUNKS_MIB)}"
+        else:
+            way = f"{'parked' if plan.park_skips else 'streamed'} {CHUNKS_MIB[0]} MiB"
+    else:
+        way = plan.offload if plan.offload in ("group", "sequential") else "plain"
+    denoise = ("denoise", way, "unet", batch * shape.frames)  # two samples of n frames are as one of 2 n
+    if plan.vae_strip_bytes is not None:
+        vae, at_once = f"strips {_size_name(plan.vae_strip_bytes, STRIPS_MIB)}", 1
+    elif plan.vae_tiling:
+        vae, at_once = "plain", plan.decode_chunk  # tiles need no more
+    else:
+        vae, at_once = "plain", min(plan.decode_chunk, shape.frames)
+    encode = [("video encode", vae, "vae", at_once)] if shape.encodes_video else []
+    return [words, *encode, denoise, ("decode", vae, "vae", at_once)]
+
+
+def _size_name(size: int, known: Sequence[int]) -> str:
+    """Returns the table's next larger size, or its largest."""
+    return f"{next((n for n in known if size <= n * MIB), known[-1])} MiB"
+
+
+def _at(grid: Mapping[str, Any], column: str, frames: int, pixels: int) -> float:
+    """Returns a value of the grid, linear in frames within each size, then linear in pixels between two sizes."""
+    by_size = [_linear(grid["frames"], row, frames) for row in grid[column]]
+    return max(0.0, _linear(grid["pixels"], by_size, pixels))
+
+
+def _linear(points: Sequence[float], values: Sequence[float], at: float) -> float:
+    """Returns the value at `at`, between the two nearest points, or beyond the last along the last two."""
+    if len(points) == 1:
+        return float(values[0])
+    right = min(max(bisect_right(points, at), 1), len(points) - 1)
+    left = right - 1
+    share = (at - points[left]) / (points[right] - points[left])
+    return float(values[left] + share * (values[right] - values[left]))

@@ -1,0 +1,71 @@
+"""The ladder: work that runs out of memory is done again in less, from where it was."""
+
+from __future__ import annotations
+
+import traceback
+from collections.abc import Callable, Sequence
+from typing import TypeVar
+
+from t2vcli.engine.loading import Model
+from t2vcli.engine.memory import PlacedModel, memory_shortage
+from t2vcli.errors import OutOfMemoryError
+from t2vcli.plan import MemoryPlan
+from t2vcli.report import Report
+from t2vcli.sizes import size_text
+
+T = TypeVar("T")
+
+
+class Attempts:
+    """A model under a plan, and the plans below it for when memory runs out all the same.
+
+    `notes` says in words what did not go as planned, here and in earlier processes; it belongs into the recipe.
+    """
+
+    def __init__(
+        self, model: Model, plan: MemoryPlan, below: list[MemoryPlan], report: Report, notes: Sequence[str] = ()
+    ) -> None:
+        self.placed = PlacedModel(model)
+        self.plan = plan
+        self.below = list(below)
+        self.report = report
+        self.notes = list(notes)
+
+    def run(self, doing: str, work: Callable[[PlacedModel], T]) -> T:
+        """Returns what `work` returns, done again one rung lower each time that it runs out of memory.
+
+        `work` must be able to begin again, and keeps what it has finished. Raises OutOfMemoryError below the last rung.
+        """
+        while True:
+            try:
+                self.placed.place(self.plan)
+                return work(self.placed)
+            except Exception as error:
+                reason = memory_shortage(error)
+                if reason is None:
+                    raise
+                traceback.clear_frames(error.__traceback__)  # they hold the tensors of the failed try
+            # Here, and not in the except block, nothing refers to the failed try any more.
+            self.placed.release()
+            self._step_down(doing, reason)
+
+    def use_fp32_vae(self, why: str) -> None:
+        """Runs the VAE in float32 from here on, and notes `why`."""
+        self.placed.use_fp32_vae()
+        self.notes.append(why)
+        self.report.warn(why)
+
+    def _step_down(self, doing: str, reason: str) -> None:
+        if not self.below:
+            raise OutOfMemoryError(
+                f"out of memory while {doing} ({reason}), in the plan that needs least ({self.plan.summary()}"
+                f"{_predicted(self.plan)}): fewer --frames or a smaller --width and --height help most"
+            )
+        self.plan = self.below.pop(0)
+        line = f"out of memory while {doing}; going on with: {self.plan.summary()}{_predicted(self.plan)}"
+        self.notes.append(line)
+        self.report.say(line)
+
+
+def _predicted(plan: MemoryPlan) -> str:
+    return f", {size_text(plan.predicted_bytes)} predicted" if plan.predicted_bytes else ""

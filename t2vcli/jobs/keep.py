@@ -1,0 +1,321 @@
+"""Keeping a run, so that the same command goes on where it was: when to write, what to take up, what to say."""
+
+from __future__ import annotations
+
+import shlex
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import IO, Any, TypeVar
+
+import torch
+from pydantic import TypeAdapter, ValidationError
+
+from t2vcli import runs, stopping
+from t2vcli.engine.checkpoint import read_latents, read_state, write_latents, write_state
+from t2vcli.engine.latents import DenoiseState
+from t2vcli.errors import InputError, Interrupted, NonFiniteError, T2VError
+from t2vcli.jobs.attempt import Attempts
+from t2vcli.jobs.prepare import Prepared
+from t2vcli.metadata import versions
+from t2vcli.plan import MemoryPlan
+from t2vcli.report import Report
+from t2vcli.request import Request
+from t2vcli.video.ffmpeg import shown
+from t2vcli.video.files import sweep
+from t2vcli.video.reader import VideoInfo, probe, read_metadata
+
+T = TypeVar("T")
+
+EVERY_S = 10.0
+
+
+@dataclass(frozen=True)
+class Keeping:
+    """Whether and how often a run is kept.
+
+    `seed_drawn`: the user gave no seed, so that the same command has another. `only_same`: a run of another version or
+    model is refused, and not begun anew.
+    """
+
+    enabled: bool = True
+    every_s: float = EVERY_S
+    seed_drawn: bool = False
+    only_same: bool = False
+
+
+KEEP = Keeping()
+
+
+class Keeper:
+    """Writes the states of a run into its folder, and takes up what an earlier process has left there.
+
+    A disk that is full, or a folder that cannot be written to, loses the keeping, never the run. `notes` says what did
+    not go as planned in the processes before this one.
+    """
+
+    def __init__(self, record: dict[str, Any], every_s: float, report: Report) -> None:
+        self.run: runs.Run | None = None
+        self.record = record
+        self.every_s = every_s
+        self.report = report
+        self._last_s = time.monotonic()
+        self._warned = False
+        self._complete = False
+
+    @property
+    def notes(self) -> list[str]:
+        return list(self.record["notes"])
+
+    def latents(self) -> torch.Tensor | None:
+        """Returns the final latents of an earlier process, or None."""
+        return self._taken_up(runs.LATENTS, read_latents, lambda latents: "all steps are done")
+
+    def state(self) -> DenoiseState | None:
+        """Returns the last state of an earlier process, or None."""
+        return self._taken_up(runs.STATE, read_state, lambda state: f"after step {state.next_step}")
+
+    def _taken_up(self, name: str, read: Callable[[Path], T], where: Callable[[T], str]) -> T | None:
+        path = self.run.path(name) if self.run else None
+        if path is None:
+            return None
+        try:
+            value = read(path)
+        except InputError as error:
+            self.report.warn(f"{error}; going on without it")
+            return None
+        self.report.say(f"going on from {shown(path.parent)}: {where(value)}")
+        return value
+
+    def keep(self, state: DenoiseState, attempts: Attempts, *, now: bool = False) -> None:
+        """Writes the state if `every_s` have gone by since the last, or `now`."""
+        if now or time.monotonic() - self._last_s >= self.every_s:
+            self._write(runs.STATE, lambda file: write_state(file, state), attempts)
+            self._last_s = time.monotonic()
+
+    def keep_latents(self, latents: torch.Tensor, attempts: Attempts) -> None:
+        """Writes the final latents."""
+        self._write(runs.LATENTS, lambda file: write_latents(file, latents), attempts)
+
+    def _write(self, name: str, write: Callable[[IO[bytes]], object], attempts: Attempts) -> None:
+        if self.run is None:
+            return
+        how_it_went = {"plan": attempts.plan.as_dict(), "notes": list(attempts.notes)}
+        try:
+            if not self.run.began or {key: self.record[key] for key in how_it_went} != how_it_went:
+                self.run.begin({**self.record, **how_it_went})
+                self.record.update(how_it_went)
+            self.run.write(name, write)
+        except OSError as error:
+            if not self._warned:
+                self.report.warn(
+                    f"the run cannot be kept in {shown(self.run.folder)} ({error.strerror}), and goes on without"
+                )
+            self._warned = True  # and tried again next time: there may be room by then
+
+    def way_on(self) -> str:
+        """Returns how to go on with what is kept, for the sentence that says that a run was stopped."""
+        if self._complete:
+            return "the video is complete"
+        if self.run is None or not self.run.holds_work:
+            return "nothing was written"
+        folder = shown(self.run.folder)
+        return f"what is done is kept in {folder}: the same command, or t2v resume {shlex.quote(folder)}, goes on from there"
+
+    def finished(self) -> None:
+        """Removes the folder: the video is verified."""
+        self._complete = True
+        if self.run is not None:
+            self.run.remove()
+
+
+@contextmanager
+def keeper(
+    command: str,
+    request: Request,
+    prepared: Prepared,
+    output: Path,
+    keeping: Keeping,
+    report: Report,
+    source: Mapping[str, Any] | None = None,
+    source_path: Path | None = None,
+) -> Iterator[Keeper]:
+    """Opens the run folder of an output for the time of the block, and says how to go on when that fails.
+
+    Raises InputError, with the run as it was, if it is another's and `keeping` takes up only the same.
+    """
+    record = {
+        "format": runs.FORMAT,
+        "command": command,
+        "identity": identity_of(request, prepared, source),
+        "how": {key: value for key, value in request.model_dump(mode="json").items() if key in _HOW},
+        "seed_drawn": keeping.seed_drawn,
+        "output": str(output.absolute()),
+        "source": None if source_path is None else str(source_path.absolute()),
+        "plan": None,
+        "notes": [],
+    }
+    kept = Keeper(record, keeping.every_s, report)
+    try:
+        if keeping.enabled:
+            _take_up(kept, output, keeping)
+        yield kept
+    except KeyboardInterrupt:
+        signal_name = stopping.asked() or "SIGINT"
+        raise Interrupted(f"{_STOPPED[signal_name]}; {kept.way_on()}", signal_name=signal_name) from None
+    except (Interrupted, NonFiniteError):  # the one says it itself, the other would happen again
+        raise
+    except T2VError:
+        if kept.run is not None and kept.run.holds_work:
+            report.say(kept.way_on())
+        raise
+    finally:
+        if kept.run is not None:
+            kept.run.leave()
+
+
+_HOW = runs.NO_PART_IN_THE_RESULT
+_STOPPED = {"SIGINT": "interrupted", "SIGTERM": "terminated"}
+
+
+def _take_up(kept: Keeper, output: Path, keeping: Keeping) -> None:
+    """Gives `kept` the output's run folder, emptied if what it holds is of another request, model or version."""
+    folder = runs.folder_for(output)
+    try:
+        run = runs.open_run(folder)
+        try:
+            remark = _why_not(run, kept.record)
+            if remark and keeping.only_same and run.holds_work:
+                raise InputError(f"{remark}; with those it goes on, and the command that began it begins anew")
+            if remark or not run.began:
+                run.clear()
+        except BaseException:
+            run.close()
+            raise
+    except OSError as error:
+        kept.report.warn(f"the run cannot be kept in {shown(folder)} ({error.strerror}), and goes on without")
+        return
+    kept.run = run
+    if remark:
+        kept.report.warn(f"{remark}; beginning anew")
+
+
+def _why_not(run: runs.Run, record: dict[str, Any]) -> str | None:
+    """Returns why a run cannot be gone on with, or None; then `record` has its plan and its notes."""
+    if not run.began:
+        return None
+    try:
+        old = runs.read_record(run.folder)
+        plan, notes = how_it_went(old)
+    except InputError as error:
+        return str(error)
+    differing = runs.differences(old["identity"], record["identity"])
+    if differing:
+        return f"{shown(run.folder)} holds an unfinished run that differs in {'; '.join(differing)}"
+    record["notes"] = notes
+    if old.get("how") == record["how"]:
+        record["plan"] = None if plan is None else plan.as_dict()
+    return None
+
+
+_PLAN = TypeAdapter(MemoryPlan)
+
+
+def how_it_went(record: Mapping[str, Any]) -> tuple[MemoryPlan | None, list[str]]:
+    """Returns the plan that a run was made by so far, and the notes. Raises InputError if they are damaged."""
+    plan, notes = record.get("plan"), record.get("notes", [])
+    try:
+        kept = None if plan is None else _PLAN.validate_python(plan)
+    except ValidationError:
+        raise InputError("the plan in the record of the run is damaged") from None
+    if not isinstance(notes, list) or not all(isinstance(note, str) for note in notes):
+        raise InputError("the notes in the record of the run are damaged")
+    return kept, notes
+
+
+def with_kept_plan(prepared: Prepared, record: Mapping[str, Any]) -> Prepared:
+    """Returns `prepared` with the plan that the run has come to, which decides the last bits, if it still can be used."""
+    plan, _ = how_it_went(record)
+    if plan is None or (plan.device, plan.dtype) != (prepared.plan.device, prepared.plan.dtype):
+        return prepared
+    plans = [prepared.plan, *prepared.below]
+    # Not among them: it needs more than what is free today, so all of them are below it.
+    place = next((n for n, each in enumerate(plans) if _way(each) == _way(plan)), -1)
+    return replace(prepared, plan=plan, below=plans[place + 1 :])
+
+
+def _way(plan: MemoryPlan) -> MemoryPlan:
+    """Returns the plan without what depends on the memory that was free."""
+    resident = None if plan.resident_bytes is None else 0
+    return replace(plan, resident_bytes=resident, predicted_bytes=None, reasons=())
+
+
+def identity_of(request: Request, prepared: Prepared, source: Mapping[str, Any] | None) -> dict[str, Any]:
+    """Returns all that decides the frames, bit for bit on one machine, but for the plan."""
+    files = prepared.files
+    return {
+        "request": runs.deciding_fields(request.model_dump(mode="json")),
+        "model": {
+            "source": files.source,
+            "revision": files.revision,
+            "variant": files.variant,
+            "bytes": {part: path.stat().st_size for part, path in files.weights.items()},
+        },
+        "source": None if source is None else source["sha256"],
+        "device": prepared.plan.device,
+        "dtype": prepared.plan.dtype,
+        "versions": versions(),
+    }
+
+
+def finished_before(
+    command: str,
+    request: Request,
+    output: Path,
+    *,
+    keeping: Keeping,
+    overwrite: bool,
+    report: Report,
+    source: Mapping[str, Any] | None = None,
+) -> tuple[VideoInfo, dict[str, Any]] | None:
+    """Returns what `output` is and its recipe, if an earlier process of this run was killed after it was in its place.
+
+    All that process left undone is to remove its folder, which is done here. None in every other case.
+    Raises OutputError if another process is at work on it.
+    """
+    folder = runs.folder_for(output)
+    if overwrite or not keeping.enabled or not output.is_file() or not folder.is_dir():
+        return None
+    try:
+        run = runs.open_run(folder)
+    except OSError:
+        return None
+    try:
+        identity = runs.read_record(folder)["identity"]
+        video, recipe = probe(output), read_metadata(output)
+    except InputError:
+        run.leave()
+        return None
+    wanted = runs.deciding_fields(request.model_dump(mode="json"))
+    made = (recipe or {}).get("request")
+    if (
+        recipe is None
+        or not isinstance(made, dict)
+        or not (runs.deciding_fields(made) == identity.get("request") == wanted)
+        or recipe.get("command") != command
+        or recipe.get("versions") != identity.get("versions")
+        or _sha256(recipe.get("source")) != _sha256(source)
+    ):
+        run.leave()
+        return None
+    run.remove()
+    run.leave()
+    sweep(output.parent)  # of its other name, which the file may still have had
+    report.say(f"{shown(output)} was complete already: the process that made it was stopped before it could say so")
+    return video, recipe
+
+
+def _sha256(source: object) -> object:
+    return source.get("sha256") if isinstance(source, Mapping) else None

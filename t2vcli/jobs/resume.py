@@ -1,0 +1,121 @@
+"""`t2v resume` and `t2v decode`: going on with an unfinished run from its folder alone."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from t2vcli import runs
+from t2vcli.engine.checkpoint import read_latents
+from t2vcli.errors import InputError
+from t2vcli.jobs.attempt import Attempts
+from t2vcli.jobs.generate import generate
+from t2vcli.jobs.keep import Keeping, how_it_went, identity_of, with_kept_plan
+from t2vcli.jobs.prepare import load, prepare
+from t2vcli.jobs.sample import Result, write_video
+from t2vcli.jobs.upscale import describe_source, upscale
+from t2vcli.metadata import build_recipe
+from t2vcli.report import Report
+from t2vcli.request import GenerateRequest, Request, UpscaleRequest, build_request
+from t2vcli.video.along import along_with
+from t2vcli.video.ffmpeg import require_encoder, shown
+from t2vcli.video.part import part_of
+from t2vcli.video.reader import probe
+from t2vcli.video.writer import check_output
+
+
+def resume(folder: Path, *, report: Report, overwrite: bool = False, keep_every_s: float) -> Result:
+    """Goes on with the run in `folder`, to the output beside it. Raises a T2VError, with the run as it was."""
+    record = runs.read_record(folder)
+    request = request_in(folder, record)
+    output = output_of(folder, record)
+    keeping = Keeping(every_s=keep_every_s, seed_drawn=record.get("seed_drawn") is True, only_same=True)
+    if isinstance(request, GenerateRequest):
+        return generate(request, None, output, report=report, overwrite=overwrite, keeping=keeping)
+    assert isinstance(request, UpscaleRequest)
+    source = source_of(folder, record)
+    video = probe(source)
+    return upscale(request, None, source, video, output, report=report, overwrite=overwrite, keeping=keeping)
+
+
+def decode(folder: Path, output: Path | None, *, report: Report, overwrite: bool = False) -> Result:
+    """Makes the video from the final latents in `folder`, and leaves the folder as it is.
+
+    What has changed since they were made (another version, another machine) is said and noted in the recipe.
+    """
+    record = runs.read_record(folder)
+    request = request_in(folder, record)
+    path = output or output_of(folder, record)
+    check_output(path, overwrite=overwrite)
+    require_encoder()
+    kept = folder / runs.LATENTS
+    if not kept.is_file():
+        raise InputError(
+            f"{shown(folder)} holds no final latents yet: its steps are not all done; use t2v resume first"
+        )
+    latents = read_latents(kept)
+    prepared = prepare(request, None, frames=latents.shape[2], report=report)
+    described = along = None
+    if isinstance(request, GenerateRequest):
+        fps = request.fps
+    else:
+        assert isinstance(request, UpscaleRequest)
+        source = source_of(folder, record)
+        video = part_of(
+            probe(source), source, start=request.start, duration=request.duration, max_frames=request.max_frames
+        )
+        along = along_with(source, video)
+        fps, described = video.fps, describe_source(source, video)
+    _, notes = how_it_went(record)
+    differing = runs.differences(record["identity"], identity_of(request, prepared, described))
+    if differing:
+        line = f"the latents were made with other {', '.join(differing)}"
+        report.warn(line)
+        notes = [*notes, line]
+    prepared = with_kept_plan(prepared, record)
+    recipe = build_recipe(record["command"], request, model=prepared.files, source=described)
+    attempts = Attempts(load(prepared, report), prepared.plan, prepared.below, report, notes)
+    return write_video(
+        path,
+        latents,
+        attempts,
+        request,
+        fps=fps,
+        recipe=recipe,
+        overwrite=overwrite,
+        report=report,
+        along=along,
+    )
+
+
+_KINDS: dict[str, type[Request]] = {"generate": GenerateRequest, "upscale": UpscaleRequest}
+
+
+def request_in(folder: Path, record: dict[str, Any]) -> Request:
+    """Returns the request of a run. Raises InputError if the record does not hold one."""
+    kind = _KINDS.get(str(record.get("command")))
+    decides, how = record["identity"].get("request"), record.get("how")
+    if kind is None or not isinstance(decides, dict) or not isinstance(how, dict):
+        raise InputError(f"{shown(folder / runs.RECORD)} holds no request: its run can only begin anew")
+    return build_request(kind, {**decides, **how}, dict.fromkeys({**decides, **how}, shown(folder / runs.RECORD)))
+
+
+def output_of(folder: Path, record: dict[str, Any]) -> Path:
+    """Returns the run's output: beside the folder, wherever that was moved to. Raises InputError if it was renamed."""
+    output = (folder.parent if folder.name else folder.absolute().parent) / Path(str(record.get("output"))).name
+    kept = runs.folder_for(output)
+    if not kept.exists() or not kept.samefile(folder):
+        raise InputError(f"{shown(folder)} has been renamed; name it {shown(kept)} again")
+    return output
+
+
+def source_of(folder: Path, record: dict[str, Any]) -> Path:
+    """Returns the input video of an upscale: where it was, or beside the folder, if both were moved.
+
+    Raises InputError if it is not there any more.
+    """
+    source = Path(str(record.get("source")))
+    for place in (source, folder.absolute().parent / source.name):
+        if place.exists():
+            return place
+    raise InputError(f"the input of {shown(folder)}, {shown(source)}, is not there any more")

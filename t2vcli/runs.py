@@ -1,0 +1,259 @@
+"""Run folders: what an unfinished run leaves beside its output, so that nothing is done twice.
+
+    out.mp4.t2v-run/
+      run.json     what is being made, by which model and versions, and how (the identity), and the plan in force
+      state.pt     the DenoiseState after the last step kept (engine/checkpoint.py)
+      latents.pt   the final latents, before they are decoded
+      lock         held by the process at work
+
+Every file is written beside its name and moved there, so that a run that is killed leaves the one before or the next.
+The folder is removed when the video is verified.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import fcntl
+import hashlib
+import json
+import os
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO, Any
+
+from t2vcli.errors import InputError, OutputError
+
+SUFFIX = ".t2v-run"
+RECORD, STATE, LATENTS, LOCK = "run.json", "state.pt", "latents.pt", "lock"
+FORMAT = 1
+MAX_RECORD_BYTES = 4 * 2**20
+
+NO_PART_IN_THE_RESULT = frozenset(
+    ["preset", "device", "memory", "vram", "offload", "vae_slicing", "forward_chunking", "chunk_size"]
+)
+"""Fields of a request that do not decide what is made, but how."""
+
+
+def folder_for(output: Path) -> Path:
+    """Returns the run folder of an output: beside it, under its name (or a hash of it, where that would be too long)."""
+    name = output.name + SUFFIX
+    if len(os.fsencode(name)) > 255:
+        name = hashlib.sha256(os.fsencode(output.name)).hexdigest()[:32] + SUFFIX
+    return output.parent / name
+
+
+def deciding_fields(request: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns the fields of a request (as JSON values) that decide what is made."""
+    return {key: value for key, value in request.items() if key not in NO_PART_IN_THE_RESULT}
+
+
+def read_record(folder: Path) -> dict[str, Any]:
+    """Returns what run.json holds. Raises InputError if the folder is no run folder, or damaged."""
+    path = folder / RECORD
+    try:
+        with path.open("rb") as file:
+            content = file.read(MAX_RECORD_BYTES + 1)
+        record = json.loads(content[:MAX_RECORD_BYTES])
+    except FileNotFoundError:
+        raise InputError(f"{folder} is not the folder of an unfinished run (it has no {RECORD})") from None
+    except (OSError, ValueError, RecursionError) as error:
+        raise InputError(f"{path} cannot be read ({error}), so that its run can only begin anew") from None
+    if not isinstance(record, dict) or not isinstance(record.get("identity"), dict) or record.get("format") != FORMAT:
+        raise InputError(f"{path} is not of a run that this t2v can go on with: it can only begin anew")
+    return record
+
+
+def differences(kept: Mapping[str, Any], wanted: Mapping[str, Any], prefix: str = "") -> list[str]:
+    """Returns what differs between two identities, as "steps (25, now 30)"."""
+    found = []
+    for key in dict.fromkeys([*kept, *wanted]):
+        old, new = kept.get(key), wanted.get(key)
+        if isinstance(old, dict) and isinstance(new, dict):
+            found += differences(old, new, f"{prefix}{key}.")
+        elif old != new:
+            found.append(f"{prefix.removeprefix('request.')}{key} ({_short(old)}, now {_short(new)})")
+    return found
+
+
+def _short(value: object) -> str:
+    text = json.dumps(value, ensure_ascii=False) if not isinstance(value, str) else f"'{value}'"
+    return text if len(text) <= 60 else text[:57] + "..."
+
+
+class Run:
+    """The folder of one run, which no other process works on while this one lives."""
+
+    def __init__(self, folder: Path, lock: IO[bytes]) -> None:
+        self.folder = folder
+        self._lock = lock
+        self.began = (folder / RECORD).exists()
+
+    @property
+    def holds_work(self) -> bool:
+        """Whether there is anything in it to go on from, as far as the disk lets it be seen."""
+        try:
+            return self.began and not {STATE, LATENTS}.isdisjoint(os.listdir(self.folder))
+        except OSError:
+            return True
+
+    def begin(self, record: Mapping[str, Any]) -> None:
+        """Writes run.json anew. Raises OSError."""
+        self.write(RECORD, lambda file: file.write(json.dumps(record, indent=1).encode()))
+        self.began = True
+
+    def write(self, name: str, write: Callable[[IO[bytes]], object]) -> None:
+        """Writes a file of the folder whole or not at all. Raises OSError."""
+        part = self.folder / (name + ".part")
+        try:
+            with open(part, "wb") as file:
+                write(file)
+                file.flush()
+                os.fsync(file.fileno())
+            os.replace(part, self.folder / name)
+        except BaseException:
+            with contextlib.suppress(OSError):
+                part.unlink(missing_ok=True)
+            raise
+        self._sync()
+
+    def path(self, name: str) -> Path | None:
+        """Returns where a file of the folder is, or None, also if the disk does not let it be seen."""
+        path = self.folder / name
+        return path if os.path.isfile(path) else None
+
+    def clear(self) -> None:
+        """Removes what a run has left, and keeps the folder for the next. Raises OSError.
+
+        The record goes last, and no other may be written before the disk has let go of the states: a state beside
+        another run's record would be taken for that run's.
+        """
+        for name in (STATE, LATENTS, RECORD):
+            for path in (self.folder / name, self.folder / (name + ".part")):
+                path.unlink(missing_ok=True)
+        self._sync()
+        self.began = False
+
+    def remove(self) -> None:
+        """Removes the run's files and its folder, if nobody put anything else there and the disk lets it."""
+        with contextlib.suppress(OSError):
+            self.clear()
+        self._remove_empty()
+
+    def leave(self) -> None:
+        """Gives the folder free for another process; removes it if there is nothing in it to go on from."""
+        if not self.holds_work:
+            self.remove()
+        self.close()
+
+    def close(self) -> None:
+        """Gives the folder free as it is."""
+        self._lock.close()
+
+    def _sync(self) -> None:
+        """Has the disk keep the names as they are. Raises OSError."""
+        folder = os.open(self.folder, os.O_RDONLY | os.O_DIRECTORY)
+        try:
+            os.fsync(folder)
+        except OSError as error:
+            if error.errno not in (errno.EINVAL, errno.EOPNOTSUPP):  # some network disks cannot
+                raise
+        finally:
+            os.close(folder)
+
+    def _remove_empty(self) -> None:
+        with contextlib.suppress(OSError):
+            if {entry.name for entry in os.scandir(self.folder)} <= {LOCK}:
+                (self.folder / LOCK).unlink(missing_ok=True)
+                self.folder.rmdir()
+
+
+def open_run(folder: Path) -> Run:
+    """Returns the run folder, made if it is not there, and locked.
+
+    Raises OutputError if another process is at work in it, and OSError if it cannot be made.
+    """
+    while True:
+        folder.mkdir(exist_ok=True)
+        try:
+            lock = open(folder / LOCK, "ab")  # noqa: SIM115 - held by the Run
+        except FileNotFoundError:
+            if (folder / LOCK).is_symlink():  # to nowhere
+                raise
+            continue  # another process has just finished and removed it
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            lock.close()
+            raise OutputError(
+                f"another t2v is making {folder.name.removesuffix(SUFFIX)} right now; wait for it, or choose another -o"
+            ) from None
+        except OSError as error:
+            if error.errno not in (errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOSYS):
+                lock.close()
+                raise
+        if os.fstat(lock.fileno()).st_nlink:
+            return Run(folder, lock)
+        lock.close()
+
+
+def is_free(folder: Path) -> bool:
+    """Returns whether no process is at work in a run folder."""
+    try:
+        with open(folder / LOCK, "rb") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except FileNotFoundError:
+        return True
+    except OSError:
+        return False
+    return True
+
+
+def sweep(folders: Iterable[Path]) -> None:
+    """Removes those of `folders` that hold no run and that no process is at work in: one was killed in there."""
+    for folder in folders:
+        if folder.is_dir() and not (folder / RECORD).exists():
+            with contextlib.suppress(OSError, OutputError):
+                open_run(folder).leave()
+
+
+@dataclass(frozen=True)
+class Unfinished:
+    """An unfinished run that a command can go on with: where its output is to be, and its seed."""
+
+    output: Path
+    seed: int
+
+
+def find_unfinished(
+    folders: Iterable[Path],
+    command: str,
+    request: Mapping[str, Any],
+    *,
+    any_seed: bool,
+    source: Path | None = None,
+) -> Unfinished | None:
+    """Returns the first of `folders` that holds an unfinished run of the same request and input video, or None.
+
+    With `any_seed` (the user gave none) the run's seed may be another, if it was drawn as well: without this, the same
+    command again would draw another and begin anew.
+    """
+    wanted = deciding_fields(request)
+    for folder in folders:
+        try:
+            record = read_record(folder)
+        except InputError:
+            continue
+        kept = record["identity"].get("request")
+        if (
+            isinstance(kept, dict)
+            and isinstance(kept.get("seed"), int)
+            and record.get("command") == command
+            and record.get("source") == (None if source is None else str(source.absolute()))
+            and kept == ({**wanted, "seed": kept["seed"]} if any_seed else wanted)
+            and (record.get("seed_drawn") is True or not any_seed)
+            and is_free(folder)
+        ):
+            return Unfinished(folder.parent / folder.name.removesuffix(SUFFIX), kept["seed"])
+    return None

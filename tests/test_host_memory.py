@@ -1,0 +1,132 @@
+"""The host's memory: weights are there once, what is needed is known before, and too little is said before loading."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from commandline import environment
+from make_goldens import generate_request, prepared_model
+from standins import UNET, write_standin
+
+from t2vcli.engine.memory import keep_in_fp8
+from t2vcli.errors import OutOfMemoryError
+from t2vcli.hardware import free_host_bytes
+from t2vcli.jobs import prepare as preparing
+from t2vcli.jobs.prepare import check_host_memory, host_bytes, plan_for
+from t2vcli.models import files_in_folder
+from t2vcli.sizes import MIB
+
+MEASURE = """
+import sys
+from pathlib import Path
+import torch
+from diffusers import UNet3DConditionModel
+from t2vcli.engine.loading import _load_part
+from t2vcli.models import files_in_folder
+
+def status(key):
+    return next(int(line.split()[1]) for line in open("/proc/self/status") if line.startswith(key)) * 1024
+
+files = files_in_folder(Path(sys.argv[1]), source="x", variant=sys.argv[2] or None)
+UNet3DConditionModel.from_config({**files.config("unet"), "block_out_channels": [32, 32, 32, 32]})  # what is imported late
+open("/proc/self/clear_refs", "w").write("5")  # begin the high-water mark anew
+before = status("VmRSS:")
+unet = _load_part(UNet3DConditionModel, files, "unet", getattr(torch, sys.argv[3]))
+print(status("VmHWM:") - before, sum(p.numel() * p.element_size() for p in unet.parameters()))
+"""
+
+
+@pytest.fixture(scope="module")
+def wide(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Returns a checkpoint whose UNet is large enough to be seen beside everything else in a process."""
+    folder = tmp_path_factory.mktemp("wide")
+    before = dict(UNET)
+    UNET.update(block_out_channels=[64, 128, 192, 192], norm_num_groups=32)
+    try:
+        write_standin(folder / "ms-1.7b", "ms-1.7b")
+    finally:
+        UNET.clear()
+        UNET.update(before)
+    return folder / "ms-1.7b"
+
+
+@pytest.mark.parametrize(("variant", "dtype"), [("", "float32"), ("fp16", "float16"), ("fp16", "float32")])
+def test_loading_holds_the_weights_once(variant: str, dtype: str, wide: Path) -> None:
+    """At no time two copies: no module full of random numbers first, no second one for another type."""
+    done = subprocess.run(
+        [sys.executable, "-c", MEASURE, str(wide), variant, dtype],
+        env=environment(),
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    peak, weights = map(int, done.stdout.split())
+    assert weights > 60 * MIB
+    file = 0.5 if (variant, dtype) == ("fp16", "float32") else 0  # the mapped file beside the cast weights
+    assert peak < (1.15 + file) * weights + 8 * MIB
+
+
+def test_what_streams_is_pinned_and_so_there_twice(ms_checkpoint: Path) -> None:
+    files = files_in_folder(ms_checkpoint, source="x", variant=None)
+    plan = replace(prepared_model(generate_request(ms_checkpoint))[0].plan, device="cuda:0")
+    sizes = {part: path.stat().st_size for part, path in files.weights.items()}
+    assert host_bytes(plan, files) == sum(sizes.values())
+    assert host_bytes(replace(plan, resident_bytes=0), files) == sum(sizes.values()) + sizes["unet"]
+
+
+def test_too_little_is_refused_with_numbers(ms_checkpoint: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    files = files_in_folder(ms_checkpoint, source="x", variant=None)
+    plan = replace(prepared_model(generate_request(ms_checkpoint))[0].plan, device="cuda:0")
+    check_host_memory(plan, files)
+    monkeypatch.setattr(preparing, "free_host_bytes", lambda: MIB)
+    with pytest.raises(OutOfMemoryError, match=r"need 1\d MiB of host memory \(predicted\) and 1 MiB is free"):
+        check_host_memory(plan, files)
+
+
+def test_on_the_cpu_the_plan_is_made_for_the_memory_that_is_free(monkeypatch: pytest.MonkeyPatch) -> None:
+    from t2vcli.models import find_model
+    from t2vcli.presets import load_preset
+    from t2vcli.request import GenerateRequest, build_request
+
+    values = {**load_preset("demo").values_for(GenerateRequest), "preset": "demo", "seed": 1, "frames": 64}
+    request = build_request(GenerateRequest, {**values, "width": 256, "height": 256})
+    files = find_model("embedded:demo", revision=None, variant=None)
+    roomy, _ = plan_for(request, files, device="cpu", frames=64)
+    assert roomy.level == "fast"
+    assert roomy.predicted_bytes is not None
+    monkeypatch.setattr(preparing, "free_host_bytes", lambda: roomy.predicted_bytes)
+    tight, _ = plan_for(request, files, device="cpu", frames=64)
+    assert tight.chunk_bytes is not None
+    monkeypatch.setattr(preparing, "free_host_bytes", lambda: 30 * MIB)
+    with pytest.raises(OutOfMemoryError, match=r"at the least \(predicted\), and there is 30 MiB of memory free"):
+        plan_for(request, files, device="cpu", frames=64)
+
+
+def test_the_machine_says_how_much_is_free() -> None:
+    free = free_host_bytes()
+    assert free is not None
+    assert MIB < free < 2**50
+
+
+def test_fp8_halves_the_weights_and_changes_the_result(ms_checkpoint: Path) -> None:
+    from t2vcli.engine.loading import load_model
+
+    request = generate_request(ms_checkpoint)
+    prepared, _ = prepared_model(request)
+    torch.manual_seed(0)
+    sample, words = torch.randn(1, 4, 2, 8, 8), torch.randn(1, 77, 32)
+    model = load_model(prepared.files, torch.float32)
+    with torch.inference_mode():
+        full = model.unet(sample, 500, encoder_hidden_states=words).sample
+        before = sum(p.numel() * p.element_size() for p in model.unet.parameters())
+        keep_in_fp8(model.unet)
+        after = sum(p.numel() * p.element_size() for p in model.unet.parameters())
+        fp8 = model.unet(sample, 500, encoder_hidden_states=words).sample
+    assert after < 0.3 * before  # a quarter of float32
+    difference = (fp8 - full).abs().max() / full.std()
+    assert 1e-3 < difference < 1

@@ -1,0 +1,240 @@
+"""Memory running out at any call, on any rung: the run goes on in less, from where it was, to the same frames."""
+
+from __future__ import annotations
+
+import gc
+import weakref
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from clips import make_clip
+from make_goldens import generate_request, preset_of, upscale_request, video
+from torch import nn
+
+from t2vcli.engine.loading import Model, load_model
+from t2vcli.engine.memory import memory_shortage
+from t2vcli.errors import OutOfMemoryError
+from t2vcli.jobs import generate as generate_job
+from t2vcli.jobs import prepare as preparing
+from t2vcli.jobs import sample
+from t2vcli.jobs import upscale as upscale_job
+from t2vcli.report import Silent
+from t2vcli.video.reader import probe, read_metadata
+
+ONE_LEVEL = 1  # of 255: chunks add up in another order, which may round a pixel the other way
+
+# Layers that every way to run a part calls, and where in the part they stand.
+LAYERS: dict[str, Callable[[Model], nn.Module]] = {
+    "text": lambda model: model.text_encoder.get_submodule("final_layer_norm"),
+    "unet, first layer": lambda model: model.unet.conv_in,
+    "unet, last layer": lambda model: model.unet.conv_out,
+    "encode": lambda model: model.vae.encoder.conv_out,
+    "decode": lambda model: model.vae.decoder.conv_in,
+}
+
+
+class Shortage:
+    """Makes the n-th calls of a layer run out of memory, whoever makes them, and looks at what the failed try left."""
+
+    def __init__(self) -> None:
+        self.layer: str | None = None
+        self.at: set[int] = set()
+        self.calls = 0
+        self.failed_tries: list[weakref.ref[torch.Tensor]] = []
+        self.left_over = 0
+
+    def watch(self, model: Model) -> None:
+        if self.layer is not None:
+            LAYERS[self.layer](model).register_forward_pre_hook(self._called)
+        for part in (model.text_encoder, model.unet, model.vae):
+            part.register_forward_pre_hook(self._look)
+
+    def _look(self, module: nn.Module, inputs: Any) -> None:
+        self.left_over += sum(ref() is not None for ref in self.failed_tries)
+
+    def _called(self, module: nn.Module, inputs: Any) -> None:
+        self._look(module, inputs)
+        self.calls += 1
+        if self.calls in self.at:
+            scratch = torch.zeros(7)  # what a failed try has made so far
+            self.failed_tries.append(weakref.ref(scratch))
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB. GPU 0 has a total of 4 GiB")
+
+
+class Listening(Silent):
+    def __init__(self) -> None:
+        self.lines: list[str] = []
+
+    def say(self, line: str) -> None:
+        self.lines.append(line)
+
+
+@pytest.fixture
+def shortage(monkeypatch: pytest.MonkeyPatch) -> Shortage:
+    """Returns what makes the next job's memory run out."""
+    made = Shortage()
+
+    def load(*arguments: Any) -> Model:
+        model = load_model(*arguments)
+        made.watch(model)
+        return model
+
+    monkeypatch.setattr(preparing, "load_model", load)
+    return made
+
+
+@pytest.fixture
+def written(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
+    """Returns what the next job would have written: its frames and the recipe."""
+    got: dict[str, Any] = {}
+
+    def take(path: Path, made: Iterator[np.ndarray], *, metadata: Any, **options: Any) -> None:
+        got.update(frames=np.stack(list(made)), recipe=metadata)
+
+    monkeypatch.setattr(sample, "write_mp4", take)
+    return got
+
+
+def generated(folder: Path, report: Any = None, **changes: Any) -> None:
+    request = generate_request(folder, vae_slicing=None, scheduler="dpm++ 2M sde", **changes)
+    generate_job.generate(request, preset_of("generate"), folder / "none.mp4", report=report or Silent())
+
+
+@pytest.fixture(scope="module")
+def clip(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("clip") / "in.mp4"
+    make_clip(path, video())
+    return path
+
+
+def upscaled(folder: Path, clip: Path, report: Any = None) -> None:
+    request = upscale_request(folder, vae_slicing=None)
+    upscale_job.upscale(
+        request, preset_of("upscale"), clip, probe(clip), folder / "none.mp4", report=report or Silent()
+    )
+
+
+def undisturbed(run: Callable[[], None], written: dict[str, Any], shortage: Shortage, layer: str) -> np.ndarray:
+    shortage.layer = layer
+    run()
+    frames: np.ndarray = written["frames"]
+    assert "notes" not in written["recipe"]
+    return frames
+
+
+def check_every_ordinal(
+    run: Callable[[Any], None], calls: int, written: dict[str, Any], shortage: Shortage, clean: np.ndarray, doing: str
+) -> None:
+    for ordinal in range(1, calls + 1):
+        shortage.calls, shortage.at, shortage.failed_tries, shortage.left_over = 0, {ordinal}, [], 0
+        written.clear()
+        report = Listening()
+        run(report)
+        difference = np.abs(written["frames"].astype(int) - clean.astype(int))
+        assert difference.max() <= ONE_LEVEL
+        (note,) = written["recipe"]["notes"]
+        assert note.startswith(f"out of memory while {doing}; going on with: fp32 on cpu, chunks of 64 MiB")
+        assert note in report.lines
+        assert written["recipe"]["plan"]["level"] == "balanced"
+        assert len(shortage.failed_tries) == 1
+        assert shortage.left_over == 0
+
+
+@pytest.mark.parametrize(
+    ("layer", "doing", "calls"),
+    [
+        ("text", "encoding the prompt", 2),
+        ("unet, first layer", "denoising", 4),
+        ("unet, last layer", "denoising", 4),
+        ("decode", "decoding", 3),
+    ],
+)
+def test_a_generation_survives_running_out_of_memory_at_any_call(
+    layer: str, doing: str, calls: int, ms_checkpoint: Path, shortage: Shortage, written: dict[str, Any]
+) -> None:
+    clean = undisturbed(lambda: generated(ms_checkpoint), written, shortage, layer)
+    assert shortage.calls == calls
+    check_every_ordinal(lambda report: generated(ms_checkpoint, report), calls, written, shortage, clean, doing)
+
+
+@pytest.mark.parametrize(("layer", "doing", "calls"), [("encode", "encoding the video", 3), ("decode", "decoding", 3)])
+def test_an_upscale_survives_running_out_of_memory_at_any_call(
+    layer: str,
+    doing: str,
+    calls: int,
+    xl_checkpoint: Path,
+    clip: Path,
+    shortage: Shortage,
+    written: dict[str, Any],
+) -> None:
+    clean = undisturbed(lambda: upscaled(xl_checkpoint, clip), written, shortage, layer)
+    assert shortage.calls == calls
+    check_every_ordinal(lambda report: upscaled(xl_checkpoint, clip, report), calls, written, shortage, clean, doing)
+
+
+def test_it_goes_on_from_the_last_step_and_not_from_the_start(
+    ms_checkpoint: Path, shortage: Shortage, written: dict[str, Any]
+) -> None:
+    """Four steps; the third fails once: the first two are not done again."""
+    shortage.layer, shortage.at = "unet, first layer", {3}
+    generated(ms_checkpoint)
+    assert shortage.calls == 5
+
+
+def test_it_goes_down_rung_by_rung(ms_checkpoint: Path, shortage: Shortage, written: dict[str, Any]) -> None:
+    shortage.layer, shortage.at = "unet, first layer", {1, 2, 3}
+    generated(ms_checkpoint)
+    assert written["recipe"]["plan"]["level"] == "lowest"
+    assert len(written["recipe"]["notes"]) == 3
+    assert shortage.left_over == 0
+
+
+def test_below_the_last_rung_it_stops_with_numbers_and_the_largest_lever(
+    ms_checkpoint: Path, shortage: Shortage, tmp_path: Path
+) -> None:
+    shortage.layer, shortage.at = "unet, last layer", set(range(1, 100))
+    with pytest.raises(
+        OutOfMemoryError, match=r"while denoising \(CUDA out of memory.*8 MiB.*fewer --frames"
+    ) as caught:
+        generated(ms_checkpoint)
+    assert caught.value.exit_code == 7
+    gc.collect()
+    assert [ref() for ref in shortage.failed_tries] == [None] * 4
+
+
+def test_a_file_is_begun_again_when_decoding_is(ms_checkpoint: Path, shortage: Shortage, tmp_path: Path) -> None:
+    """The real writer: one file, whole, nothing beside it, and the note inside it."""
+    shortage.layer, shortage.at = "decode", {2}
+    request = generate_request(ms_checkpoint, vae_slicing=None)
+    out = tmp_path / "out.mp4"
+    generate_job.generate(request, preset_of("generate"), out, report=Silent())
+    assert list(tmp_path.iterdir()) == [out]
+    assert probe(out).frames == request.frames
+    recipe = read_metadata(out)
+    assert recipe is not None
+    assert "out of memory while decoding" in recipe["notes"][0]
+
+
+def test_an_error_that_is_none_of_memory_stays_what_it_is(ms_checkpoint: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*arguments: Any, **options: Any) -> None:
+        raise RuntimeError("shapes do not match")
+
+    monkeypatch.setattr(generate_job, "encode_words", fail)
+    with pytest.raises(RuntimeError, match="shapes"):
+        generated(ms_checkpoint)
+
+
+def host_runs_out() -> None:
+    torch.empty(2**60, dtype=torch.uint8)
+
+
+def test_the_host_running_out_is_known_too() -> None:
+    with pytest.raises(RuntimeError) as caught:
+        host_runs_out()
+    assert "allocate" in (memory_shortage(caught.value) or "")
+    assert memory_shortage(MemoryError()) == "the allocation failed"
+    assert memory_shortage(ValueError("no")) is None

@@ -1,0 +1,227 @@
+"""The plan: sizes as people write them, which ways to run there are, which one is taken, and when none is."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from fractions import Fraction
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as some
+
+from t2vcli.errors import OutOfMemoryError, UsageError
+from t2vcli.plan import (
+    CONTEXT_BYTES,
+    LEVELS,
+    MARGIN,
+    MemoryPlan,
+    StageForecast,
+    candidates,
+    choose_plan,
+    no_forecast,
+    smallest_card,
+)
+from t2vcli.request import GenerateRequest
+from t2vcli.sizes import GIB, MIB, parse_size, size_text
+
+UNET = {"block_out_channels": [320, 640, 1280, 1280]}
+
+
+# Sizes
+
+
+@pytest.mark.parametrize(
+    ("text", "size"),
+    [
+        ("6GiB", 6 * GIB),
+        ("6 gib", 6 * GIB),
+        ("6G", 6 * GIB),
+        ("6GB", 6 * 10**9),
+        ("512MiB", 512 * MIB),
+        ("0.5G", GIB // 2),
+    ],
+)
+def test_a_size_as_people_write_it(text: str, size: int) -> None:
+    assert parse_size(text) == size
+
+
+@pytest.mark.parametrize(
+    ("text", "told"),
+    [
+        ("6", "has no unit; write 6GiB"),
+        ("0GiB", "must be more than 0"),
+        ("0.0000000001B", "must be more than 0|not an amount"),
+        ("6 potatoes", "is not an amount of memory"),
+        ("-6GiB", "is not an amount of memory"),
+        ("", "is not an amount of memory"),
+        ("nanGiB", "is not an amount of memory"),
+        ("9999999GiB", "more than any machine"),
+    ],
+)
+def test_what_is_no_size_is_refused(text: str, told: str) -> None:
+    with pytest.raises(ValueError, match=told):
+        parse_size(text)
+
+
+@given(some.integers(1, 2**50))
+def test_a_size_in_bytes_is_itself_and_has_a_text(size: int) -> None:
+    assert parse_size(size) == size
+    assert size_text(size).endswith("iB")
+
+
+# The ways to run a request
+
+
+def request(**changes: Any) -> GenerateRequest:
+    values: dict[str, Any] = {
+        "preset": "tests",
+        "model": "none",
+        "prompt": "x",
+        "width": 256,
+        "height": 256,
+        "steps": 25,
+        "guidance_scale": 9.0,
+        "scheduler": "ddim",
+        "seed": 1,
+        "frames": 64,
+        "fps": Fraction(8),
+    }
+    return GenerateRequest(**{**values, **changes})
+
+
+def ways(device: str = "cuda:0", **changes: Any) -> list[MemoryPlan]:
+    return candidates(request(**changes), device=device, frames=64, unet_config=UNET, vae_scale=8)
+
+
+def test_by_itself_everything_is_tried_fastest_first() -> None:
+    plans = ways()
+    assert [plan.level for plan in plans] == sorted((p.level for p in plans), key=LEVELS.index)
+    assert (plans[0].offload, plans[0].chunk_bytes) == ("none", None)
+    last = plans[-1]
+    assert (last.resident_bytes, last.park_skips, last.guidance_together) == (0, True, False)
+    assert len(set(plans)) == len(plans)
+
+
+def test_on_the_cpu_nothing_is_offloaded() -> None:
+    plans = ways("cpu", offload="model")
+    assert {plan.offload for plan in plans} == {"none"}
+    assert {plan.resident_bytes for plan in plans} == {None}
+    assert plans[0].dtype == "fp32"
+    assert "has nothing to do" in plans[0].reasons[-1]
+
+
+@pytest.mark.parametrize("level", LEVELS)
+def test_a_level_is_where_it_begins(level: str) -> None:
+    plans = ways(memory=level)
+    assert plans[0].level == level
+    assert plans[-1].level == "lowest"
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"weights": "fp8"},
+        {"vae_tiling": True},
+    ],
+)
+def test_what_changes_the_picture_is_the_same_on_every_rung(changes: dict[str, Any]) -> None:
+    for plan in ways(**changes):
+        for name, value in changes.items():
+            assert getattr(plan, name) == value
+        if plan.vae_tiling:
+            assert plan.vae_strip_bytes is None
+
+
+def test_nothing_changes_the_picture_unasked() -> None:
+    for plan in ways():
+        assert (plan.weights, plan.vae_tiling) == ("full", False)
+
+
+@pytest.mark.parametrize("offload", ["none", "model", "group", "sequential"])
+def test_an_offload_asked_for_is_where_it_begins(offload: str) -> None:
+    assert ways(offload=offload)[0].offload == offload
+    assert ways(offload=offload)[0].chunk_bytes is None
+
+
+def test_a_chunk_size_asked_for_is_kept() -> None:
+    plans = ways(chunk_size="3MiB")
+    assert {plan.chunk_bytes for plan in plans} == {3 * MIB}
+    assert plans[0].resident_bytes is None
+
+
+def test_flags_that_exclude_each_other_are_named() -> None:
+    with pytest.raises(UsageError, match=r"--memory low cannot be had with --weights"):
+        ways(memory="low", weights="fp8")
+
+
+def test_forward_chunks_are_the_largest_legal_ones_when_no_number_is_given() -> None:
+    assert ways(forward_chunking="auto")[0].forward_chunking == 16  # 64 frames; 1024, 256, 64 and 16 cells
+    with pytest.raises(UsageError, match=r"--forward-chunking 3 does not divide .* 1, 2, 4, 8, 16$"):
+        ways(forward_chunking="3")
+
+
+# Which one is taken
+
+
+def forecast(*peaks: float) -> Any:
+    """Returns a forecast of so many GiB for the first, second, ... plan of `ways()`."""
+    order = ways()
+
+    def told(plan: MemoryPlan) -> list[StageForecast]:
+        number = order.index(replace(plan, resident_bytes=0 if plan.resident_bytes else plan.resident_bytes))
+        return [StageForecast("denoise", 0, int(peaks[number] * GIB), "x"), StageForecast("decode", 0, MIB, "y")]
+
+    return told
+
+
+PEAKS = (9, 6, 3.4, 3.3, 3.1, 0.6, 0.4, 0.3)
+
+
+def chosen(free: float, **options: Any) -> tuple[MemoryPlan, list[MemoryPlan]]:
+    return choose_plan(
+        ways(), forecast=forecast(*PEAKS), free_bytes=int(free * GIB), why="so much free", asked=False, **options
+    )
+
+
+@pytest.mark.parametrize(("free", "number"), [(24, 0), (9.91, 0), (9.89, 1), (6.7, 1), (3.8, 2), (3.42, 4), (0.5, 6)])
+def test_the_fastest_that_fits_with_a_margin_is_taken(free: float, number: int) -> None:
+    plan, below = chosen(free)
+    assert plan.predicted_bytes == int(PEAKS[number] * GIB)
+    assert len(below) == len(PEAKS) - number - 1
+    assert "the fastest that fits" in plan.reasons[-1]
+    assert "so much free" in plan.reasons[-1]
+
+
+def test_between_resident_and_streamed_as_many_weights_stay_as_fit() -> None:
+    plan, below = chosen(2.2)
+    assert plan.resident_bytes == pytest.approx((2.2 / (1 + MARGIN) - 0.6) * GIB)
+    assert plan.predicted_bytes is not None
+    assert plan.predicted_bytes * (1 + MARGIN) <= 2.2 * GIB + 2
+    assert below[0].park_skips
+
+
+def test_a_tight_fit_is_tried() -> None:
+    plan, below = chosen(0.31)
+    assert "tight" in plan.reasons[-1]
+    assert below == []
+
+
+def test_what_cannot_fit_is_refused_with_numbers_and_the_largest_lever() -> None:
+    with pytest.raises(
+        OutOfMemoryError, match=r"needs 307 MiB at the least \(predicted\).*so much free: fewer --frames"
+    ):
+        chosen(0.2)
+
+
+def test_without_a_forecast_the_first_is_taken() -> None:
+    plan, below = choose_plan(ways(), forecast=no_forecast, free_bytes=1, why="", asked=False)
+    assert plan.level == "fast"
+    assert len(below) == len(ways()) - 1
+
+
+def test_the_smallest_card_counts_context_and_margin() -> None:
+    plan = replace(ways()[0], predicted_bytes=int(5 * GIB))
+    assert 5 * (1 + MARGIN) + CONTEXT_BYTES / GIB > 6
+    assert smallest_card(plan) == 8
+    assert smallest_card(replace(plan, predicted_bytes=None)) is None
