@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import statistics
-import time
 import weakref
 from collections.abc import Callable
 from typing import Any
@@ -317,8 +315,8 @@ def test_runs_on_fake_tensors_without_looking_at_a_value() -> None:
 
 
 @pytest.mark.slow
-def test_full_size_equal_and_as_fast_with_large_chunks() -> None:
-    """1.4 G parameters, float32. Prints the figures (run with -s); the times are the process's own, for a shared machine."""
+def test_full_size_is_equal() -> None:
+    """1.4 G parameters, float32."""
     torch.manual_seed(0)
     unet = UNet3DConditionModel(attention_head_dim=64, cross_attention_dim=1024).eval()
     with torch.no_grad():
@@ -329,20 +327,6 @@ def test_full_size_equal_and_as_fast_with_large_chunks() -> None:
     sample = torch.randn(1, 4, 5, 16, 24, generator=generator)
     text = torch.randn(1, 77, 1024, generator=generator)
     expected = plain(unet, sample, 500, text)
-    large = ChunkedUNet(unet, device="cpu", chunk_bytes=256 * MIB)
-
-    seconds: dict[str, list[float]] = {"plain": [], "pieces": []}
-    for _ in range(3):
-        for name, forward in {
-            "plain": lambda: plain(unet, sample, 500, text),
-            "pieces": lambda: large(sample, 500, text),
-        }.items():
-            start = time.process_time()
-            forward()
-            seconds[name].append(time.process_time() - start)
-    print(f"\nstd of the output {float(expected.std()):.3f}; seconds {seconds}")
-    print(f"time ratio {statistics.median(seconds['pieces']) / statistics.median(seconds['plain']):.3f} at 256 MiB")
-
     for chunk_bytes, settings in {
         256 * MIB: {},
         16 * MIB: {},
@@ -350,9 +334,6 @@ def test_full_size_equal_and_as_fast_with_large_chunks() -> None:
         128 * KIB: {"resident_bytes": 0, "park_skips": True},
     }.items():
         chunked = ChunkedUNet(unet, device="cpu", chunk_bytes=chunk_bytes, **settings)  # type: ignore[arg-type]
-        start = time.process_time()
         result = chunked(sample, 500, text)
-        took = time.process_time() - start
         chunked.close()
-        print(f"{chunk_bytes // KIB} KiB {settings}: {relative(result, expected):.2e}, {took:.1f} s")
         assert relative(result, expected) < 1e-5
