@@ -296,7 +296,8 @@ def check_whole(path: Path, *, remedy: str = DOWNLOAD_AGAIN) -> None:
             except (ValueError, KeyError, TypeError, IndexError, AttributeError, RecursionError):
                 expected = -1
         if expected != size:
-            said = f"it has {size:,} bytes of {expected:,}" if expected > 0 else "its header cannot be read"
+            known = 0 < expected < 2**63  # a header may claim any number
+            said = f"it has {size:,} bytes of {expected:,}" if known else "its header cannot be read"
             raise ModelError(f"{path} is truncated or damaged ({said}); {remedy}")
     elif not zipfile.is_zipfile(path):
         raise ModelError(f"{path} is truncated or damaged (no PyTorch archive of {size:,} bytes); {remedy}")

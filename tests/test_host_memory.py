@@ -18,7 +18,7 @@ from t2vcli.errors import OutOfMemoryError
 from t2vcli.hardware import free_host_bytes
 from t2vcli.jobs import prepare as preparing
 from t2vcli.jobs.prepare import check_host_memory, host_bytes, plan_for
-from t2vcli.models import files_in_folder
+from t2vcli.models import files_in_folder, find_model
 from t2vcli.sizes import MIB
 
 MEASURE = """
@@ -27,7 +27,7 @@ from pathlib import Path
 import torch
 from diffusers import UNet3DConditionModel
 from t2vcli.engine.loading import _load_part
-from t2vcli.models import files_in_folder
+from t2vcli.models import files_in_folder, find_model
 
 def status(key):
     return next(int(line.split()[1]) for line in open("/proc/self/status") if line.startswith(key)) * 1024
@@ -71,12 +71,18 @@ def test_loading_holds_the_weights_once(variant: str, dtype: str, wide: Path) ->
     assert peak < (1.15 + file) * weights + 8 * MIB
 
 
-def test_what_streams_is_pinned_and_so_there_twice(ms_checkpoint: Path) -> None:
+def test_what_streams_is_pinned_in_powers_of_two(ms_checkpoint: Path) -> None:
     files = files_in_folder(ms_checkpoint, source="x", variant=None)
     plan = replace(prepared_model(generate_request(ms_checkpoint))[0].plan, device="cuda:0")
     sizes = {part: path.stat().st_size for part, path in files.weights.items()}
     assert host_bytes(plan, files) == sum(sizes.values())
-    assert host_bytes(replace(plan, resident_bytes=0), files) == sum(sizes.values()) + sizes["unet"]
+    unet = prepared_model(generate_request(ms_checkpoint))[1].unet
+    rounded = sum(1 << (p.numel() * p.element_size() - 1).bit_length() for p in unet.parameters())
+    streamed = host_bytes(replace(plan, resident_bytes=0), files) - host_bytes(plan, files)
+    assert streamed == pytest.approx(rounded - sizes["unet"], rel=0.5)
+    embedded = find_model("embedded:demo", revision=None, variant=None)
+    ratio = host_bytes(replace(plan, dtype="fp32"), embedded) / host_bytes(replace(plan, dtype="fp16"), embedded)
+    assert ratio == 2
 
 
 def test_too_little_is_refused_with_numbers(ms_checkpoint: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -89,7 +95,6 @@ def test_too_little_is_refused_with_numbers(ms_checkpoint: Path, monkeypatch: py
 
 
 def test_on_the_cpu_the_plan_is_made_for_the_memory_that_is_free(monkeypatch: pytest.MonkeyPatch) -> None:
-    from t2vcli.models import find_model
     from t2vcli.presets import load_preset
     from t2vcli.request import GenerateRequest, build_request
 

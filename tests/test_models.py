@@ -344,6 +344,7 @@ def test_a_model_without_fp16_files_lists_what_it_has(tmp_path: Path, repositori
         struct.pack("<Q", 28) + b'{"a": {"data_offsets": [0]}}',
         struct.pack("<Q", 32) + b'{"a": {"data_offsets": [0, "x"]}}'[:32],
         struct.pack("<Q", 2) + b"{} ",
+        struct.pack("<Q", 4330) + b'{"a": {"data_offsets": [0, %s]}}' % (b"9" * 4299) + b" ",
         struct.pack("<Q", 4) + b"\xff\xfe\xff\xfe",
     ],
 )

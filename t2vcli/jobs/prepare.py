@@ -14,7 +14,7 @@ from t2vcli.engine.loading import Model, load_model, load_tokenizer, vae_scale
 from t2vcli.engine.memory import PlacedModel, keep_in_fp8
 from t2vcli.engine.prompt import Tokens, encode_prompt, tokenize
 from t2vcli.errors import OutOfMemoryError, UsageError
-from t2vcli.forecast import Shape, architecture_of, table_forecast
+from t2vcli.forecast import Shape, architecture_of, table_forecast, weight_bytes
 from t2vcli.hardware import free_host_bytes
 from t2vcli.models import EMBEDDED_PREFIX, ModelFiles, find_model
 from t2vcli.plan import CONTEXT_BYTES, MemoryPlan, candidates, choose_plan, no_forecast
@@ -140,13 +140,21 @@ def check_host_memory(plan: MemoryPlan, files: ModelFiles) -> None:
 
 
 def host_bytes(plan: MemoryPlan, files: ModelFiles) -> int:
-    """Returns the predicted host memory of a run on a GPU: the weights once, and again what is pinned for streaming.
+    """Returns the predicted host memory of a run on a GPU: the weights, once, in the type that they run in.
 
-    The file's weights are mapped and can be dropped by the system, but each use would read them again.
+    The system can drop those that are mapped from the file, but each use would read them again. Those to be streamed are
+    pinned, and pinned memory comes in powers of two. A model that is not in the table counts as large as its files.
     """
-    sizes = {part: path.stat().st_size for part, path in files.weights.items()}
-    pinned = sizes["unet"] if plan.resident_bytes is not None else 0
-    return sum(sizes.values()) + pinned
+    architecture = architecture_of(files.config("unet"))
+    if architecture is None:
+        sizes = {part: path.stat().st_size for part, path in files.weights.items()}
+    else:
+        sizes = {part: size * (2 if plan.dtype == "fp32" else 1) for part, size in weight_bytes(architecture).items()}
+    pinned = (PINNED_ROUNDING - 1) * sizes["unet"] if plan.resident_bytes is not None else 0
+    return sum(sizes.values()) + int(pinned)
+
+
+PINNED_ROUNDING = 1.33  # of the weights of a ModelScope UNet, each rounded up to a power of two bytes
 
 
 def _checked_tokens(tokenizer: CLIPTokenizer, text: str, name: str, report: Report, strict: bool) -> Tokens:

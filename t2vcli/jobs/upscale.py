@@ -16,7 +16,7 @@ from t2vcli.engine.guidance import needs_guidance
 from t2vcli.engine.latents import encode_video, make_generator, skipped_steps, video_state
 from t2vcli.engine.loading import make_scheduler
 from t2vcli.engine.memory import PlacedModel
-from t2vcli.errors import UsageError
+from t2vcli.errors import InputError, UsageError
 from t2vcli.jobs.attempt import Attempts
 from t2vcli.jobs.keep import KEEP, Keeper, Keeping, finished_before, keeper, with_kept_plan
 from t2vcli.jobs.prepare import Prepared, encode_words, load, prepare
@@ -26,7 +26,7 @@ from t2vcli.presets import Preset
 from t2vcli.report import Report
 from t2vcli.request import UpscaleRequest, fps_text
 from t2vcli.video.along import along_with
-from t2vcli.video.ffmpeg import require_encoder
+from t2vcli.video.ffmpeg import require_encoder, shown
 from t2vcli.video.part import part_of
 from t2vcli.video.pictures import pictures_in
 from t2vcli.video.reader import VideoInfo, read_frames, read_metadata
@@ -190,8 +190,11 @@ def _digest(source: Path) -> str:
     if source.is_dir():
         listing = "".join(f"{_digest(path)}  {path.name}\n" for path in pictures_in(source))
         return hashlib.sha256(os.fsencode(listing)).hexdigest()
-    with source.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+    try:
+        with source.open("rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+    except OSError as error:
+        raise InputError(f"{shown(source)} cannot be read any more ({error.strerror})") from None
 
 
 def _keepable(recipe: dict[str, Any] | None) -> dict[str, Any] | None:
