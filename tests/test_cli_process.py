@@ -8,6 +8,7 @@ import fcntl
 import json
 import os
 import re
+import select
 import signal
 import struct
 import subprocess
@@ -16,12 +17,15 @@ import termios
 from collections.abc import Iterator
 from fractions import Fraction
 from pathlib import Path
+from typing import Any
 
 import pytest
 from clips import ramp, shell_ffmpeg
 from commandline import LIMIT_S, command, contents, environment, spawn
 from standins import write_standin
 
+from t2vcli import stopping
+from t2vcli.cli import boundary
 from t2vcli.cli.console import error_console
 from t2vcli.cli.progress import LiveReport, PlainReport, QuietReport, choose_report
 from t2vcli.video.reader import probe, read_metadata
@@ -303,47 +307,162 @@ def stuck_ffmpeg(folder: Path) -> str:
     )
 
 
+def begun(*arguments: str | Path, folder: Path, **options: Any) -> subprocess.Popen[str]:
+    """Returns a t2v at work, which obeys Ctrl-C as one in a terminal does (a shell's background jobs ignore it)."""
+    given: dict[str, Any] = {
+        "cwd": folder,
+        "env": environment(),
+        "stdin": subprocess.DEVNULL,
+        "stdout": subprocess.PIPE,
+        "stderr": subprocess.PIPE,
+        "text": True,
+        "start_new_session": True,
+        "preexec_fn": lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+    }
+    return subprocess.Popen(command(*arguments), **{**given, **options})
+
+
+def heard(process: subprocess.Popen[str], sign: str) -> str:
+    """Returns what a process says up to the line that begins with `sign`."""
+    assert process.stderr is not None
+    said = []
+    for line in process.stderr:
+        said.append(line)
+        if line.startswith(sign):
+            return "".join(said)
+    raise AssertionError(f"it never said {sign}: {''.join(said)}")
+
+
+def living(session: int) -> list[str]:
+    """Returns the commands of the processes that live in a session."""
+    found = []
+    for entry in os.listdir("/proc"):
+        if entry.isdecimal():
+            with contextlib.suppress(OSError):
+                name, _, rest = Path(f"/proc/{entry}/stat").read_text().rpartition(")")
+                state, _, _, its_session = rest.split()[:4]
+                if int(its_session) == session and state != "Z":
+                    found.append(name)
+    return found
+
+
+RUN = "old.mp4.t2v-run"
+WAY_ON = f"what is done is kept in {RUN}: the same command, or t2v resume {RUN}, goes on from there"
+
+
 @pytest.mark.parametrize(
-    ("number", "code", "at", "word"),
+    ("number", "code", "at", "last", "kept"),
     [
-        (signal.SIGTERM, 143, "denoise: 1000 steps", "terminated"),
-        (signal.SIGINT, 130, "decode and write: 100 %", "interrupted"),
+        (signal.SIGTERM, 143, "start", "terminated", False),
+        (signal.SIGINT, 130, "start", "interrupted", False),
+        (signal.SIGTERM, 143, "denoise: 10 %", "stopped after step", True),
+        (signal.SIGINT, 130, "decode and write: 100 %", f"interrupted; {WAY_ON}", True),
     ],
-    ids=["SIGTERM while denoising", "SIGINT while writing"],
+    ids=lambda value: str(getattr(value, "name", value)).partition(";")[0],
 )
-def test_a_signal_ends_it_with_its_code_and_leaves_nothing(
-    number: signal.Signals, code: int, at: str, word: str, model: Path, place: Path, tmp_path: Path
+def test_a_signal_ends_it_with_its_code_and_leaves_only_what_it_can_go_on_from(
+    number: signal.Signals, code: int, at: str, last: str, kept: bool, model: Path, place: Path, tmp_path: Path
 ) -> None:
     (place / "old.mp4").write_bytes(b"an old file")
     before = contents(place)
     writing = at.startswith("decode")
     changes = {"IMAGEIO_FFMPEG_EXE": stuck_ffmpeg(tmp_path)} if writing else {}
-    steps = "1" if writing else "1000"
-    process = subprocess.Popen(
-        command("generate", "a boat", "--model", model, *SMALL, "--steps", steps, "-o", "old.mp4", "--overwrite"),
-        cwd=place,
-        env=environment(**changes),
-        stdin=subprocess.DEVNULL,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # background jobs of a shell ignore it
-    )
-    assert process.stderr is not None
-    said: list[str] = []
-    for line in process.stderr:
-        said.append(line)
-        if line.startswith(at):
-            break
+    steps = "1" if writing else "50"
+    arguments = ("generate", "a boat", "--model", model, *SMALL, "--steps", steps, "-o", "old.mp4", "--overwrite")
+    process = begun(*arguments, folder=place, env=environment(**changes))
+    said = heard(process, at)
     if writing:
         assert set(contents(place)) > set(before)  # there is something to clean up
+        assert len(living(process.pid)) > 1
     process.send_signal(number)
     stdout, stderr = process.communicate(timeout=LIMIT_S)
-    assert process.returncode == code, "".join(said) + stderr
+    assert process.returncode == code, said + stderr
     assert stdout == ""
-    assert stderr.splitlines()[-1] == f"t2v: {word}; nothing was written"
+    assert stderr.splitlines()[-1].startswith(f"t2v: {last}")
     assert "Traceback" not in stderr
-    assert contents(place) == before
+    assert living(process.pid) == []
+    after = contents(place)
+    assert after["old.mp4"] == b"an old file"
+    names = {"old.mp4", RUN, f"{RUN}/lock", f"{RUN}/run.json", f"{RUN}/{'latents' if writing else 'state'}.pt"}
+    assert set(after) == (names if kept else {"old.mp4"})
+
+
+def test_the_first_signal_waits_for_the_step_and_the_second_does_not(model: Path, place: Path) -> None:
+    arguments = ("generate", "a boat", "--model", model, *SMALL, "--steps", "20", "--keep-every", "0", "-o", "old.mp4")
+    process = begun(*arguments, folder=place)
+    heard(process, "denoise: 10 %")
+    process.send_signal(signal.SIGINT)
+    heard(process, "t2v: stopping after this step; once more stops at once")
+    process.send_signal(signal.SIGINT)
+    _, stderr = process.communicate(timeout=LIMIT_S)
+    assert process.returncode == 130
+    # The step may have ended before the second came.
+    assert re.fullmatch(rf"t2v: (interrupted|stopped after step \d+ of 20); {WAY_ON}", stderr.splitlines()[-1])
+    assert "Traceback" not in stderr
+    done = spawn("resume", RUN, folder=place)
+    assert (done.code, done.stdout) == (0, "old.mp4\n"), done.stderr
+    assert "after step" in done.stderr
+    assert os.listdir(place) == ["old.mp4"]
+
+
+def test_a_terminal_is_left_as_it_was_found(model: Path, place: Path) -> None:
+    with terminal() as (ours, theirs):
+        before = termios.tcgetattr(theirs)
+        process = begun(
+            *("generate", "a boat", "--model", model, *SMALL, "--steps", "100", "-o", "old.mp4"),
+            folder=place,
+            env=environment(TERM="xterm-256color"),
+            stdin=theirs,
+            stderr=theirs,
+        )
+        seen = b""
+        while b"s/step" not in seen:
+            seen += os.read(ours, 65536)
+        process.send_signal(signal.SIGINT)
+        assert process.stdout is not None
+        while process.poll() is None:  # its output has to be taken, or it waits
+            seen += os.read(ours, 65536) if select.select([ours], [], [], 0.1)[0] else b""
+        while select.select([ours], [], [], 0)[0]:
+            seen += os.read(ours, 65536)
+        process.stdout.close()
+        after = termios.tcgetattr(theirs)
+    assert process.returncode == 130
+    assert after == before
+    assert after[3] & termios.ECHO
+    assert seen.rfind(b"\x1b[?25h") > seen.rfind(b"\x1b[?25l") >= 0
+    assert b"goes on from there" in seen
+
+
+def test_what_was_told_to_ignore_ctrl_c_does(model: Path, place: Path) -> None:
+    process = begun(
+        *("generate", "a boat", "--model", model, *SMALL, "-o", "new.mp4"),
+        folder=place,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_IGN),  # as a shell's `nohup` and `&` do
+    )
+    heard(process, "start")
+    (ignored,) = re.findall(r"SigIgn:\s*(\w+)", Path(f"/proc/{process.pid}/status").read_text())
+    assert int(ignored, 16) >> signal.SIGINT - 1 & 1
+    process.send_signal(signal.SIGINT)
+    process.send_signal(signal.SIGTERM)
+    _, stderr = process.communicate(timeout=LIMIT_S)
+    assert (process.returncode, stderr) == (143, "t2v: terminated\n")
+    assert os.listdir(place) == []
+
+
+@pytest.mark.parametrize("first", [signal.SIGINT, signal.SIGTERM], ids=lambda number: number.name)
+def test_pressing_again_does_not_interrupt_the_cleaning_up(first: signal.Signals) -> None:
+    stopping.forget()
+    boundary._interrupted_s = None
+    with pytest.raises(KeyboardInterrupt):
+        boundary._on_signal(first, None)
+    boundary._on_signal(signal.SIGINT, None)
+    boundary._on_signal(signal.SIGTERM, None)
+    assert boundary._interrupted_s is not None
+    boundary._interrupted_s -= boundary.CLEANING_S  # but if that hangs, a later one gets through
+    with pytest.raises(KeyboardInterrupt):
+        boundary._on_signal(signal.SIGINT, None)
+    boundary._interrupted_s = None
+    stopping.forget()
 
 
 def test_a_line_of_talk_is_never_markup_nor_wrapped(capsys: pytest.CaptureFixture[str]) -> None:
