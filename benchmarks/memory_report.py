@@ -132,8 +132,9 @@ The forward in pieces on a CPU, full-size weights in float32, beside diffusers' 
 chunks of 256 and 16 MiB, 1.00 times at 8 MiB and 1.08 times at 1 MiB (`python -m benchmarks.chunked`, one thread, CPU
 time); its output differs by 5e-6 of the standard deviation at the most (`make test-slow`).
 
-Bars for the VAE are kept for its tensors alone; with the workspaces that the model above adds to every convolution, strips
-of a 1024x576 frame take 0.57 to 0.75 GiB.
+The table has no VAE strips smaller than 8 MiB, so `lowest`, whose strips are of 2 MiB, is shown with a decoding that takes
+more than it does: for 24 frames of 1024x576 a trace of 2 MiB strips reserves 0.57 GiB to decode and 0.55 to encode, without
+workspaces; 8 MiB strips 0.71 and 0.56 (live tensors: 0.46 each; the rest is fragmentation).
 
 ## Assumptions, and what is not measured yet
 

@@ -113,7 +113,7 @@ GPU_RUNGS = (
         {
             "offload": "model",
             "chunk_bytes": 8 * MIB,
-            "vae_strip_bytes": 8 * MIB,
+            "vae_strip_bytes": 2 * MIB,
             "resident_bytes": 0,
             "park_skips": True,
         },
@@ -123,7 +123,7 @@ GPU_RUNGS = (
         {
             "offload": "model",
             "chunk_bytes": 8 * MIB,
-            "vae_strip_bytes": 8 * MIB,
+            "vae_strip_bytes": 2 * MIB,
             "resident_bytes": 0,
             "park_skips": True,
             "guidance_together": False,
