@@ -25,7 +25,7 @@ from diffusers import AutoencoderKL, UNet3DConditionModel
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import CLIPTextConfig, CLIPTextModel
 
-from t2vcli.engine.estimate import Execution, StageEstimate, estimate
+from t2vcli.engine.estimate import StageEstimate, estimate
 from t2vcli.engine.estimate.stages import Stage
 from t2vcli.forecast import CHUNKS_MIB, STRIPS_MIB, TABLE
 from t2vcli.plan import MemoryPlan
@@ -137,7 +137,7 @@ class Cell:
             unet_config=configs["unet"],
             vae_config=configs["vae"],
             text_config=configs["text_encoder"],
-            execution=Execution.of(plan),
+            plan=plan,
             frames=frames,
             width=self.size[0],
             height=self.size[1],

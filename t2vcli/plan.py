@@ -98,37 +98,19 @@ class Rung:
     changes: dict[str, Any] = field(default_factory=dict)
 
 
+_SMALL_CHUNKS = {"offload": "model", "chunk_bytes": 8 * MIB, "vae_strip_bytes": 32 * MIB}
+_STREAMED = {"offload": "model", "chunk_bytes": 8 * MIB, "vae_strip_bytes": 8 * MIB, "resident_bytes": 0}
+_PARKED = {**_STREAMED, "vae_strip_bytes": 2 * MIB, "park_skips": True}
+
 GPU_RUNGS = (
     Rung("fast", {"offload": "none"}),
     Rung("fast", {"offload": "model"}),
-    Rung("balanced", {"offload": "model", "chunk_bytes": 64 * MIB, "vae_strip_bytes": 32 * MIB}),
-    Rung("balanced", {"offload": "model", "chunk_bytes": 8 * MIB, "vae_strip_bytes": 32 * MIB}),
-    Rung(
-        "balanced",
-        {"offload": "model", "chunk_bytes": 8 * MIB, "vae_strip_bytes": 32 * MIB, "guidance_together": False},
-    ),
-    Rung("low", {"offload": "model", "chunk_bytes": 8 * MIB, "vae_strip_bytes": 8 * MIB, "resident_bytes": 0}),
-    Rung(
-        "lowest",
-        {
-            "offload": "model",
-            "chunk_bytes": 8 * MIB,
-            "vae_strip_bytes": 2 * MIB,
-            "resident_bytes": 0,
-            "park_skips": True,
-        },
-    ),
-    Rung(
-        "lowest",
-        {
-            "offload": "model",
-            "chunk_bytes": 8 * MIB,
-            "vae_strip_bytes": 2 * MIB,
-            "resident_bytes": 0,
-            "park_skips": True,
-            "guidance_together": False,
-        },
-    ),
+    Rung("balanced", {**_SMALL_CHUNKS, "chunk_bytes": 64 * MIB}),
+    Rung("balanced", _SMALL_CHUNKS),
+    Rung("balanced", {**_SMALL_CHUNKS, "guidance_together": False}),
+    Rung("low", _STREAMED),
+    Rung("lowest", _PARKED),
+    Rung("lowest", {**_PARKED, "guidance_together": False}),
 )
 
 # Where the device's memory is the host's, there is nowhere to offload to.
@@ -136,7 +118,7 @@ CPU_RUNGS = (
     Rung("fast"),
     Rung("balanced", {"chunk_bytes": 64 * MIB, "vae_strip_bytes": 32 * MIB}),
     Rung("low", {"chunk_bytes": 8 * MIB, "vae_strip_bytes": 8 * MIB, "guidance_together": False}),
-    Rung("lowest", {"chunk_bytes": 8 * MIB, "vae_strip_bytes": 8 * MIB, "guidance_together": False}),
+    Rung("lowest", {"chunk_bytes": 1 * MIB, "vae_strip_bytes": 2 * MIB, "guidance_together": False}),
 )
 
 LEVELS: tuple[Level, ...] = ("fast", "balanced", "low", "lowest")

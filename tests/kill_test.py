@@ -149,7 +149,10 @@ class Process:
         """Returns which processes of its session outlive it by more than `limit_s`."""
         deadline_s = time.monotonic() + limit_s
         while (found := self.members()) and time.monotonic() < deadline_s:
-            time.sleep(0.01)
+            with contextlib.suppress(ProcessLookupError):  # it has ended since
+                ending = os.pidfd_open(found[0])
+                select.select([ending], [], [], max(0.0, deadline_s - time.monotonic()))
+                os.close(ending)
         return found
 
 

@@ -137,6 +137,7 @@ def test_torch_is_not_imported() -> None:
         (("--forward-chunking", "0"), 2, "or auto for the largest"),
         (("--forward-chunking", "7", "--vram", "8GiB"), 2, "the sizes that do are 1, 2, 4, 8, 16"),
         (("--memory", "low", "--weights", "fp8", "--vram", "8GiB"), 2, "cannot be had with --weights"),
+        (("--weights", "fp8", "--exact", "--vram", "24GiB"), 2, "--exact cannot trace --weights fp8"),
         (("--model", "someone/else"), 2, "the architecture of someone/else is not known"),
     ],
 )

@@ -12,11 +12,12 @@ from diffusers import AutoencoderKL, UNet2DConditionModel, UNet3DConditionModel
 from standins import TEXT_ENCODER, UNET, VAE
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection
 
-from t2vcli.engine.estimate import Execution, StageEstimate, estimate
+from t2vcli.engine.estimate import StageEstimate, estimate
 from t2vcli.engine.estimate.kernels import CudaKernels, cuda_attention
 from t2vcli.engine.estimate.pretend import DEVICE, pretended_device
 from t2vcli.engine.estimate.stages import Stage
 from t2vcli.engine.estimate.tracker import EVERYTHING, Tracker
+from t2vcli.plan import MemoryPlan
 
 GIB = 1 << 30
 MIB = 1 << 20
@@ -53,13 +54,21 @@ TINY_VAE = VAE | {
 TINY_TEXT = TEXT_ENCODER | {"vocab_size": 1000, "num_hidden_layers": 3}
 
 
-def estimated(
-    execution: Execution, *, frames: int, height: int, width: int, **options: Any
-) -> dict[str, StageEstimate]:
+def plan_of(**changes: Any) -> MemoryPlan:
+    """Returns the plan that keeps everything on the device, in half precision, but for `changes`."""
+    return replace(EVERYTHING_THERE, **changes)
+
+
+EVERYTHING_THERE = MemoryPlan(
+    device=DEVICE, dtype="fp16", offload="none", decode_chunk=1, vae_tiling=False, forward_chunking=None
+)
+
+
+def estimated(plan: MemoryPlan, *, frames: int, height: int, width: int, **options: Any) -> dict[str, StageEstimate]:
     configs = {"unet_config": REAL_UNET, "vae_config": REAL_VAE, "text_config": REAL_TEXT}
     stages = estimate(
         **configs,
-        execution=execution,
+        plan=plan,
         frames=frames,
         height=height,
         width=width,
@@ -68,12 +77,12 @@ def estimated(
     return {stage.name: stage for stage in stages}
 
 
-def tiny(execution: Execution, **options: Any) -> dict[str, StageEstimate]:
+def tiny(plan: MemoryPlan, **options: Any) -> dict[str, StageEstimate]:
     stages = estimate(
         unet_config=TINY_UNET,
         vae_config=TINY_VAE,
         text_config=TINY_TEXT,
-        execution=execution,
+        plan=plan,
         **{"frames": 4, "height": 64, "width": 64, "guided": True, "encode_video": True, **options},
     )
     return {stage.name: stage for stage in stages}
@@ -174,7 +183,7 @@ PLAIN = [
 )
 def test_the_plain_denoising(frames: int, height: int, width: int, batch: Any, live: float, reserved: float) -> None:
     stage = estimated(
-        Execution(offload="model", guidance_batch=batch),
+        plan_of(offload="model", guidance_together=batch == 2),
         frames=frames,
         height=height,
         width=width,
@@ -204,9 +213,9 @@ def weights(text: bool = False, unet: bool = False, vae: bool = False) -> int:
 
 
 def test_every_stage_is_there_and_its_figures_fit_together() -> None:
-    stages = tiny(Execution())
+    stages = tiny(plan_of())
     assert list(stages) == ["text encode", "video encode", "denoise", "decode"]
-    assert "video encode" not in tiny(Execution(), encode_video=False)
+    assert "video encode" not in tiny(plan_of(), encode_video=False)
     for stage in stages.values():
         assert 0 < stage.live_bytes <= stage.live_bytes + stage.workspace_bytes <= stage.reserved_bytes
         assert stage.live_bytes <= stage.least_bytes <= stage.reserved_bytes
@@ -218,7 +227,8 @@ def test_every_stage_is_there_and_its_figures_fit_together() -> None:
 
 def test_offload_decides_which_weights_are_on_the_device() -> None:
     whole, alone, layers, blocks = (
-        tiny(Execution(offload=way), steps=1, encode_video=False) for way in ("none", "model", "sequential", "group")
+        tiny(plan_of(offload=offload), steps=1, encode_video=False)
+        for offload in ("none", "model", "sequential", "group")
     )
     for name, others in (
         ("text encode", weights(unet=True, vae=True)),
@@ -236,23 +246,23 @@ def test_offload_decides_which_weights_are_on_the_device() -> None:
 
 
 def test_guidance_doubles_the_activations_unless_its_halves_run_one_after_the_other() -> None:
-    execution = Execution(offload="sequential")
-    together = tiny(execution, steps=1, only=["denoise"])["denoise"].live_bytes
-    alone = tiny(execution, guided=False, steps=1, only=["denoise"])["denoise"].live_bytes
-    apart = tiny(replace(execution, guidance_batch=1), steps=1, only=["denoise"])["denoise"].live_bytes
+    plan = plan_of(offload="sequential")
+    together = tiny(plan, steps=1, only=["denoise"])["denoise"].live_bytes
+    alone = tiny(plan, guided=False, steps=1, only=["denoise"])["denoise"].live_bytes
+    apart = tiny(replace(plan, guidance_together=False), steps=1, only=["denoise"])["denoise"].live_bytes
     assert together > 1.7 * alone
     assert alone <= apart < 1.1 * alone
 
 
 def test_float32_takes_twice_as_much() -> None:
-    half, single = (tiny(Execution(dtype=dtype), steps=1, only=["denoise"]) for dtype in ("fp16", "fp32"))
+    half, single = (tiny(plan_of(dtype=dtype), steps=1, only=["denoise"]) for dtype in ("fp16", "fp32"))
     assert single["denoise"].live_bytes == pytest.approx(2 * half["denoise"].live_bytes, rel=0.1)
 
 
 def test_frames_are_decoded_and_encoded_a_chunk_at_a_time() -> None:
     vae: list[Stage] = ["decode", "video encode"]
-    one, four = (tiny(Execution(offload="model", decode_chunk=chunk), frames=8, only=vae) for chunk in (1, 4))
-    more = tiny(Execution(offload="model"), frames=24, only=vae)
+    one, four = (tiny(plan_of(offload="model", decode_chunk=chunk), frames=8, only=vae) for chunk in (1, 4))
+    more = tiny(plan_of(offload="model"), frames=24, only=vae)
     latents = 4 * 16 * 16 * 2
     for name in vae:
         assert four[name].live_bytes - one[name].live_bytes > 3 * 64 * 64 * 8 * 2
@@ -266,11 +276,11 @@ def test_tiles_and_strips_are_seen() -> None:
     vae: list[Stage] = ["decode", "video encode"]
     large = {"height": 512, "width": 768, "frames": 1, "only": vae}
     plain, strips, tiles = (
-        tiny(execution, **large)
-        for execution in (
-            Execution(offload="model"),
-            Execution(offload="model", vae_strip_bytes=512 * 1024),
-            Execution(offload="model", vae_tiling=True),
+        tiny(plan, **large)
+        for plan in (
+            plan_of(offload="model"),
+            plan_of(offload="model", vae_strip_bytes=512 * 1024),
+            plan_of(offload="model", vae_tiling=True),
         )
     )
     for name in vae:
@@ -280,22 +290,22 @@ def test_tiles_and_strips_are_seen() -> None:
 
 def test_forward_chunking_is_seen() -> None:
     plain, chunked = (
-        tiny(Execution(offload="sequential", forward_chunking=n), height=32, width=32, steps=1, only=["denoise"])
+        tiny(plan_of(offload="sequential", forward_chunking=n), height=32, width=32, steps=1, only=["denoise"])
         for n in (None, 1)
     )
     assert chunked["denoise"].live_bytes < 0.9 * plain["denoise"].live_bytes
 
 
 def test_the_forward_in_pieces_is_seen_with_what_crosses_to_the_host() -> None:
-    execution = Execution(offload="model", chunk_bytes=64 * 1024)
+    plan = plan_of(offload="model", chunk_bytes=64 * 1024)
     size = {"height": 128, "width": 128, "steps": 1, "only": ["denoise"]}
     plain, resident, streamed, parked = (
         tiny(changed, **size)["denoise"]
         for changed in (
-            replace(execution, chunk_bytes=None),
-            execution,
-            replace(execution, resident_bytes=0),
-            replace(execution, resident_bytes=0, park_skips=True),
+            replace(plan, chunk_bytes=None),
+            plan,
+            replace(plan, resident_bytes=0),
+            replace(plan, resident_bytes=0, park_skips=True),
         )
     )
     assert resident.live_bytes < 0.5 * plain.live_bytes
@@ -313,15 +323,15 @@ def test_the_forward_in_pieces_is_seen_with_what_crosses_to_the_host() -> None:
         (64, 256, 256, {}, 3.5),
         (64, 256, 256, {"chunk_bytes": 2 * MIB, "resident_bytes": 0, "park_skips": True}, 0.45),
         (24, 576, 1024, {}, 5.0),
-        (24, 576, 1024, {"guidance_batch": 1}, 3.9),
+        (24, 576, 1024, {"guidance_together": False}, 3.9),
         (24, 576, 1024, {"chunk_bytes": 2 * MIB, "resident_bytes": 0, "park_skips": True}, 0.8),
     ],
 )
 def test_the_forward_in_pieces_keeps_its_promise(
     frames: int, height: int, width: int, changes: dict[str, Any], bar_gib: float
 ) -> None:
-    execution = replace(Execution(offload="model", chunk_bytes=8 * MIB), **changes)
-    stage = estimated(execution, frames=frames, height=height, width=width, only=["denoise"])["denoise"]
+    plan = replace(plan_of(offload="model", chunk_bytes=8 * MIB), **changes)
+    stage = estimated(plan, frames=frames, height=height, width=width, only=["denoise"])["denoise"]
     assert stage.reserved_bytes / GIB <= bar_gib
 
 
@@ -329,7 +339,7 @@ def test_the_forward_in_pieces_keeps_its_promise(
 @pytest.mark.parametrize("frames", [8, 24])
 def test_strips_keep_their_promise(frames: int) -> None:
     stages = estimated(
-        Execution(offload="model", vae_strip_bytes=2 * MIB),
+        plan_of(offload="model", vae_strip_bytes=2 * MIB),
         frames=frames,
         height=576,
         width=1024,
@@ -341,9 +351,7 @@ def test_strips_keep_their_promise(frames: int) -> None:
 
 def test_the_workspace_of_convolutions_is_told_apart_and_done_without_where_memory_is_short() -> None:
     size = {"height": 512, "width": 512, "frames": 1, "only": ["decode"]}
-    none, nhwc = (
-        tiny(Execution(offload="model"), conv_workspace=model, **size)["decode"] for model in ("none", "nhwc")
-    )
+    none, nhwc = (tiny(plan_of(offload="model"), conv_workspace=model, **size)["decode"] for model in ("none", "nhwc"))
     assert none.live_bytes == nhwc.live_bytes
     assert none.workspace_bytes <= 8519680 < nhwc.workspace_bytes
     assert nhwc.reserved_bytes > none.reserved_bytes
@@ -351,11 +359,11 @@ def test_the_workspace_of_convolutions_is_told_apart_and_done_without_where_memo
 
 
 def test_steps_that_are_repeated_are_like_steps_that_are_run(monkeypatch: pytest.MonkeyPatch) -> None:
-    execution = Execution(offload="model", decode_chunk=1)
-    repeated = tiny(execution, frames=6, steps=4)
+    plan = plan_of(offload="model", decode_chunk=1)
+    repeated = tiny(plan, frames=6, steps=4)
     monkeypatch.setattr("t2vcli.engine.estimate.stages.TRACED_STEPS", 9)
     monkeypatch.setattr("t2vcli.engine.estimate.stages.TRACED_CHUNKS", 9)
-    run = tiny(execution, frames=6, steps=4)
+    run = tiny(plan, frames=6, steps=4)
     for name in ("denoise", "decode"):
         assert repeated[name] == run[name]
     assert repeated["video encode"].live_bytes == pytest.approx(run["video encode"].live_bytes, rel=0.001)
@@ -364,7 +372,7 @@ def test_steps_that_are_repeated_are_like_steps_that_are_run(monkeypatch: pytest
 def test_an_estimate_of_the_real_size_takes_no_memory_of_that_size() -> None:
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     assert (
-        tiny(Execution(offload="model"), frames=64, height=576, width=1024, only=["denoise"])["denoise"].live_bytes
+        tiny(plan_of(offload="model"), frames=64, height=576, width=1024, only=["denoise"])["denoise"].live_bytes
         > 4 * GIB
     )
     assert (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) * 1024 < 512 * MIB
@@ -380,7 +388,7 @@ def test_a_decode_that_keeps_what_it_made_is_seen(monkeypatch: pytest.MonkeyPatc
         kept.append(result.sample)
         return result
 
-    clean = tiny(Execution(offload="model"), frames=3, only=["decode"])["decode"].live_bytes
+    clean = tiny(plan_of(offload="model"), frames=3, only=["decode"])["decode"].live_bytes
     monkeypatch.setattr(AutoencoderKL, "decode", leaky)
-    assert tiny(Execution(offload="model"), frames=3, only=["decode"])["decode"].live_bytes > clean
+    assert tiny(plan_of(offload="model"), frames=3, only=["decode"])["decode"].live_bytes > clean
     kept.clear()

@@ -198,7 +198,7 @@ def test_below_the_last_rung_it_stops_with_numbers_and_the_largest_lever(
 ) -> None:
     shortage.layer, shortage.at = "unet, last layer", set(range(1, 100))
     with pytest.raises(
-        OutOfMemoryError, match=r"while denoising \(CUDA out of memory.*8 MiB.*fewer --frames"
+        OutOfMemoryError, match=r"while denoising \(CUDA out of memory.*chunks of 1 MiB.*fewer --frames"
     ) as caught:
         generated(ms_checkpoint)
     assert caught.value.exit_code == 7
@@ -223,7 +223,7 @@ def test_an_error_that_is_none_of_memory_stays_what_it_is(ms_checkpoint: Path, m
     def fail(*arguments: Any, **options: Any) -> None:
         raise RuntimeError("shapes do not match")
 
-    monkeypatch.setattr(generate_job, "encode_words", fail)
+    monkeypatch.setattr(sample, "encode_words", fail)
     with pytest.raises(RuntimeError, match="shapes"):
         generated(ms_checkpoint)
 

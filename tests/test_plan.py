@@ -111,6 +111,12 @@ def test_on_the_cpu_nothing_is_offloaded() -> None:
     assert "has nothing to do" in plans[0].reasons[-1]
 
 
+@pytest.mark.parametrize("device", ["cpu", "cuda:0"])
+def test_no_rung_is_another_one_again(device: str) -> None:
+    plans = [replace(plan, level="fast") for plan in ways(device)]
+    assert len(set(plans)) == len(plans)
+
+
 @pytest.mark.parametrize("level", LEVELS)
 def test_a_level_is_where_it_begins(level: str) -> None:
     plans = ways(memory=level)

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from t2vcli.engine.estimate import Execution, estimate
+from t2vcli.engine.estimate import estimate
+from t2vcli.errors import UsageError
 from t2vcli.forecast import Shape, configs_of
 from t2vcli.plan import Forecast, MemoryPlan, StageForecast
 
@@ -15,6 +16,8 @@ def exact_forecast(architecture: str, shape: Shape) -> Forecast:
     traced: dict[MemoryPlan, list[StageForecast]] = {}
 
     def forecast(plan: MemoryPlan) -> Sequence[StageForecast]:
+        if plan.weights == "fp8":
+            raise UsageError("--exact cannot trace --weights fp8; leave one of them out")
         if plan not in traced:
             traced[plan] = [
                 StageForecast(stage.name, stage.live_bytes + stage.workspace_bytes, stage.reserved_bytes, stage.peak_at)
@@ -22,7 +25,7 @@ def exact_forecast(architecture: str, shape: Shape) -> Forecast:
                     unet_config=configs["unet"],
                     vae_config=configs["vae"],
                     text_config=configs["text_encoder"],
-                    execution=Execution.of(plan),
+                    plan=plan,
                     frames=shape.frames,
                     width=shape.width,
                     height=shape.height,

@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import torch
 
-from t2vcli.engine.guidance import needs_guidance
-from t2vcli.engine.latents import make_generator, noise_state
-from t2vcli.engine.loading import Model, make_scheduler
+from t2vcli.engine.latents import DenoiseState, noise_state
+from t2vcli.engine.loading import Model
 from t2vcli.jobs.attempt import Attempts
-from t2vcli.jobs.keep import KEEP, Keeper, Keeping, finished_before, keeper, with_kept_plan
-from t2vcli.jobs.prepare import Prepared, encode_words, load, prepare
-from t2vcli.jobs.sample import Result, denoised_latents, write_video
+from t2vcli.jobs.keep import KEEP, Keeping, finished_before, keeper, with_kept_plan
+from t2vcli.jobs.prepare import load, prepare
+from t2vcli.jobs.sample import Result, made_latents, write_video
 from t2vcli.metadata import build_recipe
 from t2vcli.presets import Preset
 from t2vcli.report import Report
@@ -47,49 +47,20 @@ def generate(
         prepared = with_kept_plan(prepared, kept.record)
         latents = kept.latents()
         attempts = Attempts(load(prepared, report), prepared.plan, prepared.below, report, kept.notes)
+
+        def noise(scheduler: Any, generator: torch.Generator) -> DenoiseState:
+            shape = latent_shape(attempts.placed.model, request)
+            return noise_state(scheduler, generator, shape=shape, dtype=prepared.dtype, device=prepared.plan.device)
+
         if latents is None:
-            latents = _made_latents(attempts, prepared, request, kept, report)
+            latents = made_latents(attempts, prepared, request, noise, kept=kept, report=report)
+
+        # 5. Latents to a video
         result = write_video(
             output, latents, attempts, request, fps=request.fps, recipe=recipe, overwrite=overwrite, report=report
         )
         kept.finished()
     return result
-
-
-def _made_latents(
-    attempts: Attempts, prepared: Prepared, request: GenerateRequest, kept: Keeper, report: Report
-) -> torch.Tensor:
-    """Returns the latents of the prompt, from noise or from the last state kept."""
-    # 3. Words to conditioning
-    report.stage("encode")
-    embeds = attempts.run(
-        "encoding the prompt",
-        lambda placed: encode_words(
-            placed, prepared, guided=needs_guidance(request.guidance_scale), clip_skip=request.clip_skip
-        ),
-    )
-
-    # 4. Noise to latents
-    generator = make_generator(request.seed)
-    scheduler = make_scheduler(request.scheduler, prepared.files)
-    scheduler.set_timesteps(request.steps, device=prepared.plan.device)
-    state = kept.state() or noise_state(
-        scheduler,
-        generator,
-        shape=latent_shape(attempts.placed.model, request),
-        dtype=prepared.dtype,
-        device=prepared.plan.device,
-    )
-    return denoised_latents(
-        attempts,
-        request,
-        embeds=embeds,
-        scheduler=scheduler,
-        state=state,
-        generator=generator,
-        report=report,
-        kept=kept,
-    )
 
 
 def latent_shape(model: Model, request: GenerateRequest) -> tuple[int, int, int, int, int]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
@@ -15,11 +15,13 @@ from t2vcli import stopping
 from t2vcli.engine.decode import decode_latents, to_frames
 from t2vcli.engine.denoise import denoise
 from t2vcli.engine.guidance import needs_guidance, unet_prediction, with_guidance
-from t2vcli.engine.latents import DenoiseState
+from t2vcli.engine.latents import DenoiseState, make_generator
+from t2vcli.engine.loading import make_scheduler
 from t2vcli.engine.memory import PlacedModel
 from t2vcli.errors import Interrupted, NonFiniteError
 from t2vcli.jobs.attempt import Attempts
 from t2vcli.jobs.keep import Keeper
+from t2vcli.jobs.prepare import Prepared, encode_words
 from t2vcli.metadata import comment_for
 from t2vcli.report import Report
 from t2vcli.request import Request
@@ -35,6 +37,47 @@ class Result:
     path: Path
     video: VideoInfo
     recipe: Mapping[str, Any]
+
+
+FirstState = Callable[[Any, torch.Generator], DenoiseState]
+"""(the scheduler with its timesteps, the generator) -> the state that a run begins with"""
+
+
+def made_latents(
+    attempts: Attempts,
+    prepared: Prepared,
+    request: Request,
+    first_state: FirstState,
+    *,
+    kept: Keeper,
+    report: Report,
+    frames_to_encode: int | None = None,
+) -> torch.Tensor:
+    """Returns the latents (1, C, F, H, W) of a run, from its first state or from the last that was kept."""
+    # 3. Words to conditioning, and what the command begins with
+    report.stage("encode", frames_to_encode)
+    embeds = attempts.run(
+        "encoding the prompt",
+        lambda placed: encode_words(
+            placed, prepared, guided=needs_guidance(request.guidance_scale), clip_skip=request.clip_skip
+        ),
+    )
+    generator = make_generator(request.seed)
+    scheduler = make_scheduler(request.scheduler, prepared.files)
+    scheduler.set_timesteps(request.steps, device=prepared.plan.device)
+    state = kept.state() or first_state(scheduler, generator)
+
+    # 4. Noise to latents
+    return denoised_latents(
+        attempts,
+        request,
+        embeds=embeds,
+        scheduler=scheduler,
+        state=state,
+        generator=generator,
+        report=report,
+        kept=kept,
+    )
 
 
 def denoised_latents(

@@ -12,15 +12,13 @@ from typing import Any
 import numpy as np
 import torch
 
-from t2vcli.engine.guidance import needs_guidance
-from t2vcli.engine.latents import encode_video, make_generator, skipped_steps, video_state
-from t2vcli.engine.loading import make_scheduler
+from t2vcli.engine.latents import DenoiseState, encode_video, skipped_steps, video_state
 from t2vcli.engine.memory import PlacedModel
 from t2vcli.errors import InputError, UsageError
 from t2vcli.jobs.attempt import Attempts
-from t2vcli.jobs.keep import KEEP, Keeper, Keeping, finished_before, keeper, with_kept_plan
-from t2vcli.jobs.prepare import Prepared, encode_words, load, prepare
-from t2vcli.jobs.sample import Result, denoised_latents, write_video
+from t2vcli.jobs.keep import KEEP, Keeping, finished_before, keeper, with_kept_plan
+from t2vcli.jobs.prepare import load, prepare
+from t2vcli.jobs.sample import Result, made_latents, write_video
 from t2vcli.metadata import build_recipe
 from t2vcli.presets import Preset
 from t2vcli.report import Report
@@ -71,8 +69,25 @@ def upscale(
         prepared = with_kept_plan(prepared, kept.record)
         latents = kept.latents()
         attempts = Attempts(load(prepared, report), prepared.plan, prepared.below, report, kept.notes)
+
+        def noisy_source(scheduler: Any, generator: torch.Generator) -> DenoiseState:
+            state = video_state(
+                scheduler,
+                generator,
+                encoded_source(attempts, request, source, video, generator=generator, report=report),
+                first_step=skipped_steps(request.steps, request.strength) * scheduler.order,
+                dtype=prepared.dtype,
+                device=prepared.plan.device,
+            )
+            kept.keep(state, attempts)  # encoding a long video takes a while, too
+            return state
+
         if latents is None:
-            latents = _made_latents(attempts, prepared, request, source, video, kept, report)
+            latents = made_latents(
+                attempts, prepared, request, noisy_source, kept=kept, report=report, frames_to_encode=video.frames
+            )
+
+        # 5. Latents to a video
         result = write_video(
             output,
             latents,
@@ -86,52 +101,6 @@ def upscale(
         )
         kept.finished()
     return result
-
-
-def _made_latents(
-    attempts: Attempts,
-    prepared: Prepared,
-    request: UpscaleRequest,
-    source: Path,
-    video: VideoInfo,
-    kept: Keeper,
-    report: Report,
-) -> torch.Tensor:
-    """Returns the latents of the input made anew, from its frames or from the last state kept."""
-    # 3. Words to conditioning, frames to latents
-    report.stage("encode", video.frames)
-    embeds = attempts.run(
-        "encoding the prompt",
-        lambda placed: encode_words(
-            placed, prepared, guided=needs_guidance(request.guidance_scale), clip_skip=request.clip_skip
-        ),
-    )
-    generator = make_generator(request.seed)
-    scheduler = make_scheduler(request.scheduler, prepared.files)
-    scheduler.set_timesteps(request.steps, device=prepared.plan.device)
-    state = kept.state()
-    if state is None:
-        state = video_state(
-            scheduler,
-            generator,
-            encoded_source(attempts, request, source, video, generator=generator, report=report),
-            first_step=skipped_steps(request.steps, request.strength) * scheduler.order,
-            dtype=prepared.dtype,
-            device=prepared.plan.device,
-        )
-        kept.keep(state, attempts)
-
-    # 4. Noise at `strength`, and back
-    return denoised_latents(
-        attempts,
-        request,
-        embeds=embeds,
-        scheduler=scheduler,
-        state=state,
-        generator=generator,
-        report=report,
-        kept=kept,
-    )
 
 
 def encoded_source(

@@ -7,6 +7,6 @@ allocator  what torch's caching allocator makes of it
 stages     the four stages of a run put through these
 """
 
-from t2vcli.engine.estimate.stages import Execution, StageEstimate, estimate
+from t2vcli.engine.estimate.stages import StageEstimate, estimate
 
-__all__ = ["Execution", "StageEstimate", "estimate"]
+__all__ = ["StageEstimate", "estimate"]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import numpy as np
@@ -38,54 +38,6 @@ TRACED_CHUNKS = 3
 
 
 @dataclass(frozen=True)
-class Execution:
-    """How a job is run: the choices of a MemoryPlan that decide memory, by themselves."""
-
-    dtype: Literal["fp16", "bf16", "fp32"] = "fp16"
-    offload: Literal["none", "model", "sequential", "group"] = "none"
-    guidance_batch: Literal[1, 2] = 2
-    chunk_bytes: int | None = None  # None: diffusers' plain forward
-    resident_bytes: int | None = None  # None: all weights are on the device
-    park_skips: bool = False
-    decode_chunk: int = 1  # frames
-    vae_strip_bytes: int | None = None
-    vae_tiling: bool = False
-    forward_chunking: int | None = None
-
-    @classmethod
-    def of(cls, plan: MemoryPlan) -> Execution:
-        """Returns the choices of a plan."""
-        return cls(
-            dtype=plan.dtype,
-            offload=plan.offload,
-            guidance_batch=2 if plan.guidance_together else 1,
-            chunk_bytes=plan.chunk_bytes,
-            resident_bytes=plan.resident_bytes,
-            park_skips=plan.park_skips,
-            decode_chunk=plan.decode_chunk,
-            vae_strip_bytes=plan.vae_strip_bytes,
-            vae_tiling=plan.vae_tiling,
-            forward_chunking=plan.forward_chunking,
-        )
-
-    def plan(self) -> MemoryPlan:
-        """Returns the plan that runs it on the pretended device."""
-        return MemoryPlan(
-            device=DEVICE,
-            dtype=self.dtype,
-            offload=self.offload,
-            decode_chunk=self.decode_chunk,
-            vae_tiling=self.vae_tiling,
-            forward_chunking=self.forward_chunking,
-            guidance_together=self.guidance_batch == 2,
-            chunk_bytes=self.chunk_bytes,
-            resident_bytes=self.resident_bytes,
-            park_skips=self.park_skips,
-            vae_strip_bytes=self.vae_strip_bytes,
-        )
-
-
-@dataclass(frozen=True)
 class StageEstimate:
     """A stage's predicted memory on the device, in bytes, without its context.
 
@@ -111,7 +63,7 @@ def estimate(
     unet_config: Mapping[str, Any],
     vae_config: Mapping[str, Any],
     text_config: Mapping[str, Any],
-    execution: Execution,
+    plan: MemoryPlan,
     frames: int,
     height: int,
     width: int,
@@ -127,7 +79,7 @@ def estimate(
     the other stages out.
     """
     job = _Job(frames, height, width, guided, steps, vae_scale(dict(vae_config)))
-    plan = execution.plan()
+    plan = replace(plan, device=DEVICE)
     with pretended_device(cuda_attention):
         model = Model(
             text_encoder=_built(lambda: CLIPTextModel(CLIPTextConfig(**text_config)), plan),
