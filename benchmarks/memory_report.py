@@ -121,7 +121,8 @@ METHOD = """## Method
   input, output and filter, where there is room; cuBLAS holds 8.1 MiB once.
 - **The allocator.** The tracked allocations are replayed through the caching allocator's rules (2 and 20 MiB segments, best
   fit, splitting, merging, retry after freeing), four denoising steps in a row. That is the figure shown.
-- **Between cells** of the table: linear in frames, then in pixels. Two samples of n frames count as one of 2 n.
+- **Between cells** of the table: linear in frames, then in pixels; beyond them no flatter than its largest cells, and never below
+  its smallest. Two samples of n frames count as one of 2 n.
   `t2v plan --exact` traces the very request instead.
 
 What holds this up (tests/test_estimate_*.py): on CPU runs in float32 the tracker equals torch's own records within 0.1 % and

@@ -95,7 +95,12 @@ def table_forecast(architecture: str, shape: Shape) -> Forecast:
         stages = []
         for stage, variant, part, frames in _stages(plan, shape):
             grid = entry[stage][variant]
-            live, reserved = (_at(grid, column, frames, shape.pixels) for column in ("live", "reserved"))
+            live = _at(grid, grid["live"], frames, shape.pixels)
+            # How much more the allocator keeps differs from cell to cell without a trend, so beyond the grid it stays.
+            over = [
+                [r / v for r, v in zip(*rows, strict=True)] for rows in zip(grid["reserved"], grid["live"], strict=True)
+            ]
+            reserved = live * _at(grid, over, frames, shape.pixels, beyond=False)
             others = sum(weights.values()) - weights[part] if plan.offload == "none" else 0
             own = weights[part] if plan.resident_bytes is None and plan.offload in ("none", "model") else 0
             if part == "unet":
@@ -121,7 +126,7 @@ def traffic(architecture: str, shape: Shape, plan: MemoryPlan) -> Traffic:
         if stage == "denoise":
             grid = entry[stage][variant]
             times = 2 if shape.guided and not plan.guidance_together else 1
-            inward, outward = (_at(grid, column, frames, shape.pixels) for column in ("to_device", "to_host"))
+            inward, outward = (_at(grid, grid[column], frames, shape.pixels) for column in ("to_device", "to_host"))
             kept = min(plan.resident_bytes or 0, int(inward))
             return Traffic(times * (int(inward) - kept), times * int(outward))
     raise AssertionError("every plan denoises")
@@ -130,7 +135,7 @@ def traffic(architecture: str, shape: Shape, plan: MemoryPlan) -> Traffic:
 def flops_of(architecture: str, shape: Shape) -> float:
     """Returns the floating-point operations of one denoising step."""
     grid = read_table()["architectures"][architecture]["flops"]
-    return (2 if shape.guided else 1) * _at(grid, "forward", shape.frames, shape.pixels)
+    return (2 if shape.guided else 1) * _at(grid, grid["forward"], shape.frames, shape.pixels)
 
 
 def _stages(plan: MemoryPlan, shape: Shape) -> list[tuple[str, str, str, int]]:
@@ -161,17 +166,38 @@ def _size_name(size: int, known: Sequence[int]) -> str:
     return f"{next((n for n in known if size <= n * MIB), known[-1])} MiB"
 
 
-def _at(grid: Mapping[str, Any], column: str, frames: int, pixels: int) -> float:
-    """Returns a value of the grid, linear in frames within each size, then linear in pixels between two sizes."""
-    by_size = [_linear(grid["frames"], row, frames) for row in grid[column]]
-    return max(0.0, _linear(grid["pixels"], by_size, pixels))
+def _at(
+    grid: Mapping[str, Any], values: Sequence[Sequence[float]], frames: int, pixels: int, *, beyond: bool = True
+) -> float:
+    """Returns a value of the grid, linear in frames within each size, then linear in pixels between two sizes.
+
+    Smaller requests count as the smallest of the grid. Larger ones are on the line through its last two points, but no
+    flatter than at its largest cells, where activations decide and not weights; or with `beyond` false at its edge.
+    """
+    steepest = _slope(grid["frames"], values[-1]) / grid["pixels"][-1] if beyond else 0.0  # a frame and pixel
+    by_size = [
+        _linear(grid["frames"], row, frames, max(_slope(grid["frames"], row), steepest * size) if beyond else 0.0)
+        for size, row in zip(grid["pixels"], values, strict=True)
+    ]
+    return _linear(
+        grid["pixels"], by_size, pixels, max(_slope(grid["pixels"], by_size), steepest * frames) if beyond else 0.0
+    )
 
 
-def _linear(points: Sequence[float], values: Sequence[float], at: float) -> float:
-    """Returns the value at `at`, between the two nearest points, or beyond the last along the last two."""
+def _slope(points: Sequence[float], values: Sequence[float]) -> float:
+    """Returns how much the value grows between the last two points; 0 for one point, and where it falls."""
     if len(points) == 1:
+        return 0.0
+    return max(0.0, (values[-1] - values[-2]) / (points[-1] - points[-2]))
+
+
+def _linear(points: Sequence[float], values: Sequence[float], at: float, slope: float) -> float:
+    """Returns the value at `at`: the first one before the points, between two of them, or beyond the last by `slope`."""
+    if at <= points[0]:
         return float(values[0])
-    right = min(max(bisect_right(points, at), 1), len(points) - 1)
+    if at >= points[-1]:
+        return float(values[-1] + slope * (at - points[-1]))
+    right = bisect_right(points, at)
     left = right - 1
     share = (at - points[left]) / (points[right] - points[left])
     return float(values[left] + share * (values[right] - values[left]))

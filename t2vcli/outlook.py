@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from t2vcli.errors import OutOfMemoryError, UsageError
+from t2vcli.errors import OutOfMemoryError
 from t2vcli.forecast import Shape, Traffic
 from t2vcli.hardware import find_card, free_host_bytes
 from t2vcli.plan import (
@@ -18,6 +18,7 @@ from t2vcli.plan import (
     choose_plan,
     fits,
     smallest_card,
+    vram_budget,
     with_prediction,
 )
 from t2vcli.request import Request
@@ -63,12 +64,7 @@ class Outlook:
 def planned_memory(request: Request) -> Memory:
     """Returns the memory that a run here would have, as far as it is known without torch."""
     if request.vram is not None and request.device != "cpu":
-        free = request.vram - CONTEXT_BYTES
-        if free <= 0:
-            raise UsageError(
-                f"--vram {size_text(request.vram)} is no more than a CUDA context takes (about {size_text(CONTEXT_BYTES)})"
-            )
-        return Memory("cuda:0", free, f"{size_text(request.vram)} by --vram")
+        return Memory("cuda:0", *vram_budget(request.vram))
     index = int(request.device.partition(":")[2] or 0) if request.device.startswith("cuda") else 0
     card = find_card(index) if request.device != "cpu" else None
     if card is not None:

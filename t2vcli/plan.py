@@ -229,6 +229,16 @@ def choose_plan(
     )
 
 
+def vram_budget(vram_bytes: int) -> tuple[int, str]:
+    """Returns what --vram leaves beside a CUDA context, and in words where that comes from. Raises UsageError if nothing."""
+    free = vram_bytes - CONTEXT_BYTES
+    if free <= 0:
+        raise UsageError(
+            f"--vram {size_text(vram_bytes)} is no more than a CUDA context takes (about {size_text(CONTEXT_BYTES)})"
+        )
+    return free, f"{size_text(free)} beside the context, of {size_text(vram_bytes)} by --vram"
+
+
 def with_prediction(plan: MemoryPlan, forecast: Forecast) -> MemoryPlan:
     """Returns the plan with its predicted peak: that of the stage that needs most."""
     stages = forecast(plan)

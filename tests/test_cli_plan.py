@@ -37,7 +37,7 @@ def test_it_names_the_plan_its_stages_and_the_alternatives() -> None:
     assert outcome.code == 0, outcome.stderr
     for words in (
         "zeroscope-XL, 24 frames of 1024x576",
-        "6.00 GiB by --vram",
+        "of 6.00 GiB by --vram",
         "denoise",
         "decode",
         "lowest",

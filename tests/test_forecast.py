@@ -57,6 +57,25 @@ def test_more_frames_and_more_pixels_take_more(architecture: str) -> None:
         assert all(a <= b for a, b in pairwise(peaks)), cell.way
 
 
+@pytest.mark.parametrize("architecture", ["modelscope-1.7b", "demo"])
+def test_beyond_the_grid_the_allocator_never_keeps_less_than_what_is_alive(architecture: str) -> None:
+    for cell in {cell.way: cell for cell in cells_of(architecture) if cell.stage == "denoise"}.values():
+        for shape in (
+            Shape(500, 256, 256, True, True),
+            Shape(300, 1024, 576, True, True),
+            Shape(1, 64, 64, False, True),
+        ):
+            for stage in table_forecast(architecture, shape)(cell.plan) or ():
+                assert stage.reserved_bytes >= stage.live_bytes > 0
+
+
+def test_a_cell_of_the_table_is_forecast_as_it_is() -> None:
+    cell = read_table()["architectures"]["modelscope-1.7b"]["denoise"]["plain"]
+    assert (cell["frames"][2], cell["pixels"][0]) == (128, 256 * 256)
+    stages = {s.name: s for s in table_forecast("modelscope-1.7b", Shape(64, 256, 256, True, False))(PLAIN) or ()}
+    assert stages["denoise"].reserved_bytes == pytest.approx(cell["reserved"][0][2], abs=1)
+
+
 def test_what_is_streamed_crosses_once_a_forward_and_what_stays_does_not() -> None:
     shape = Shape(16, 256, 256, guided=True, encodes_video=False)
     streamed = replace(PLAIN, chunk_bytes=8 * MIB, resident_bytes=0)

@@ -17,7 +17,7 @@ from t2vcli.errors import OutOfMemoryError, UsageError
 from t2vcli.forecast import Shape, architecture_of, table_forecast, weight_bytes
 from t2vcli.hardware import free_host_bytes
 from t2vcli.models import EMBEDDED_PREFIX, ModelFiles, find_model
-from t2vcli.plan import CONTEXT_BYTES, MemoryPlan, candidates, choose_plan, no_forecast
+from t2vcli.plan import MemoryPlan, candidates, choose_plan, no_forecast, vram_budget
 from t2vcli.presets import Preset, trained_range_warning
 from t2vcli.report import Report, told_in_megabytes
 from t2vcli.request import Request, UpscaleRequest
@@ -122,7 +122,7 @@ def _free_memory(request: Request, device: str) -> tuple[int | None, str]:
         free = free_host_bytes()
         return free, "" if free is None else f"{size_text(free)} of memory free"
     if request.vram is not None:
-        return request.vram - CONTEXT_BYTES, f"{size_text(request.vram)} by --vram"
+        return vram_budget(request.vram)
     free = free_device_bytes(device)
     return free, "" if free is None else f"{size_text(free)} free on {device}"
 
