@@ -28,13 +28,15 @@ def measured(arguments: argparse.Namespace, number: int, frames_to: Path) -> dic
     from t2vcli.engine.latents import make_generator, noise_state
     from t2vcli.engine.loading import make_scheduler
     from t2vcli.jobs.attempt import Attempts
-    from t2vcli.jobs.generate import latent_shape
     from t2vcli.jobs.prepare import encode_words, load, prepare
     from t2vcli.jobs.sample import decoded_frames, denoised_latents
+    from t2vcli.jobs.stages import latent_shape
     from t2vcli.plan import candidates
     from t2vcli.presets import load_preset
     from t2vcli.report import Silent
     from t2vcli.request import GenerateRequest, build_request
+    from t2vcli.shape import shape_of
+    from t2vcli.windows import UNDIVIDED
 
     preset = load_preset(arguments.preset)
     values = {**preset.values_for(GenerateRequest), "preset": preset.name, "prompt": "a boat on the sea", "seed": 1}
@@ -46,7 +48,7 @@ def measured(arguments: argparse.Namespace, number: int, frames_to: Path) -> dic
     plan = candidates(
         asked,
         device=prepared.plan.device,
-        frames=request.frames,
+        shape=shape_of(asked, UNDIVIDED, frames=request.frames, vae_scale=8),
         unet_config=prepared.files.config("unet"),
         vae_scale=8,
     )[number]
@@ -72,7 +74,7 @@ def measured(arguments: argparse.Namespace, number: int, frames_to: Path) -> dic
     if on_gpu:
         torch.cuda.synchronize(plan.device)
     step_s = (time.monotonic() - started_s) / request.steps
-    frames = np.stack(list(decoded_frames(attempts.placed, latents, Silent())))
+    frames = np.stack(list(decoded_frames(attempts.placed, latents)))
     np.save(frames_to, frames)
     return {
         "plan": plan.summary(),

@@ -8,9 +8,10 @@ from __future__ import annotations
 from dataclasses import replace
 from pathlib import Path
 
-from t2vcli.forecast import Shape, table_forecast, traffic
+from t2vcli.forecast import table_forecast, traffic
 from t2vcli.outlook import ASSUMED_BYTES_PER_S
 from t2vcli.plan import CONTEXT_BYTES, GPU_RUNGS, MARGIN, MemoryPlan, smallest_card, with_prediction
+from t2vcli.shape import Shape
 from t2vcli.sizes import GIB, MIB
 
 ROOT = Path(__file__).parent.parent

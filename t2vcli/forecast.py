@@ -15,26 +15,12 @@ from pathlib import Path
 from typing import Any
 
 from t2vcli.plan import Forecast, MemoryPlan, StageForecast
+from t2vcli.shape import Shape
 from t2vcli.sizes import MIB
 
 TABLE = Path(__file__).parent / "memory_table.json"
 CHUNKS_MIB = (8, 64)  # the sizes that the table knows: of the UNet's chunks
 STRIPS_MIB = (8, 32)  # and of the VAE's strips
-
-
-@dataclass(frozen=True)
-class Shape:
-    """What of a request decides its memory. Width and height in pixels."""
-
-    frames: int
-    width: int
-    height: int
-    guided: bool
-    encodes_video: bool
-
-    @property
-    def pixels(self) -> int:
-        return self.width * self.height
 
 
 @dataclass(frozen=True)
@@ -93,14 +79,14 @@ def table_forecast(architecture: str, shape: Shape) -> Forecast:
         element = 2 if plan.dtype == "fp32" else 1  # times the table's half precision
         weights: dict[str, int] = entry["weight_bytes"]
         stages = []
-        for stage, variant, part, frames in _stages(plan, shape):
+        for stage, variant, part, frames, pixels in _stages(plan, shape):
             grid = entry[stage][variant]
-            live = _at(grid, grid["live"], frames, shape.pixels)
+            live = _at(grid, grid["live"], frames, pixels)
             # How much more the allocator keeps differs from cell to cell without a trend, so beyond the grid it stays.
             over = [
                 [r / v for r, v in zip(*rows, strict=True)] for rows in zip(grid["reserved"], grid["live"], strict=True)
             ]
-            reserved = live * _at(grid, over, frames, shape.pixels, beyond=False)
+            reserved = live * _at(grid, over, frames, pixels, beyond=False)
             others = sum(weights.values()) - weights[part] if plan.offload == "none" else 0
             own = weights[part] if plan.resident_bytes is None and plan.offload in ("none", "model") else 0
             if part == "unet":
@@ -122,11 +108,11 @@ def table_forecast(architecture: str, shape: Shape) -> Forecast:
 def traffic(architecture: str, shape: Shape, plan: MemoryPlan) -> Traffic:
     """Returns what one denoising step moves between host and device under a plan."""
     entry = read_table()["architectures"][architecture]
-    for stage, variant, _, frames in _stages(plan, shape):
+    for stage, variant, _, frames, pixels in _stages(plan, shape):
         if stage == "denoise":
             grid = entry[stage][variant]
-            times = 2 if shape.guided and not plan.guidance_together else 1
-            inward, outward = (_at(grid, grid[column], frames, shape.pixels) for column in ("to_device", "to_host"))
+            times = shape.blocks * (2 if shape.guided and not plan.guidance_together else 1)
+            inward, outward = (_at(grid, grid[column], frames, pixels) for column in ("to_device", "to_host"))
             kept = min(plan.resident_bytes or 0, int(inward))
             return Traffic(times * (int(inward) - kept), times * int(outward))
     raise AssertionError("every plan denoises")
@@ -135,13 +121,13 @@ def traffic(architecture: str, shape: Shape, plan: MemoryPlan) -> Traffic:
 def flops_of(architecture: str, shape: Shape) -> float:
     """Returns the floating-point operations of one denoising step."""
     grid = read_table()["architectures"][architecture]["flops"]
-    return (2 if shape.guided else 1) * _at(grid, grid["forward"], shape.frames, shape.pixels)
+    return shape.blocks * (2 if shape.guided else 1) * _at(grid, grid["forward"], *shape.in_one_pass)
 
 
-def _stages(plan: MemoryPlan, shape: Shape) -> list[tuple[str, str, str, int]]:
-    """Returns (stage, the table's name for how the plan runs it, the part of the model, frames at once)."""
+def _stages(plan: MemoryPlan, shape: Shape) -> list[tuple[str, str, str, int, int]]:
+    """Returns (stage, the table's name for how the plan runs it, the part of the model, frames and pixels at once)."""
     layers = plan.resident_bytes is not None or plan.offload == "sequential"
-    words = ("text encode", "layers" if layers else "whole", "text_encoder", 1)
+    words = ("text encode", "layers" if layers else "whole", "text_encoder", 1, shape.pixels)
     batch = 2 if shape.guided and plan.guidance_together else 1
     if plan.chunk_bytes is not None:
         if plan.resident_bytes is None:
@@ -150,15 +136,16 @@ def _stages(plan: MemoryPlan, shape: Shape) -> list[tuple[str, str, str, int]]:
             way = f"{'parked' if plan.park_skips else 'streamed'} {CHUNKS_MIB[0]} MiB"
     else:
         way = plan.offload if plan.offload in ("group", "sequential") else "plain"
-    denoise = ("denoise", way, "unet", batch * shape.frames)  # two samples of n frames are as one of 2 n
+    frames, pixels = shape.in_one_pass
+    denoise = ("denoise", way, "unet", batch * frames, pixels)  # two samples of n frames are as one of 2 n
     if plan.vae_strip_bytes is not None:
         vae, at_once = f"strips {_size_name(plan.vae_strip_bytes, STRIPS_MIB)}", 1
     elif plan.vae_tiling:
         vae, at_once = "plain", plan.decode_chunk  # tiles need no more
     else:
         vae, at_once = "plain", min(plan.decode_chunk, shape.frames)
-    encode = [("video encode", vae, "vae", at_once)] if shape.encodes_video else []
-    return [words, *encode, denoise, ("decode", vae, "vae", at_once)]
+    encode = [("video encode", vae, "vae", at_once, shape.pixels)] if shape.encodes_video else []
+    return [words, *encode, denoise, ("decode", vae, "vae", at_once, shape.pixels)]
 
 
 def _size_name(size: int, known: Sequence[int]) -> str:

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import platform
 from collections.abc import Mapping
+from dataclasses import asdict
 from importlib import metadata
 from typing import Any
 
 from t2vcli import __version__
 from t2vcli.models import ModelFiles
 from t2vcli.request import Request
+from t2vcli.windows import UNDIVIDED, Blocks
 
 _RECORDED_PACKAGES = ("torch", "diffusers", "transformers", "numpy", "imageio-ffmpeg")
 
@@ -19,22 +21,39 @@ def build_recipe(
     request: Request,
     *,
     model: ModelFiles,
+    blocks: Blocks,
     source: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
     """Returns everything that is needed to make the video again, as JSON values.
 
-    The plan and what did not go by it are added when the video is written. `source` describes the input video of an upscale (name, sha256, size, frames and its own recipe).
+    The plan and what did not go by it are added when the video is written. `blocks` is how the clip is divided, `source`
+    describes the input video (name, sha256, size, frames and its own recipe).
     """
     recipe: dict[str, Any] = {
         "format": 1,
         "command": command,
-        "request": request.model_dump(mode="json"),
-        "model": {"source": model.source, "revision": model.revision, "variant": model.variant},
+        **_stage(request, model, blocks),
         "versions": versions(),
     }
     if source is not None:
         recipe["source"] = dict(source)
     return recipe
+
+
+def with_second_stage(
+    recipe: Mapping[str, Any], request: Request, *, model: ModelFiles, blocks: Blocks
+) -> dict[str, Any]:
+    """Returns the recipe of a video whose draft, which `recipe` is of, was enlarged in the same go."""
+    return {**recipe, "upscale": _stage(request, model, blocks)}
+
+
+def _stage(request: Request, model: ModelFiles, blocks: Blocks) -> dict[str, Any]:
+    divided = {} if blocks == UNDIVIDED else {"blocks": asdict(blocks)}
+    return {
+        "request": request.model_dump(mode="json"),
+        "model": {"source": model.source, "revision": model.revision, "variant": model.variant},
+        **divided,
+    }
 
 
 def versions() -> dict[str, str]:

@@ -6,6 +6,7 @@ that t2v carries (`embedded:demo`).
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import shlex
@@ -194,6 +195,30 @@ def local_model(model: str, *, revision: str | None, variant: str | None) -> Mod
     if revision is not None and (".." in PurePosixPath(revision).parts or revision.startswith("/") or not revision):
         raise UsageError(f"--revision {revision!r} is no branch, tag or commit")
     return None
+
+
+def equal_parts(one: ModelFiles, other: ModelFiles) -> list[str]:
+    """Returns the names of the parts with weights that two models have in common: equal settings, equal weights."""
+    return [
+        part
+        for part in one.weights
+        if part in other.weights
+        and one.config(part) == other.config(part)
+        and _same_content(one.weights[part], other.weights[part])
+    ]
+
+
+def _same_content(one: Path, other: Path) -> bool:
+    """Returns whether two files hold the same bytes, by their sha256 where they are not one file and of one size."""
+    if one.resolve() == other.resolve():
+        return True
+    if one.stat().st_size != other.stat().st_size:
+        return False
+    digests = []
+    for path in (one, other):
+        with path.open("rb") as file:
+            digests.append(hashlib.file_digest(file, "sha256").digest())
+    return digests[0] == digests[1]
 
 
 def is_repository_id(text: str) -> bool:

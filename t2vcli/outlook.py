@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from t2vcli.errors import OutOfMemoryError
-from t2vcli.forecast import Shape, Traffic
+from t2vcli.forecast import Traffic
 from t2vcli.hardware import find_card, free_host_bytes
 from t2vcli.plan import (
     CONTEXT_BYTES,
@@ -22,6 +22,7 @@ from t2vcli.plan import (
     with_prediction,
 )
 from t2vcli.request import Request
+from t2vcli.shape import Shape
 from t2vcli.sizes import GIB, size_text
 
 # Assumed, for the relative times: what a mid-range card sustains in half precision, and PCIe 4.0 x16 in practice.
@@ -88,9 +89,7 @@ def look_ahead(
 ) -> Outlook:
     """Returns the outlook of a request. `flops` is the arithmetic of one denoising step."""
     memory = planned_memory(request)
-    plans = candidates(
-        request, device=memory.device, frames=shape.frames, unet_config=dict(unet_config), vae_scale=vae_scale
-    )
+    plans = candidates(request, device=memory.device, shape=shape, unet_config=dict(unet_config), vae_scale=vae_scale)
     told = [with_prediction(plan, forecast) for plan in plans]
     problem = None
     chosen = None

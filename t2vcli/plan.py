@@ -16,6 +16,7 @@ from typing import Any, Literal
 
 from t2vcli.errors import OutOfMemoryError, UsageError
 from t2vcli.request import Offload, Request
+from t2vcli.shape import Shape
 from t2vcli.sizes import GIB, MIB, size_text
 
 CONTEXT_BYTES = int(0.55 * GIB)  # what a process's CUDA context takes besides torch's own memory; assumed
@@ -125,11 +126,11 @@ LEVELS: tuple[Level, ...] = ("fast", "balanced", "low", "lowest")
 
 
 def candidates(
-    request: Request, *, device: str, frames: int, unet_config: dict[str, Any], vae_scale: int
+    request: Request, *, device: str, shape: Shape, unet_config: dict[str, Any], vae_scale: int
 ) -> list[MemoryPlan]:
     """Returns the plans for a request on `device` ("cpu", "cuda:0", "mps", ...), fastest first, the flags given kept.
 
-    Raises UsageError for a forward chunk that the model's levels cannot be divided by, and for flags that exclude
+    `shape` is the clip's. Raises UsageError for a forward chunk that the model's levels cannot be divided by, and for flags that exclude
     each other.
     """
     on_host = device == "cpu"
@@ -144,9 +145,9 @@ def candidates(
         device=device,
         dtype=dtype,
         offload="none",
-        decode_chunk=frames if request.vae_slicing is False else 1,
+        decode_chunk=shape.frames if request.vae_slicing is False else 1,
         vae_tiling=request.vae_tiling,
-        forward_chunking=_forward_chunk(request, frames, unet_config, vae_scale),
+        forward_chunking=_forward_chunk(request, shape, unet_config, vae_scale),
         weights=request.weights,
         reasons=tuple(reasons),
     )
@@ -271,18 +272,19 @@ def smallest_card(plan: MemoryPlan) -> int | None:
 CARD_SIZES_GIB = (1, 2, 3, 4, 6, 8, 10, 11, 12, 16, 20, 24, 32, 40, 48, 80, 96, 141, 192)
 
 
-def _forward_chunk(request: Request, frames: int, unet_config: dict[str, Any], vae_scale: int) -> int | None:
+def _forward_chunk(request: Request, shape: Shape, unet_config: dict[str, Any], vae_scale: int) -> int | None:
     chunk = request.forward_chunking
     if chunk is None:
         return None
+    frames, width, height = shape.block or (shape.frames, shape.width, shape.height)
     legal = legal_forward_chunks(
-        frames, request.height // vae_scale, request.width // vae_scale, len(unet_config["block_out_channels"])
+        frames, height // vae_scale, width // vae_scale, len(unet_config["block_out_channels"])
     )
     if chunk == "auto":
         return legal[-1]
     if chunk not in legal:
         raise UsageError(
-            f"--forward-chunking {chunk} does not divide {frames} frames of {request.width}x{request.height} at"
+            f"--forward-chunking {chunk} does not divide {frames} frames of {width}x{height} at"
             f" every level of the model; the sizes that do are {', '.join(map(str, legal))}"
         )
     return chunk

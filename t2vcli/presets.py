@@ -58,6 +58,8 @@ class Preset:
     notes: tuple[str, ...]
     values: Mapping[str, Any]
     sources: Mapping[str, str]
+    longest_pass: int | None = None  # the most frames that are known to hold together in one pass
+    upscaler: str | None = None  # the preset that enlarges its clips
 
     def values_for(self, kind: type[Request]) -> dict[str, Any]:
         """Returns the values that such a request has: an upscale takes no `frames`, a generation no `strength`."""
@@ -97,10 +99,12 @@ class _Header(BaseModel):
     download_bytes: Annotated[int, Field(ge=0)] | None = None
     architecture: Text | None = None
     trained: _Trained | None = None
+    longest_pass: Annotated[int, Field(ge=1, le=MAX_FRAMES)] | None = None
+    upscaler: Text | None = None
     notes: list[Text] = []
 
 
-_PER_RUN = ("preset", "prompt", "seed", "device", "vram", "start", "duration", "max_frames")
+_PER_RUN = ("preset", "prompt", "seed", "device", "vram", "start", "duration", "max_frames", "context")
 _REQUEST_FIELDS = {
     name: field for kind in REQUESTS.values() for name, field in kind.model_fields.items() if name not in _PER_RUN
 }
@@ -375,6 +379,8 @@ def _load(path: Path) -> Preset:
             }
         ),
         sources=MappingProxyType({key: source.shown for key, source in setter.items()}),
+        longest_pass=merged.get("longest_pass"),
+        upscaler=merged.get("upscaler"),
     )
     _check_complete(preset, {key: source.where(key) for key, source in setter.items()}, shown)
     return preset

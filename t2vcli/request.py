@@ -26,10 +26,12 @@ from pydantic import (
 from t2vcli.errors import UsageError
 from t2vcli.schedulers import SCHEDULERS
 from t2vcli.sizes import parse_size
+from t2vcli.windows import Blend, Schedule
 
 Offload = Literal["none", "model", "group", "sequential"]
 DType = Literal["auto", "fp16", "bf16", "fp32"]
 Memory = Literal["auto", "fast", "balanced", "low", "lowest"]
+Noise = Literal["whole", "per-frame", "freenoise"]
 
 MAX_SEED = 2**63 - 1
 MAX_SIDE = 8192
@@ -156,6 +158,38 @@ def _check_chunk_size(value: object) -> object:
     return size
 
 
+def _check_window(value: object) -> object:
+    if isinstance(value, str) and re.fullmatch(r"[0-9]{1,9}", value):
+        value = int(value)
+    if value in ("auto", "off"):
+        return value
+    if isinstance(value, bool) or not isinstance(value, int) or not 1 <= value <= MAX_FRAMES:
+        raise ValueError(f"must be a number of frames from 1 to {MAX_FRAMES}, auto or off")
+    return value
+
+
+def _tile_sides(tile: str) -> tuple[int, int]:
+    sides = re.fullmatch(r"([0-9]{1,6})x([0-9]{1,6})", tile)
+    if sides is None:
+        raise ValueError("must be a width and a height such as 1024x576, auto or off")
+    width, height = int(sides[1]), int(sides[2])
+    for side in (width, height):
+        _check_side(side)
+    return width, height
+
+
+def _check_tile(value: object) -> object:
+    if isinstance(value, str) and value not in ("auto", "off"):
+        _tile_sides(value)
+    return value
+
+
+def _check_tile_overlap(value: object) -> object:
+    if isinstance(value, int) and not isinstance(value, bool) and (value < 0 or value % 8):
+        raise ValueError("must be 0 or more pixels and a multiple of 8")
+    return value
+
+
 Fps = Annotated[Fraction, BeforeValidator(_check_fps), PlainSerializer(fps_text, return_type=str)]
 Seconds = Annotated[float, BeforeValidator(parse_seconds), Field(ge=0, le=MAX_SECONDS, allow_inf_nan=False)]
 Side = Annotated[int, BeforeValidator(_check_side)]
@@ -184,6 +218,17 @@ class Request(BaseModel):
     seed: Annotated[int, Field(ge=0, le=MAX_SEED)]
     eta: Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)] = 0.0
     clip_skip: Annotated[int, Field(ge=1, le=48)] | None = None
+    noise: Noise = "whole"
+
+    # Long clips and large frames (windows.py). Overlaps in frames and in pixels; None: a share of the window or tile.
+    window: Annotated[int | Literal["auto", "off"], BeforeValidator(_check_window)] = "auto"
+    overlap: Annotated[int, Field(ge=0, le=MAX_FRAMES)] | None = None
+    blend: Blend = "pyramid"
+    window_schedule: Schedule = "alternate"
+    loop: bool = False
+    tile: Annotated[str, BeforeValidator(_check_tile)] = "auto"
+    tile_overlap: Annotated[int, BeforeValidator(_check_tile_overlap)] | None = None
+    smooth: Fps | None = None
 
     # None: the plan decides.
     dtype: DType = "auto"
@@ -197,6 +242,19 @@ class Request(BaseModel):
     chunk_size: Annotated[int | None, BeforeValidator(_check_chunk_size)] = None
     weights: Literal["full", "fp8"] = "full"
 
+    @property
+    def tile_sides(self) -> tuple[int, int] | None:
+        """Returns the tiles' (width, height) in pixels where the request names them."""
+        return None if self.tile in ("auto", "off") else _tile_sides(self.tile)
+
+    @model_validator(mode="after")
+    def _overlaps_are_smaller(self) -> Self:
+        if self.overlap is not None and isinstance(self.window, int) and self.overlap >= self.window:
+            raise ValueError(f"--overlap {self.overlap} must be below --window {self.window}")
+        if self.tile_overlap is not None and self.tile_sides and self.tile_overlap >= min(self.tile_sides):
+            raise ValueError(f"--tile-overlap {self.tile_overlap} must be below the sides of --tile {self.tile}")
+        return self
+
     @model_validator(mode="after")
     def _eta_has_an_effect(self) -> Self:
         if self.eta and not SCHEDULERS[self.scheduler].takes_eta:
@@ -206,10 +264,20 @@ class Request(BaseModel):
 
 
 class GenerateRequest(Request):
-    """A clip from a prompt."""
+    """A clip from a prompt. With `context` it goes on with another, whose last so many frames the new ones are held to."""
 
     frames: Annotated[int, Field(ge=1, le=MAX_FRAMES)]
     fps: Fps
+    context: Annotated[int, Field(ge=1, le=MAX_FRAMES)] | None = None
+
+    @property
+    def known_frames(self) -> int:
+        return self.context or 0
+
+    @model_validator(mode="after")
+    def _smooth_is_faster(self) -> Self:
+        check_smooth(self.smooth, self.fps)
+        return self
 
 
 class UpscaleRequest(Request):
@@ -240,6 +308,12 @@ class UpscaleRequest(Request):
 
 
 AnyRequest = TypeVar("AnyRequest", bound=Request)
+
+
+def check_smooth(smooth: Fraction | None, fps: Fraction) -> None:
+    """Raises ValueError if a clip of `fps` frames per second cannot be smoothed to `smooth`."""
+    if smooth is not None and smooth <= fps:
+        raise ValueError(f"--smooth {fps_text(smooth)} must be above the clip's own {fps_text(fps)} frames per second")
 
 
 def flag_name(field: str) -> str:

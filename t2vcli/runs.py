@@ -4,6 +4,7 @@
       run.json     what is being made, by which model and versions, and how (the identity), and the plan in force
       state.pt     the DenoiseState after the last step kept (engine/checkpoint.py)
       latents.pt   the final latents, before they are decoded
+      draft-...    the same two of the first stage, where there are two
       lock         held by the process at work
 
 Every file is written beside its name and moved there, so that a run that is killed leaves the one before or the next.
@@ -27,6 +28,8 @@ from t2vcli.errors import InputError, OutputError
 
 SUFFIX = ".t2v-run"
 RECORD, STATE, LATENTS, LOCK = "run.json", "state.pt", "latents.pt", "lock"
+DRAFT = "draft-"
+WORK = (STATE, LATENTS, DRAFT + STATE, DRAFT + LATENTS)
 FORMAT = 1
 MAX_RECORD_BYTES = 4 * 2**20
 
@@ -94,7 +97,7 @@ class Run:
     def holds_work(self) -> bool:
         """Whether there is anything in it to go on from, as far as the disk lets it be seen."""
         try:
-            return self.began and not {STATE, LATENTS}.isdisjoint(os.listdir(self.folder))
+            return self.began and not set(WORK).isdisjoint(os.listdir(self.folder))
         except OSError:
             return True
 
@@ -129,7 +132,7 @@ class Run:
         The record goes last, and no other may be written before the disk has let go of the states: a state beside
         another run's record would be taken for that run's.
         """
-        for name in (STATE, LATENTS, RECORD):
+        for name in (*WORK, RECORD):
             for path in (self.folder / name, self.folder / (name + ".part")):
                 path.unlink(missing_ok=True)
         self._sync()
@@ -218,6 +221,13 @@ def sweep(folders: Iterable[Path]) -> None:
                 open_run(folder).leave()
 
 
+def requests_in(record: Mapping[str, Any]) -> list[Any]:
+    """Returns the deciding fields of a run's request and of its second stage's, None where there is none."""
+    identity = record["identity"]
+    upscale = identity.get("upscale")
+    return [identity.get("request"), upscale.get("request") if isinstance(upscale, dict) else None]
+
+
 @dataclass(frozen=True)
 class Unfinished:
     """An unfinished run that a command can go on with: where its output is to be, and its seed."""
@@ -233,25 +243,27 @@ def find_unfinished(
     *,
     any_seed: bool,
     source: Path | None = None,
+    upscale: Mapping[str, Any] | None = None,
 ) -> Unfinished | None:
     """Returns the first of `folders` that holds an unfinished run of the same request and input video, or None.
 
-    With `any_seed` (the user gave none) the run's seed may be another, if it was drawn as well: without this, the same
+    `upscale` is the request of its second stage. With `any_seed` (the user gave none) the run's seed may be another, if it was drawn as well: without this, the same
     command again would draw another and begin anew.
     """
-    wanted = deciding_fields(request)
+    wanted = [None if each is None else deciding_fields(each) for each in (request, upscale)]
     for folder in folders:
         try:
             record = read_record(folder)
         except InputError:
             continue
         kept = record["identity"].get("request")
+        if not isinstance(kept, dict) or not isinstance(kept.get("seed"), int):
+            continue
+        seed = {"seed": kept["seed"]} if any_seed else {}
         if (
-            isinstance(kept, dict)
-            and isinstance(kept.get("seed"), int)
-            and record.get("command") == command
+            record.get("command") == command
             and record.get("source") == (None if source is None else str(source.absolute()))
-            and kept == ({**wanted, "seed": kept["seed"]} if any_seed else wanted)
+            and requests_in(record) == [None if each is None else {**each, **seed} for each in wanted]
             and (record.get("seed_drawn") is True or not any_seed)
             and is_free(folder)
         ):

@@ -239,9 +239,7 @@ def run_once(
     if isinstance(request, GenerateRequest):
         scale = model.vae_scale
         shape = (1, model.unet.config.in_channels, request.frames, request.height // scale, request.width // scale)
-        state = noise_state(
-            scheduler, generator, shape=shape, dtype=prepared.dtype, device=plan.device, latents=latents
-        )
+        state = noise_state(scheduler, generator, shape=shape, dtype=prepared.dtype, device=plan.device, noise=latents)
     else:
         assert isinstance(request, UpscaleRequest)
         pictures = list(frames or video())
@@ -266,7 +264,7 @@ def run_once(
 def our_frames(request: Request, latents: torch.Tensor) -> np.ndarray:
     """Returns the frames (F, H, W, 3) uint8 that our engine decodes."""
     placed = attempts_at(request).placed
-    frames = np.stack(list(decoded_frames(placed, latents, Silent())))
+    frames = np.stack(list(decoded_frames(placed, latents)))
     placed.release()
     return frames
 

@@ -102,7 +102,7 @@ CASES = [
     Case(8, ("generate", "x", "-o", "n" * 252 + ".mp4"), ("too long",)),
     *(
         Case(8, ("generate", "x", "-o", name), (name, "mp4"))
-        for name in ("new.gif", "new.avi", "new", ".mp4", "new.mp4.part")
+        for name in ("new.avi", "new.avi", "new", ".mp4", "new.mp4.part")
     ),
     upscale(8, "-o", "old.mp4", words=("old.mp4", "--overwrite")),
     Case(8, ("upscale", "n" * 248 + ".mp4", "--prompt", "x", "--scale", "2"), ("too long",)),

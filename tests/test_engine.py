@@ -315,7 +315,7 @@ def run_under(model: Model, prepared: Prepared, plan: MemoryPlan, request: Gener
         generator=generator,
         report=Silent(),
     )
-    frames = np.stack(list(decoded_frames(attempts.placed, latents, Silent())))
+    frames = np.stack(list(decoded_frames(attempts.placed, latents)))
     assert np.array_equal(frames, our_frames(request, latents))
     attempts.placed.release()
     return latents

@@ -23,6 +23,7 @@ from t2vcli.plan import (
     smallest_card,
 )
 from t2vcli.request import GenerateRequest
+from t2vcli.shape import Shape
 from t2vcli.sizes import GIB, MIB, parse_size, size_text
 
 UNET = {"block_out_channels": [320, 640, 1280, 1280]}
@@ -90,8 +91,11 @@ def request(**changes: Any) -> GenerateRequest:
     return GenerateRequest(**{**values, **changes})
 
 
+SHAPE = Shape(64, 256, 256, guided=True, encodes_video=False)
+
+
 def ways(device: str = "cuda:0", **changes: Any) -> list[MemoryPlan]:
-    return candidates(request(**changes), device=device, frames=64, unet_config=UNET, vae_scale=8)
+    return candidates(request(**changes), device=device, shape=SHAPE, unet_config=UNET, vae_scale=8)
 
 
 def test_by_itself_everything_is_tried_fastest_first() -> None:

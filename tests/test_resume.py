@@ -7,7 +7,7 @@ import functools
 import json
 import os
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +30,7 @@ from t2vcli.jobs import resume as resume_job
 from t2vcli.jobs import sample
 from t2vcli.jobs import upscale as upscale_job
 from t2vcli.jobs.keep import Keeping
-from t2vcli.jobs.upscale import describe_source
+from t2vcli.jobs.source import Source
 from t2vcli.models import ModelFiles
 from t2vcli.report import Silent
 from t2vcli.schedulers import SCHEDULERS
@@ -96,7 +96,7 @@ class InterruptedIn(Listening):
 def models(monkeypatch: pytest.MonkeyPatch) -> None:
     """Loads each model once (jobs leave it as it was, on the CPU), and takes ffmpeg for granted."""
 
-    def load(files: ModelFiles, dtype: torch.dtype) -> Model:
+    def load(files: ModelFiles, dtype: torch.dtype, shared: Mapping[str, Any]) -> Model:
         key = (files.weights["unet"], dtype)
         if key not in _MODELS:
             _MODELS[key] = load_model(files, dtype)
@@ -112,13 +112,16 @@ def models(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(preparing, "load_tokenizer", load_words)
     for module in (generate_job, upscale_job):
         monkeypatch.setattr(module, "require_encoder", lambda: None)
-    monkeypatch.setattr(upscale_job, "describe_source", lambda path, info: _seen(path, path.stat().st_mtime_ns)[1])
+    monkeypatch.setattr(Source, "described", lambda source: _seen(source.path, source.path.stat().st_mtime_ns)[1])
+
+
+_described = Source.described
 
 
 @functools.cache
 def _seen(path: Path, changed_ns: int) -> tuple[VideoInfo, dict[str, Any]]:
     info = probe(path)
-    return info, describe_source(path, info)
+    return info, _described(Source(path, info))
 
 
 _MODELS: dict[tuple[Path, torch.dtype], Model] = {}
@@ -195,8 +198,14 @@ def stopped_after(steps: int, job: Job, task: str = "generate", **options: Any) 
 # The same frames
 
 
-@pytest.mark.parametrize("task", ["generate", "upscale"])
-@pytest.mark.parametrize("scheduler", SCHEDULERS)
+# Each way that a scheduler remembers: nothing, outputs, derivatives, noise, and which half of a step it is in.
+UPSCALED_WITH = ("ddim", "dpm2-a", "dpm++ 2M sde", "heun", "lms", "pndm", "unipc")
+
+
+@pytest.mark.parametrize(
+    ("scheduler", "task"),
+    [*((name, "generate") for name in SCHEDULERS), *((name, "upscale") for name in UPSCALED_WITH)],
+)
 @pytest.mark.usefixtures("models")
 def test_a_run_stopped_after_a_step_ends_in_the_same_frames(
     scheduler: str, task: str, job: Job, written: dict[str, Any], tmp_path: Path, folder: Path
@@ -829,7 +838,7 @@ def test_a_failure_says_how_to_go_on(job: Job, folder: Path, monkeypatch: pytest
 def spoiling(monkeypatch: pytest.MonkeyPatch, call: int) -> None:
     """Lets the UNet of the next models return a NaN in its `call`-th call."""
 
-    def load(files: ModelFiles, dtype: torch.dtype) -> Model:
+    def load(files: ModelFiles, dtype: torch.dtype, shared: Mapping[str, Any]) -> Model:
         model, calls = load_model(files, dtype), 0
 
         def spoil(module: Any, inputs: Any, output: torch.Tensor) -> torch.Tensor:
@@ -897,7 +906,7 @@ def test_a_vae_that_overflows_in_half_precision_is_run_in_float32(overflowing: P
 
 
 def test_a_vae_at_fault_in_float32_makes_no_video(small: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
-    def load(files: ModelFiles, dtype: torch.dtype) -> Model:
+    def load(files: ModelFiles, dtype: torch.dtype, shared: Mapping[str, Any]) -> Model:
         model = load_model(files, dtype)
         torch.nn.init.constant_(model.vae.decoder.conv_out.bias, torch.inf)
         return model

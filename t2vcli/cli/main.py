@@ -43,10 +43,10 @@ plan_app = typer.Typer(
     no_args_is_help=True,
     rich_markup_mode="rich",
 )
-plan_app.command("generate")(generate.plan_generate)
+plan_app.command("generate", cls=generate.GenerateCommand)(generate.plan_generate)
 plan_app.command("upscale")(upscale.plan_upscale)
 
-app.command()(generate.generate)
+app.command(cls=generate.GenerateCommand)(generate.generate)
 app.command()(upscale.upscale)
 app.command()(resume.resume)
 app.command()(resume.decode)

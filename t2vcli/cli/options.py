@@ -42,6 +42,24 @@ class WeightsName(StrEnum):
     fp8 = "fp8"
 
 
+class BlendName(StrEnum):
+    pyramid = "pyramid"
+    linear = "linear"
+    uniform = "uniform"
+
+
+class ScheduleName(StrEnum):
+    alternate = "alternate"
+    fixed = "fixed"
+
+
+class NoiseName(StrEnum):
+    whole = "whole"
+    per_frame = "per-frame"
+    freenoise = "freenoise"
+
+
+LARGE, BEGINNING, SECOND_STAGE = "Long clips and large frames", "A video to begin with", "Second stage"
 MODEL, SAMPLING, MEMORY, OUTPUT = "Model", "Sampling", "Memory and device", "Output"
 
 # --- model
@@ -93,6 +111,56 @@ ClipSkipOpt = Annotated[
 ]
 StrictOpt = Annotated[
     bool, typer.Option("--strict", help="A prompt over the model's token limit is an error.", rich_help_panel=SAMPLING)
+]
+
+NoiseOpt = Annotated[
+    NoiseName | None,
+    typer.Option(
+        help="Whole: diffusers' draw; per-frame: a frame's depends on seed and number alone; freenoise: shuffled windows.",
+        rich_help_panel=SAMPLING,
+    ),
+]
+
+# --- long clips and large frames
+WindowOpt = Annotated[
+    str | None,
+    typer.Option(
+        metavar="N|auto|off",
+        help="Frames that the UNet sees at once; auto: all, if the model keeps so many together and memory holds them.",
+        rich_help_panel=LARGE,
+    ),
+]
+OverlapOpt = Annotated[
+    int | None,
+    typer.Option(
+        metavar="M", help="Frames that a window shares with the next; half of it if not given.", rich_help_panel=LARGE
+    ),
+]
+BlendOpt = Annotated[
+    BlendName | None,
+    typer.Option(help="How predictions are weighted where windows or tiles overlap.", rich_help_panel=LARGE),
+]
+WindowScheduleOpt = Annotated[
+    ScheduleName | None,
+    typer.Option(help="Alternate: windows and tiles lie elsewhere at each step.", rich_help_panel=LARGE),
+]
+LoopOpt = Annotated[
+    bool | None,
+    typer.Option("--loop/--no-loop", help="Let the last frame flow into the first.", rich_help_panel=LARGE),
+]
+TileOpt = Annotated[
+    str | None,
+    typer.Option(
+        metavar="WxH|auto|off",
+        help="Pixels that the UNet sees at once; auto: an upscale beyond the trained size is made in tiles of it.",
+        rich_help_panel=LARGE,
+    ),
+]
+TileOverlapOpt = Annotated[
+    int | None,
+    typer.Option(
+        metavar="PIXELS", help="What a tile shares with the next; a quarter if not given.", rich_help_panel=LARGE
+    ),
 ]
 
 # --- memory
@@ -165,6 +233,14 @@ ExactOpt = Annotated[
 ]
 
 # --- output
+SmoothOpt = Annotated[
+    str | None,
+    typer.Option(
+        metavar="FPS",
+        help="Interpolate the finished frames to this higher rate (ffmpeg's minterpolate).",
+        rich_help_panel=OUTPUT,
+    ),
+]
 OutputOpt = Annotated[
     Path | None,
     typer.Option(
@@ -232,6 +308,15 @@ REQUEST_OPTIONS: Options = {
     "seed": (SeedOpt, None),
     "eta": (EtaOpt, None),
     "clip_skip": (ClipSkipOpt, None),
+    "noise": (NoiseOpt, None),
+    "window": (WindowOpt, None),
+    "overlap": (OverlapOpt, None),
+    "blend": (BlendOpt, None),
+    "window_schedule": (WindowScheduleOpt, None),
+    "loop": (LoopOpt, None),
+    "tile": (TileOpt, None),
+    "tile_overlap": (TileOverlapOpt, None),
+    "smooth": (SmoothOpt, None),
     "dtype": (DTypeOpt, None),
     "device": (DeviceOpt, None),
     "memory": (MemoryOpt, None),

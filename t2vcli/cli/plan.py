@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from rich.table import Table
 
-from t2vcli.cli.console import result, result_console, result_json
+from t2vcli.cli.console import result, result_console, result_json, say
 from t2vcli.errors import OutOfMemoryError, UsageError
 from t2vcli.sizes import size_text
 
@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from t2vcli.outlook import Alternative, Outlook
     from t2vcli.presets import Preset
     from t2vcli.request import Request
+    from t2vcli.windows import Blocks
 
 
 def show_plan(request: Request, preset: Preset, *, frames: int, exact: bool, as_json: bool) -> None:
@@ -29,19 +30,37 @@ def show_plan(request: Request, preset: Preset, *, frames: int, exact: bool, as_
 
 
 def _outlook(request: Request, preset: Preset, *, frames: int, exact: bool) -> Outlook:
-    from t2vcli.forecast import Shape, configs_of, flops_of, table_forecast, traffic, vae_scale_of
+    """Returns the outlook in one pass or in the windows that the request names, else in windows if only those fit."""
+    from t2vcli.forecast import vae_scale_of
+    from t2vcli.request import UpscaleRequest
+    from t2vcli.windows import blocks_for, windows_of
+
+    architecture = _architecture(request, preset)
+    blocks, remarks = blocks_for(
+        request,
+        preset,
+        frames=frames,
+        vae_scale=vae_scale_of(architecture),
+        enlarges=isinstance(request, UpscaleRequest),
+    )
+    outlook = _outlook_in(blocks, request, architecture, frames=frames, exact=exact)
+    problem = outlook.problem
+    smaller = problem and windows_of(request, preset, blocks, frames=frames, problem=problem)
+    if smaller:
+        remarks.append(smaller[1])
+        outlook = _outlook_in(smaller[0], request, architecture, frames=frames, exact=exact)
+    for remark in remarks:
+        say(f"warning: {remark}")
+    return outlook
+
+
+def _outlook_in(blocks: Blocks, request: Request, architecture: str, *, frames: int, exact: bool) -> Outlook:
+    from t2vcli.forecast import configs_of, flops_of, table_forecast, traffic, vae_scale_of
     from t2vcli.outlook import look_ahead
     from t2vcli.plan import MemoryPlan
-    from t2vcli.request import UpscaleRequest
+    from t2vcli.shape import shape_of
 
-    shape = Shape(
-        frames=frames,
-        width=request.width,
-        height=request.height,
-        guided=request.guidance_scale > 1,
-        encodes_video=isinstance(request, UpscaleRequest),
-    )
-    architecture = _architecture(request, preset)
+    shape = shape_of(request, blocks, frames=frames, vae_scale=vae_scale_of(architecture))
     if exact:
         from t2vcli.jobs.exact import exact_forecast
 

@@ -57,6 +57,8 @@ def show(
         "download_bytes": preset.download_bytes,
         "trained": trained
         and f"{trained.least_frames} to {trained.most_frames} frames at {trained.width}x{trained.height}",
+        "longest_pass": preset.longest_pass and f"{preset.longest_pass} frames",
+        "upscaler": preset.upscaler,
     }
     if as_json:
         values = {k: {"value": _plain(v), "source": preset.sources.get(k)} for k, v in preset.values.items()}

@@ -99,13 +99,23 @@ def taking_up(
     *,
     seed_drawn: bool,
     source: Path | None = None,
+    upscale: Request | None = None,
 ) -> tuple[AnyRequest, Path | None]:
-    """Returns the request with the seed of an unfinished run of it in `folders`, and that run's output, if there is one."""
+    """Returns the request with the seed of an unfinished run of it in `folders`, and that run's output, if there is one.
+
+    `upscale` is the request of its second stage.
+    """
     from t2vcli import runs
 
     runs.sweep(folders)
-    values = request.model_dump(mode="json")
-    found = runs.find_unfinished(folders, command, values, any_seed=seed_drawn, source=source)
+    found = runs.find_unfinished(
+        folders,
+        command,
+        request.model_dump(mode="json"),
+        any_seed=seed_drawn,
+        source=source,
+        upscale=None if upscale is None else upscale.model_dump(mode="json"),
+    )
     if found is None:
         return request, None
     return type(request).model_validate({**dict(request), "seed": found.seed}), found.output

@@ -24,6 +24,8 @@ from t2vcli.errors import InputError, UsageError
 from t2vcli.runs import SUFFIX, folder_for
 
 if TYPE_CHECKING:
+    from fractions import Fraction
+
     from t2vcli.jobs.sample import Result
     from t2vcli.presets import Preset
     from t2vcli.report import Report
@@ -165,12 +167,11 @@ def requested(
     given: dict[str, Any],
 ) -> tuple[Preset, UpscaleRequest, VideoInfo, list[str]]:
     """Returns the preset, the checked request, what the part of the input is, and remarks on it and on the prompt."""
-    from t2vcli.metadata import prompt_in
     from t2vcli.presets import load_preset
-    from t2vcli.request import MAX_FRAMES, UpscaleRequest, build_request, can_be_kept
+    from t2vcli.request import UpscaleRequest, build_request
     from t2vcli.video.along import along_with
     from t2vcli.video.part import part_of
-    from t2vcli.video.reader import probe, read_metadata
+    from t2vcli.video.reader import probe
     from t2vcli.video.remarks import remarks_on
 
     words = read_prompt(prompt, prompt_file)
@@ -183,6 +184,20 @@ def requested(
     asked = build_request(UpscaleRequest, {**values, "prompt": words or ""}, sources)
 
     video = part_of(probe(source), source, start=asked.start, duration=asked.duration, max_frames=asked.max_frames)
+    check_input(source, video)
+    check_smoothing(asked.smooth, video.fps)
+    values["prompt"], negative, remark = words_for(source, words, given["negative_prompt"])
+    if negative is not None:
+        values["negative_prompt"] = negative
+    remarks = [*remark, *remarks_on(source, video, along_with(source, video))]
+    values["width"], values["height"] = _choose_size(video, chosen, width, height, scale)
+    return chosen, build_request(UpscaleRequest, values, sources), video, remarks
+
+
+def check_input(source: Path, video: VideoInfo) -> None:
+    """Raises InputError for a video, or a part of one, whose length or rate an output cannot have."""
+    from t2vcli.request import MAX_FRAMES, can_be_kept
+
     if video.frames > MAX_FRAMES:
         raise InputError(
             f"{source} has {video.frames:,} frames; the most is {MAX_FRAMES:,}: take a part with --start and --duration"
@@ -192,17 +207,34 @@ def requested(
             f"{source} has {video.fps} frames per second, which cannot be kept exactly;"
             f" encode it again at {video.fps.limit_denominator(1001)}"
         )
-    inside = prompt_in(read_metadata(source))  # also refuses a file whose metadata could not be carried on
-    remarks = remarks_on(source, video, along_with(source, video))
-    if words is None:
-        words, inside_negative = inside or ("", "")
-        if given["negative_prompt"] is None and inside_negative:
-            values["negative_prompt"] = inside_negative
-        whence = f"prompt from {source}: {words}" if inside else f"{source} holds no prompt; going on with an empty one"
-        remarks.insert(0, whence)
-    values["prompt"] = words
-    values["width"], values["height"] = _choose_size(video, chosen, width, height, scale)
-    return chosen, build_request(UpscaleRequest, values, sources), video, remarks
+
+
+def check_smoothing(smooth: Fraction | None, fps: Fraction) -> None:
+    """Raises UsageError for a --smooth that is not above the rate of the input."""
+    from t2vcli.request import check_smooth
+
+    try:
+        check_smooth(smooth, fps)
+    except ValueError as error:
+        raise UsageError(str(error)) from None
+
+
+def words_for(source: Path, words: str | None, negative: str | None) -> tuple[str, str | None, list[str]]:
+    """Returns the prompt, the negative prompt and a remark: what is given, else what the video was made from.
+
+    Raises InputError for a video whose metadata could not be carried on.
+    """
+    from t2vcli.metadata import prompt_in
+    from t2vcli.video.reader import read_metadata
+
+    inside = prompt_in(read_metadata(source))
+    if words is not None:
+        return words, negative, []
+    words, inside_negative = inside or ("", "")
+    if negative is None and inside_negative:
+        negative = inside_negative
+    whence = f"prompt from {source}: {words}" if inside else f"{source} holds no prompt; going on with an empty one"
+    return words, negative, [whence]
 
 
 def _check_scale(scale: float | None, width: int | None, height: int | None) -> None:
@@ -221,15 +253,16 @@ def _choose_size(
     from t2vcli.video.resize import fit_size
 
     if scale is not None:
-        return _multiple_of_8(video.width * scale), _multiple_of_8(video.height * scale)
+        return multiple_of_8(video.width * scale), multiple_of_8(video.height * scale)
     if width is not None and height is not None:
         return width, height
     if width is not None:
-        return width, _multiple_of_8(width * video.height / video.width)
+        return width, multiple_of_8(width * video.height / video.width)
     if height is not None:
-        return _multiple_of_8(height * video.width / video.height), height
+        return multiple_of_8(height * video.width / video.height), height
     return fit_size(video.width, video.height, pixels=preset.values["width"] * preset.values["height"])
 
 
-def _multiple_of_8(side: float) -> int:
+def multiple_of_8(side: float) -> int:
+    """Returns the nearest side that a model can make."""
     return max(16, round(side / 8) * 8)

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+import hashlib
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -50,9 +51,27 @@ def make_generator(seed: int) -> torch.Generator:
     return torch.Generator("cpu").manual_seed(seed)
 
 
-def draw_noise(shape: tuple[int, ...], generator: torch.Generator) -> torch.Tensor:
+def draw_noise(shape: Sequence[int], generator: torch.Generator) -> torch.Tensor:
     """Returns standard normal noise, drawn in float32 on the CPU whatever the model's type."""
     return torch.randn(shape, generator=generator, dtype=torch.float32)
+
+
+def draw_noise_per_frame(shape: Sequence[int], seed: int) -> torch.Tensor:
+    """Returns noise of `shape` (B, C, F, H, W) in which a frame's depends on the seed and its number alone.
+
+    So clips of any length begin with the same noise.
+    """
+    batch, channels, frames, height, width = shape
+    drawn = [
+        draw_noise((batch, channels, 1, height, width), _frame_generator(seed, number)) for number in range(frames)
+    ]
+    return torch.cat(drawn, dim=2)
+
+
+def _frame_generator(seed: int, number: int) -> torch.Generator:
+    """Returns a generator for one frame; hashed, so that the frames of near seeds have nothing in common."""
+    digest = hashlib.sha256(f"{seed} {number}".encode()).digest()
+    return make_generator(int.from_bytes(digest[:8]) >> 1)
 
 
 def noise_state(
@@ -62,10 +81,10 @@ def noise_state(
     shape: tuple[int, int, int, int, int],
     dtype: torch.dtype,
     device: str,
-    latents: torch.Tensor | None = None,
+    noise: torch.Tensor | None = None,
 ) -> DenoiseState:
     """Returns the start of a text-to-video run: noise of `shape` (B, C, F, H, W) at the schedule's first deviation."""
-    noise = draw_noise(shape, generator) if latents is None else latents
+    noise = draw_noise(shape, generator) if noise is None else noise
     start = noise.to(device=device, dtype=dtype) * scheduler.init_noise_sigma
     return DenoiseState(0, start, scheduler_state(scheduler), generator.get_state())
 
@@ -83,18 +102,20 @@ def video_state(
     first_step: int,
     dtype: torch.dtype,
     device: str,
+    noise: torch.Tensor | None = None,
 ) -> DenoiseState:
     """Returns the start of a video-to-video run: clean latents (1, C, F, H, W) with noise for step `first_step`.
 
-    The noise is drawn frame by frame, (F, C, H, W), as VideoToVideoSDPipeline does.
+    The noise (1, C, F, H, W) is drawn frame by frame, (F, C, H, W), as VideoToVideoSDPipeline does, if it is not given.
     """
     _, channels, frames, height, width = clean.shape
-    noise = draw_noise((frames, channels, height, width), generator).to(device=device, dtype=dtype)
+    drawn = draw_noise((frames, channels, height, width), generator) if noise is None else noise.transpose(1, 2)[0]
+    drawn = drawn.to(device=device, dtype=dtype)
     flat = clean.transpose(1, 2)[0].to(device=device, dtype=dtype)  # (F, C, H, W)
     if hasattr(scheduler, "set_begin_index"):
         scheduler.set_begin_index(first_step)
     timestep = scheduler.timesteps[first_step : first_step + 1]
-    noisy = scheduler.add_noise(flat, noise, timestep)
+    noisy = scheduler.add_noise(flat, drawn, timestep)
     start = noisy[None].transpose(1, 2)  # (1, C, F, H, W)
     return DenoiseState(first_step, start, scheduler_state(scheduler), generator.get_state())
 
@@ -106,15 +127,15 @@ def encode_video(
     *,
     count: int,
     chunk: int,
-    generator: torch.Generator,
+    generator: torch.Generator | None,
     device: str,
     strip_bytes: int | None = None,
     on_frames: Callable[[int], None] = lambda done: None,
 ) -> torch.Tensor:
-    """Returns the video's latents (1, C, F, H/8, W/8) from `count` frames (H, W, 3) uint8, `chunk` at a time.
+    """Returns the video's latents (1, C, F, H/8, W/8) from `count` frames (H, W, 3), `chunk` at a time.
 
-    The posterior's noise is drawn once for all frames, so the chunk size does not change the result. `strip_bytes` as
-    for decoding.
+    Frames are uint8, or float32 in [0, 1]. The posterior's noise is drawn once for all frames, so the chunk size does
+    not change the result; without a generator its mean is taken. `strip_bytes` as for decoding.
     """
     pieces: list[torch.Tensor] = []
     noise: torch.Tensor | None = None
@@ -124,16 +145,21 @@ def encode_video(
         batch.append(frame)
         if len(batch) < chunk and index < count:
             continue
-        pixels = torch.from_numpy(np.stack(batch)).permute(0, 3, 1, 2).float() / 255.0 * 2.0 - 1.0
-        pixels = pixels.to(device=device, dtype=vae.dtype)
+        stacked = np.stack(batch)
+        pixels = torch.from_numpy(stacked).permute(0, 3, 1, 2).float()
+        if stacked.dtype == np.uint8:
+            pixels = pixels / 255.0
+        pixels = (pixels * 2.0 - 1.0).to(device=device, dtype=vae.dtype)
         if strip_bytes is None:
             posterior = vae.encode(pixels).latent_dist
         else:
             posterior = encode_in_strips(vae, pixels, chunk_bytes=strip_bytes)
-        if noise is None:
-            noise = draw_noise((count, *posterior.mean.shape[1:]), generator)
-        part = noise[done : done + len(batch)].to(posterior.mean)
-        pieces.append((posterior.mean + posterior.std * part) * vae.config.scaling_factor)
+        sample = posterior.mean
+        if generator is not None:
+            if noise is None:
+                noise = draw_noise((count, *sample.shape[1:]), generator)
+            sample = sample + posterior.std * noise[done : done + len(batch)].to(sample)
+        pieces.append(sample * vae.config.scaling_factor)
         done += len(batch)
         batch = []
         on_frames(done)

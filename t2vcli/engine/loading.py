@@ -6,8 +6,9 @@ import contextlib
 import pickle
 import re
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Any
 
 import diffusers
@@ -72,13 +73,18 @@ def load_tokenizer(files: ModelFiles) -> CLIPTokenizer:
         ) from None
 
 
-def load_model(files: ModelFiles, dtype: torch.dtype) -> Model:
-    """Returns the text encoder, UNet and VAE in `dtype`, in host memory and in evaluation mode."""
-    return Model(
-        text_encoder=_load_part(CLIPTextModel, files, "text_encoder", dtype),
-        unet=_load_part(UNet3DConditionModel, files, "unet", dtype),
-        vae=_load_part(AutoencoderKL, files, "vae", dtype),
-    )
+_KINDS = {"text_encoder": CLIPTextModel, "unet": UNet3DConditionModel, "vae": AutoencoderKL}
+
+
+def load_model(files: ModelFiles, dtype: torch.dtype, shared: Mapping[str, nn.Module] = MappingProxyType({})) -> Model:
+    """Returns the text encoder, UNet and VAE in `dtype`, in host memory and in evaluation mode.
+
+    Those in `shared` are loaded already, as parts of a model that has the same.
+    """
+    parts: dict[str, Any] = {
+        part: shared[part] if part in shared else _load_part(kind, files, part, dtype) for part, kind in _KINDS.items()
+    }
+    return Model(**parts)
 
 
 def _load_part(kind: Any, files: ModelFiles, part: str, dtype: torch.dtype) -> Any:

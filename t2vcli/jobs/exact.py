@@ -5,9 +5,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from t2vcli.engine.estimate import estimate
+from t2vcli.engine.estimate.stages import Stage
 from t2vcli.errors import UsageError
-from t2vcli.forecast import Shape, configs_of
+from t2vcli.forecast import configs_of
 from t2vcli.plan import Forecast, MemoryPlan, StageForecast
+from t2vcli.shape import Shape
 
 
 def exact_forecast(architecture: str, shape: Shape) -> Forecast:
@@ -15,24 +17,40 @@ def exact_forecast(architecture: str, shape: Shape) -> Forecast:
     configs = configs_of(architecture)
     traced: dict[MemoryPlan, list[StageForecast]] = {}
 
+    def stages_of(
+        plan: MemoryPlan, only: Sequence[Stage], *, frames: int, width: int, height: int
+    ) -> list[StageForecast]:
+        return [
+            StageForecast(stage.name, stage.live_bytes + stage.workspace_bytes, stage.reserved_bytes, stage.peak_at)
+            for stage in estimate(
+                unet_config=configs["unet"],
+                vae_config=configs["vae"],
+                text_config=configs["text_encoder"],
+                plan=plan,
+                frames=frames,
+                width=width,
+                height=height,
+                guided=shape.guided,
+                encode_video=shape.encodes_video,
+                only=only,
+            )
+        ]
+
     def forecast(plan: MemoryPlan) -> Sequence[StageForecast]:
         if plan.weights == "fp8":
             raise UsageError("--exact cannot trace --weights fp8; leave one of them out")
         if plan not in traced:
-            traced[plan] = [
-                StageForecast(stage.name, stage.live_bytes + stage.workspace_bytes, stage.reserved_bytes, stage.peak_at)
-                for stage in estimate(
-                    unet_config=configs["unet"],
-                    vae_config=configs["vae"],
-                    text_config=configs["text_encoder"],
-                    plan=plan,
-                    frames=shape.frames,
-                    width=shape.width,
-                    height=shape.height,
-                    guided=shape.guided,
-                    encode_video=shape.encodes_video,
-                )
-            ]
+            frames, width, height = shape.block or (shape.frames, shape.width, shape.height)
+            # The latents of the rest of a clip, and the sum of the blocks' predictions, are a few megabytes.
+            denoise = stages_of(plan, ["denoise"], frames=frames, width=width, height=height)
+            others = stages_of(
+                plan,
+                ["text encode", "video encode", "decode"],
+                frames=shape.frames,
+                width=shape.width,
+                height=shape.height,
+            )
+            traced[plan] = [*others[:-1], *denoise, others[-1]]
         return traced[plan]
 
     return forecast

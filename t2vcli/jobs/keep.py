@@ -6,7 +6,7 @@ import shlex
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import IO, Any, TypeVar
 
@@ -26,6 +26,7 @@ from t2vcli.request import Request
 from t2vcli.video.ffmpeg import shown
 from t2vcli.video.files import sweep
 from t2vcli.video.reader import VideoInfo, probe, read_metadata
+from t2vcli.windows import Blocks
 
 T = TypeVar("T")
 
@@ -49,6 +50,33 @@ class Keeping:
 KEEP = Keeping()
 
 
+@dataclass(frozen=True)
+class Work:
+    """What a command makes, and from what: `described` is what the recipe keeps of the input video `source`.
+
+    `upscale` is the second of two stages, and `draft` where the first is kept as a video of its own.
+    """
+
+    command: str
+    request: Request
+    output: Path
+    source: Path | None = None
+    described: Mapping[str, Any] | None = None
+    upscale: Request | None = None
+    draft: Path | None = None
+
+    @property
+    def folder(self) -> Path:
+        """Returns the folder of its unfinished run."""
+        return runs.folder_for(self.output)
+
+    @property
+    def deciding_fields(self) -> list[Any]:
+        """Returns what decides the result, as `runs.requests_in` does of a record."""
+        requests = (self.request, self.upscale)
+        return [each and runs.deciding_fields(each.model_dump(mode="json")) for each in requests]
+
+
 class Keeper:
     """Writes the states of a run into its folder, and takes up what an earlier process has left there.
 
@@ -56,18 +84,32 @@ class Keeper:
     not go as planned in the processes before this one.
     """
 
-    def __init__(self, record: dict[str, Any], every_s: float, report: Report) -> None:
+    def __init__(self, record: dict[str, Any], every_s: float, report: Report, *, stage: str = "") -> None:
         self.run: runs.Run | None = None
         self.record = record
         self.every_s = every_s
         self.report = report
+        self.stage = stage
         self._last_s = time.monotonic()
         self._warned = False
         self._complete = False
 
     @property
+    def draft(self) -> Keeper:
+        """Returns the keeper of the first of two stages, in the same folder."""
+        draft = Keeper(self.record, self.every_s, self.report, stage=runs.DRAFT)
+        draft.run = self.run
+        return draft
+
+    @property
+    def how_it_went(self) -> Mapping[str, Any]:
+        """Returns the plan and the notes of this stage, by the processes before this one."""
+        how: Mapping[str, Any] = self.record["draft"] if self.stage else self.record
+        return how
+
+    @property
     def notes(self) -> list[str]:
-        return list(self.record["notes"])
+        return list(self.how_it_went["notes"])
 
     def latents(self) -> torch.Tensor | None:
         """Returns the final latents of an earlier process, or None."""
@@ -78,7 +120,7 @@ class Keeper:
         return self._taken_up(runs.STATE, read_state, lambda state: f"after step {state.next_step}")
 
     def _taken_up(self, name: str, read: Callable[[Path], T], where: Callable[[T], str]) -> T | None:
-        path = self.run.path(name) if self.run else None
+        path = self.run.path(self.stage + name) if self.run else None
         if path is None:
             return None
         try:
@@ -86,7 +128,8 @@ class Keeper:
         except InputError as error:
             self.report.warn(f"{error}; going on without it")
             return None
-        self.report.say(f"going on from {shown(path.parent)}: {where(value)}")
+        of = "the first stage, " if self.stage else ""
+        self.report.say(f"going on from {shown(path.parent)}: {of}{where(value)}")
         return value
 
     def keep(self, state: DenoiseState, attempts: Attempts, *, now: bool = False) -> None:
@@ -102,12 +145,13 @@ class Keeper:
     def _write(self, name: str, write: Callable[[IO[bytes]], object], attempts: Attempts) -> None:
         if self.run is None:
             return
-        how_it_went = {"plan": attempts.plan.as_dict(), "notes": list(attempts.notes)}
+        how = {"plan": attempts.plan.as_dict(), "notes": list(attempts.notes)}
         try:
-            if not self.run.began or {key: self.record[key] for key in how_it_went} != how_it_went:
-                self.run.begin({**self.record, **how_it_went})
-                self.record.update(how_it_went)
-            self.run.write(name, write)
+            if not self.run.began or {key: self.how_it_went[key] for key in how} != how:
+                new = {"draft": how} if self.stage else how
+                self.run.begin({**self.record, **new})
+                self.record.update(new)
+            self.run.write(self.stage + name, write)
         except OSError as error:
             if not self._warned:
                 self.report.warn(
@@ -133,34 +177,31 @@ class Keeper:
 
 @contextmanager
 def keeper(
-    command: str,
-    request: Request,
-    prepared: Prepared,
-    output: Path,
-    keeping: Keeping,
-    report: Report,
-    source: Mapping[str, Any] | None = None,
-    source_path: Path | None = None,
+    work: Work, prepared: Prepared, keeping: Keeping, report: Report, *, upscale: Prepared | None = None
 ) -> Iterator[Keeper]:
     """Opens the run folder of an output for the time of the block, and says how to go on when that fails.
 
-    Raises InputError, with the run as it was, if it is another's and `keeping` takes up only the same.
+    `prepared` is of the request, `upscale` of the second of two stages. Raises InputError, with the run as it was, if it
+    is another's and `keeping` takes up only the same.
     """
     record = {
         "format": runs.FORMAT,
-        "command": command,
-        "identity": identity_of(request, prepared, source),
-        "how": {key: value for key, value in request.model_dump(mode="json").items() if key in _HOW},
+        "command": work.command,
+        "identity": identity_of(work, prepared, upscale),
+        "how": _how(work.request),
         "seed_drawn": keeping.seed_drawn,
-        "output": str(output.absolute()),
-        "source": None if source_path is None else str(source_path.absolute()),
+        "output": str(work.output.absolute()),
+        "source": None if work.source is None else str(work.source.absolute()),
         "plan": None,
         "notes": [],
     }
+    if work.upscale is not None:
+        draft = None if work.draft is None else str(work.draft.absolute())
+        record |= {"upscale_how": _how(work.upscale), "keep_draft": draft, "draft": {"plan": None, "notes": []}}
     kept = Keeper(record, keeping.every_s, report)
     try:
         if keeping.enabled:
-            _take_up(kept, output, keeping)
+            _take_up(kept, work.folder, keeping)
         yield kept
     except KeyboardInterrupt:
         signal_name = stopping.asked() or "SIGINT"
@@ -176,13 +217,16 @@ def keeper(
             kept.run.leave()
 
 
-_HOW = runs.NO_PART_IN_THE_RESULT
+def _how(request: Request) -> dict[str, Any]:
+    values = request.model_dump(mode="json")
+    return {key: value for key, value in values.items() if key in runs.NO_PART_IN_THE_RESULT}
+
+
 _STOPPED = {"SIGINT": "interrupted", "SIGTERM": "terminated"}
 
 
-def _take_up(kept: Keeper, output: Path, keeping: Keeping) -> None:
-    """Gives `kept` the output's run folder, emptied if what it holds is of another request, model or version."""
-    folder = runs.folder_for(output)
+def _take_up(kept: Keeper, folder: Path, keeping: Keeping) -> None:
+    """Gives `kept` the run folder, emptied if what it holds is of another request, model or version."""
     try:
         run = runs.open_run(folder)
         try:
@@ -209,14 +253,18 @@ def _why_not(run: runs.Run, record: dict[str, Any]) -> str | None:
     try:
         old = runs.read_record(run.folder)
         plan, notes = how_it_went(old)
+        draft_plan, draft_notes = how_it_went(old.get("draft") or {})
     except InputError as error:
         return str(error)
     differing = runs.differences(old["identity"], record["identity"])
     if differing:
         return f"{shown(run.folder)} holds an unfinished run that differs in {'; '.join(differing)}"
     record["notes"] = notes
-    if old.get("how") == record["how"]:
+    same_how = all(old.get(key) == record.get(key) for key in ("how", "upscale_how"))
+    if same_how:
         record["plan"] = None if plan is None else plan.as_dict()
+    if "draft" in record:
+        record["draft"] = {"plan": draft_plan.as_dict() if draft_plan and same_how else None, "notes": draft_notes}
     return None
 
 
@@ -233,6 +281,35 @@ def how_it_went(record: Mapping[str, Any]) -> tuple[MemoryPlan | None, list[str]
     if not isinstance(notes, list) or not all(isinstance(note, str) for note in notes):
         raise InputError("the notes in the record of the run are damaged")
     return kept, notes
+
+
+_BLOCKS = TypeAdapter(Blocks)
+
+
+def divided_before(record: Mapping[str, Any] | None) -> list[Blocks | None]:
+    """Returns how an unfinished run divides its clip, and its second stage's; None where that is not known.
+
+    What memory was free then has a part in it, so it is kept and not found anew.
+    """
+    identity = (record or {}).get("identity", {})
+    found: list[Blocks | None] = []
+    for stage in (identity, identity.get("upscale")):
+        try:
+            found.append(_BLOCKS.validate_python(stage["blocks"]))
+        except (ValidationError, TypeError, KeyError):
+            found.append(None)
+    return found
+
+
+def kept_record(work: Work, keeping: Keeping) -> dict[str, Any] | None:
+    """Returns the record of an unfinished run of the very same requests, if there is one."""
+    if not keeping.enabled:
+        return None
+    try:
+        record = runs.read_record(work.folder)
+    except InputError:
+        return None
+    return record if runs.requests_in(record) == work.deciding_fields else None
 
 
 def with_kept_plan(prepared: Prepared, record: Mapping[str, Any]) -> Prepared:
@@ -252,8 +329,19 @@ def _way(plan: MemoryPlan) -> MemoryPlan:
     return replace(plan, resident_bytes=resident, predicted_bytes=None, reasons=())
 
 
-def identity_of(request: Request, prepared: Prepared, source: Mapping[str, Any] | None) -> dict[str, Any]:
+def identity_of(work: Work, prepared: Prepared, upscale: Prepared | None = None) -> dict[str, Any]:
     """Returns all that decides the frames, bit for bit on one machine, but for the plan."""
+    identity = {
+        **_stage_identity(work.request, prepared),
+        "source": None if work.described is None else work.described["sha256"],
+        "versions": versions(),
+    }
+    if work.upscale is not None and upscale is not None:
+        identity["upscale"] = _stage_identity(work.upscale, upscale)
+    return identity
+
+
+def _stage_identity(request: Request, prepared: Prepared) -> dict[str, Any]:
     files = prepared.files
     return {
         "request": runs.deciding_fields(request.model_dump(mode="json")),
@@ -263,29 +351,21 @@ def identity_of(request: Request, prepared: Prepared, source: Mapping[str, Any] 
             "variant": files.variant,
             "bytes": {part: path.stat().st_size for part, path in files.weights.items()},
         },
-        "source": None if source is None else source["sha256"],
+        "blocks": asdict(prepared.blocks),
         "device": prepared.plan.device,
         "dtype": prepared.plan.dtype,
-        "versions": versions(),
     }
 
 
 def finished_before(
-    command: str,
-    request: Request,
-    output: Path,
-    *,
-    keeping: Keeping,
-    overwrite: bool,
-    report: Report,
-    source: Mapping[str, Any] | None = None,
+    work: Work, *, keeping: Keeping, overwrite: bool, report: Report
 ) -> tuple[VideoInfo, dict[str, Any]] | None:
-    """Returns what `output` is and its recipe, if an earlier process of this run was killed after it was in its place.
+    """Returns what the output is and its recipe, if an earlier process of this run was killed after it was in its place.
 
     All that process left undone is to remove its folder, which is done here. None in every other case.
     Raises OutputError if another process is at work on it.
     """
-    folder = runs.folder_for(output)
+    output, folder = work.output, work.folder
     if overwrite or not keeping.enabled or not output.is_file() or not folder.is_dir():
         return None
     try:
@@ -293,20 +373,18 @@ def finished_before(
     except OSError:
         return None
     try:
-        identity = runs.read_record(folder)["identity"]
+        record = runs.read_record(folder)
+        identity = record["identity"]
         video, recipe = probe(output), read_metadata(output)
     except InputError:
         run.leave()
         return None
-    wanted = runs.deciding_fields(request.model_dump(mode="json"))
-    made = (recipe or {}).get("request")
     if (
         recipe is None
-        or not isinstance(made, dict)
-        or not (runs.deciding_fields(made) == identity.get("request") == wanted)
-        or recipe.get("command") != command
+        or not (_requests_of(recipe) == runs.requests_in(record) == work.deciding_fields)
+        or recipe.get("command") != work.command
         or recipe.get("versions") != identity.get("versions")
-        or _sha256(recipe.get("source")) != _sha256(source)
+        or _sha256(recipe.get("source")) != _sha256(work.described)
     ):
         run.leave()
         return None
@@ -315,6 +393,13 @@ def finished_before(
     sweep(output.parent)  # of its other name, which the file may still have had
     report.say(f"{shown(output)} was complete already: the process that made it was stopped before it could say so")
     return video, recipe
+
+
+def _requests_of(recipe: Mapping[str, Any]) -> list[Any]:
+    """Returns the deciding fields of the requests in a recipe, as `runs.requests_in` does of a record."""
+    upscale = recipe.get("upscale")
+    made = [recipe.get("request"), upscale.get("request") if isinstance(upscale, dict) else None]
+    return [runs.deciding_fields(each) if isinstance(each, dict) else None for each in made]
 
 
 def _sha256(source: object) -> object:

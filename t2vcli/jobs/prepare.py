@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass
+from types import MappingProxyType
 
 import torch
+from torch import nn
 from transformers import CLIPTokenizer
 
 from t2vcli.engine.device import DTYPES, choose_device, free_device_bytes, has_nvidia_driver, why_no_cuda
@@ -14,14 +17,16 @@ from t2vcli.engine.loading import Model, load_model, load_tokenizer, vae_scale
 from t2vcli.engine.memory import PlacedModel, keep_in_fp8
 from t2vcli.engine.prompt import Tokens, encode_prompt, tokenize
 from t2vcli.errors import OutOfMemoryError, UsageError
-from t2vcli.forecast import Shape, architecture_of, table_forecast, weight_bytes
+from t2vcli.forecast import architecture_of, table_forecast, weight_bytes
 from t2vcli.hardware import free_host_bytes
 from t2vcli.models import EMBEDDED_PREFIX, ModelFiles, find_model
 from t2vcli.plan import MemoryPlan, candidates, choose_plan, no_forecast, vram_budget
 from t2vcli.presets import Preset, trained_range_warning
 from t2vcli.report import Report, told_in_megabytes
 from t2vcli.request import Request, UpscaleRequest
+from t2vcli.shape import Shape, shape_of
 from t2vcli.sizes import size_text
+from t2vcli.windows import Blocks, blocks_for, windows_of
 
 # Words that carry no content, so that their absence from a small vocabulary needs no mention.
 _FILLER = frozenset(["a", "an", "the", "and", "of", "is", "are", "with", "to", "in", "on", "at"])
@@ -34,6 +39,7 @@ class Prepared:
     files: ModelFiles
     plan: MemoryPlan
     below: list[MemoryPlan]  # what to fall back to, should memory run out all the same
+    blocks: Blocks  # how the clip is divided
     prompt: Tokens
     negative_prompt: Tokens
 
@@ -50,10 +56,12 @@ def prepare(
     report: Report,
     strict: bool = False,
     offline: bool = False,
+    divided: Blocks | None = None,
 ) -> Prepared:
     """Returns the checked request's files, plan and tokens. Raises a T2VError before any weight is read.
 
-    `preset` is what the request was made from, if it was made from one just now: for warnings and the download's size.
+    `preset` is what the request was made from, if it was made from one just now: for warnings, the download's size and
+    the windows. `frames` is the clip's length; `divided`, how an earlier process has divided it.
     """
     report.stage("find")
     device = choose_device(request.device)
@@ -74,7 +82,26 @@ def prepare(
         reason = why_no_cuda() if has_nvidia_driver() else "no GPU was found"
         report.warn(f"{reason}; a model of this size takes hours on the CPU (--device cpu says that you know)")
 
-    plan, below = plan_for(request, files, device=device, frames=frames)
+    scale = vae_scale(files.config("vae"))
+    blocks, remarks = blocks_for(
+        request, preset, frames=frames, vae_scale=scale, enlarges=isinstance(request, UpscaleRequest)
+    )
+    blocks = divided or blocks
+
+    def planned(blocks: Blocks) -> tuple[MemoryPlan, list[MemoryPlan]]:
+        return plan_for(request, files, device=device, shape=shape_of(request, blocks, frames=frames, vae_scale=scale))
+
+    try:
+        plan, below = planned(blocks)
+    except OutOfMemoryError as error:
+        smaller = windows_of(request, preset, blocks, frames=frames, problem=str(error)) if divided is None else None
+        if smaller is None:
+            raise
+        blocks, remark = smaller
+        remarks.append(remark)
+        plan, below = planned(blocks)
+    for remark in remarks:
+        report.warn(remark)
     report.say("; ".join([plan.summary(), *plan.reasons]))
     check_host_memory(plan, files)
     if device == "cpu" and request.offload not in (None, "none"):
@@ -90,25 +117,14 @@ def prepare(
     prompt = _checked_tokens(tokenizer, request.prompt, "prompt", report, strict)
     negative = _checked_tokens(tokenizer, request.negative_prompt, "negative prompt", report, strict)
     _say_unknown_words(files, request.prompt, report)
-    return Prepared(files, plan, below, prompt, negative)
+    return Prepared(files, plan, below, blocks, prompt, negative)
 
 
-def plan_for(request: Request, files: ModelFiles, *, device: str, frames: int) -> tuple[MemoryPlan, list[MemoryPlan]]:
+def plan_for(request: Request, files: ModelFiles, *, device: str, shape: Shape) -> tuple[MemoryPlan, list[MemoryPlan]]:
     """Returns the plan for this device's free memory, and those below it. Raises OutOfMemoryError if none fits."""
     unet_config = files.config("unet")
     plans = candidates(
-        request,
-        device=device,
-        frames=frames,
-        unet_config=unet_config,
-        vae_scale=vae_scale(files.config("vae")),
-    )
-    shape = Shape(
-        frames=frames,
-        width=request.width,
-        height=request.height,
-        guided=needs_guidance(request.guidance_scale),
-        encodes_video=isinstance(request, UpscaleRequest),
+        request, device=device, shape=shape, unet_config=unet_config, vae_scale=vae_scale(files.config("vae"))
     )
     architecture = architecture_of(unet_config)
     forecast = no_forecast if architecture is None else table_forecast(architecture, shape)
@@ -187,10 +203,10 @@ def _say_unknown_words(files: ModelFiles, prompt: str, report: Report) -> None:
         report.warn(f"the demo model does not know: {names}; it knows {vocabulary.summary}")
 
 
-def load(prepared: Prepared, report: Report) -> Model:
-    """Returns the model, in host memory."""
+def load(prepared: Prepared, report: Report, shared: Mapping[str, nn.Module] = MappingProxyType({})) -> Model:
+    """Returns the model, in host memory. The parts in `shared` are loaded already."""
     report.stage("load")
-    model = load_model(prepared.files, prepared.dtype)
+    model = load_model(prepared.files, prepared.dtype, shared)
     if prepared.plan.weights == "fp8":
         keep_in_fp8(model.unet)
     return model

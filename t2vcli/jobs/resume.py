@@ -10,16 +10,17 @@ from t2vcli.engine.checkpoint import read_latents
 from t2vcli.errors import InputError
 from t2vcli.jobs.attempt import Attempts
 from t2vcli.jobs.generate import generate
-from t2vcli.jobs.keep import Keeping, how_it_went, identity_of, with_kept_plan
+from t2vcli.jobs.keep import Keeping, Work, divided_before, how_it_went, identity_of, with_kept_plan
 from t2vcli.jobs.prepare import load, prepare
 from t2vcli.jobs.sample import Result, write_video
-from t2vcli.jobs.upscale import describe_source, upscale
-from t2vcli.metadata import build_recipe
+from t2vcli.jobs.source import Source
+from t2vcli.jobs.two_stages import SecondStage
+from t2vcli.jobs.upscale import part_for, upscale
+from t2vcli.metadata import build_recipe, with_second_stage
 from t2vcli.report import Report
 from t2vcli.request import GenerateRequest, Request, UpscaleRequest, build_request
 from t2vcli.video.along import along_with
 from t2vcli.video.ffmpeg import require_encoder, shown
-from t2vcli.video.part import part_of
 from t2vcli.video.reader import probe
 from t2vcli.video.writer import check_output
 
@@ -30,12 +31,17 @@ def resume(folder: Path, *, report: Report, overwrite: bool = False, keep_every_
     request = request_in(folder, record)
     output = output_of(folder, record)
     keeping = Keeping(every_s=keep_every_s, seed_drawn=record.get("seed_drawn") is True, only_same=True)
+    options: dict[str, Any] = {"report": report, "overwrite": overwrite, "keeping": keeping}
     if isinstance(request, GenerateRequest):
-        return generate(request, None, output, report=report, overwrite=overwrite, keeping=keeping)
+        extended = None
+        if request.context is not None:
+            source = source_of(folder, record)
+            extended = Source(source, probe(source))
+        second = second_stage_in(folder, record)
+        return generate(request, None, output, extended=extended, second=second, **options)
     assert isinstance(request, UpscaleRequest)
     source = source_of(folder, record)
-    video = probe(source)
-    return upscale(request, None, source, video, output, report=report, overwrite=overwrite, keeping=keeping)
+    return upscale(request, None, source, probe(source), output, **options)
 
 
 def decode(folder: Path, output: Path | None, *, report: Report, overwrite: bool = False) -> Result:
@@ -54,37 +60,58 @@ def decode(folder: Path, output: Path | None, *, report: Report, overwrite: bool
             f"{shown(folder)} holds no final latents yet: its steps are not all done; use t2v resume first"
         )
     latents = read_latents(kept)
-    prepared = prepare(request, None, frames=latents.shape[2], report=report)
-    described = along = None
-    if isinstance(request, GenerateRequest):
-        fps = request.fps
+    divided, divided_second = divided_before(record)
+    prepared = prepare(request, None, frames=latents.shape[2], report=report, divided=divided)
+    along = before = source = None
+    if isinstance(request, UpscaleRequest):
+        path_of_source = source_of(folder, record)
+        source = part_for(request, path_of_source, probe(path_of_source))
+        along, fps = along_with(source.path, source.video), source.video.fps
     else:
-        assert isinstance(request, UpscaleRequest)
-        source = source_of(folder, record)
-        video = part_of(
-            probe(source), source, start=request.start, duration=request.duration, max_frames=request.max_frames
-        )
-        along = along_with(source, video)
-        fps, described = video.fps, describe_source(source, video)
+        assert isinstance(request, GenerateRequest)
+        fps = request.fps
+        if request.context is not None:
+            path_of_source = source_of(folder, record)
+            source = before = Source(path_of_source, probe(path_of_source))
+            latents = latents[:, :, request.context :]
+    second = second_stage_in(folder, record)
+    work = Work(
+        record["command"],
+        request,
+        path,
+        source=source.path if source else None,
+        described=source.described() if source else None,
+        upscale=second.request if second else None,
+    )
+    recipe = build_recipe(
+        record["command"], request, model=prepared.files, source=work.described, blocks=prepared.blocks
+    )
+    decoding, stage, drawn = prepared, None, request
+    if second is not None:
+        decoding = prepare(second.request, None, frames=latents.shape[2], report=report, divided=divided_second)
+        stage, drawn = "upscale", second.request
+        recipe = with_second_stage(recipe, second.request, model=decoding.files, blocks=decoding.blocks)
+        recipe |= record.get("draft") or {}
     _, notes = how_it_went(record)
-    differing = runs.differences(record["identity"], identity_of(request, prepared, described))
+    differing = runs.differences(record["identity"], identity_of(work, prepared, decoding if second else None))
     if differing:
         line = f"the latents were made with other {', '.join(differing)}"
         report.warn(line)
         notes = [*notes, line]
-    prepared = with_kept_plan(prepared, record)
-    recipe = build_recipe(record["command"], request, model=prepared.files, source=described)
-    attempts = Attempts(load(prepared, report), prepared.plan, prepared.below, report, notes)
+    decoding = with_kept_plan(decoding, record)
+    attempts = Attempts(load(decoding, report), decoding.plan, decoding.below, report, notes)
     return write_video(
         path,
         latents,
         attempts,
-        request,
+        drawn,
         fps=fps,
         recipe=recipe,
+        stage=stage,
         overwrite=overwrite,
         report=report,
         along=along,
+        before=before,
     )
 
 
@@ -98,6 +125,17 @@ def request_in(folder: Path, record: dict[str, Any]) -> Request:
     if kind is None or not isinstance(decides, dict) or not isinstance(how, dict):
         raise InputError(f"{shown(folder / runs.RECORD)} holds no request: its run can only begin anew")
     return build_request(kind, {**decides, **how}, dict.fromkeys({**decides, **how}, shown(folder / runs.RECORD)))
+
+
+def second_stage_in(folder: Path, record: dict[str, Any]) -> SecondStage | None:
+    """Returns the second stage of a run, if it has one. Raises InputError if the record does not hold its request."""
+    if runs.requests_in(record)[1] is None:
+        return None
+    kept = {"command": "upscale", "identity": record["identity"]["upscale"], "how": record.get("upscale_how")}
+    request = request_in(folder, kept)
+    assert isinstance(request, UpscaleRequest)
+    draft = record.get("keep_draft")
+    return SecondStage(request, None, Path(draft) if isinstance(draft, str) else None)
 
 
 def output_of(folder: Path, record: dict[str, Any]) -> Path:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+import itertools
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
@@ -12,22 +13,25 @@ import numpy as np
 import torch
 
 from t2vcli import stopping
+from t2vcli.engine.blocks import count_blocks, in_blocks, spread_noise, with_known_frames
 from t2vcli.engine.decode import decode_latents, to_frames
 from t2vcli.engine.denoise import denoise
 from t2vcli.engine.guidance import needs_guidance, unet_prediction, with_guidance
-from t2vcli.engine.latents import DenoiseState, make_generator
+from t2vcli.engine.latents import DenoiseState, draw_noise, draw_noise_per_frame, make_generator
 from t2vcli.engine.loading import make_scheduler
 from t2vcli.engine.memory import PlacedModel
 from t2vcli.errors import Interrupted, NonFiniteError
 from t2vcli.jobs.attempt import Attempts
 from t2vcli.jobs.keep import Keeper
 from t2vcli.jobs.prepare import Prepared, encode_words
+from t2vcli.jobs.source import Source
 from t2vcli.metadata import comment_for
 from t2vcli.report import Report
 from t2vcli.request import Request
 from t2vcli.video.along import Along
 from t2vcli.video.reader import VideoInfo
 from t2vcli.video.writer import write_mp4
+from t2vcli.windows import UNDIVIDED, Blocks
 
 
 @dataclass(frozen=True)
@@ -51,9 +55,14 @@ def made_latents(
     *,
     kept: Keeper,
     report: Report,
+    state: DenoiseState | None = None,
     frames_to_encode: int | None = None,
+    known: torch.Tensor | None = None,
 ) -> torch.Tensor:
-    """Returns the latents (1, C, F, H, W) of a run, from its first state or from the last that was kept."""
+    """Returns the latents (1, C, F, H, W) of a run, from `state`, the last that was kept, or from its first.
+
+    `known` are the latents of its first frames, where those are given.
+    """
     # 3. Words to conditioning, and what the command begins with
     report.stage("encode", frames_to_encode)
     embeds = attempts.run(
@@ -65,7 +74,7 @@ def made_latents(
     generator = make_generator(request.seed)
     scheduler = make_scheduler(request.scheduler, prepared.files)
     scheduler.set_timesteps(request.steps, device=prepared.plan.device)
-    state = kept.state() or first_state(scheduler, generator)
+    state = state or first_state(scheduler, generator)
 
     # 4. Noise to latents
     return denoised_latents(
@@ -75,9 +84,22 @@ def made_latents(
         scheduler=scheduler,
         state=state,
         generator=generator,
+        blocks=prepared.blocks,
+        known=known,
         report=report,
         kept=kept,
     )
+
+
+def first_noise(
+    request: Request, shape: Sequence[int], blocks: Blocks, generator: torch.Generator
+) -> torch.Tensor | None:
+    """Returns the noise (B, C, F, H, W) that a run begins with, or None for that of diffusers' pipelines."""
+    if request.noise == "per-frame":
+        return draw_noise_per_frame(shape, request.seed)
+    if request.noise == "freenoise":
+        return spread_noise(draw_noise(shape, generator), blocks, generator)
+    return None
 
 
 def denoised_latents(
@@ -89,25 +111,38 @@ def denoised_latents(
     state: DenoiseState,
     generator: torch.Generator,
     report: Report,
+    blocks: Blocks = UNDIVIDED,
+    known: torch.Tensor | None = None,
     kept: Keeper | None = None,
 ) -> torch.Tensor:
     """Returns the latents (1, C, F, H, W) after the last step. A step that runs out of memory is done again in less.
 
     Asked to stop, it does so after the step at hand: Interrupted, with the state kept.
     """
-    first, latest, steps = state.next_step, state, len(scheduler.timesteps)
-    report.stage("denoise", steps - first, "step")
+    first, latest, timesteps = state.next_step, state, scheduler.timesteps
+    steps, shape = len(timesteps), state.latents.shape
+    total = count_blocks(blocks, shape, timesteps, first=first, end=steps)
+    report.stage("denoise", total, "step" if total == steps - first else "window")
 
     def work(placed: PlacedModel) -> None:
         nonlocal latest
+        done = count_blocks(blocks, shape, timesteps, first=first, end=latest.next_step)
+
+        def on_block() -> None:
+            nonlocal done
+            done += 1
+            report.advance(done)
+
         together = attempts.plan.guidance_together
         with placed.unet() as forward:
             predict_noise = unet_prediction(forward, embeds, together=together)
             if needs_guidance(request.guidance_scale):
                 predict_noise = with_guidance(predict_noise, request.guidance_scale)
+            predict_noise = in_blocks(predict_noise, blocks, timesteps, on_block=on_block)
+            if known is not None:
+                predict_noise = with_known_frames(predict_noise, known, scheduler)
             for after in denoise(predict_noise, scheduler, latest, generator, eta=request.eta):
                 latest = after
-                report.advance(after.next_step - first)
                 signal_name = stopping.asked()
                 if kept is not None:
                     kept.keep(after, attempts, now=signal_name is not None)
@@ -124,15 +159,22 @@ def denoised_latents(
     return latest.latents
 
 
-def decoded_frames(placed: PlacedModel, latents: torch.Tensor, report: Report) -> Iterator[np.ndarray]:
+def decoded_frames(placed: PlacedModel, latents: torch.Tensor) -> Iterator[np.ndarray]:
     """Yields frames (H, W, 3) uint8 as they are decoded, so that writing needs no second copy of the video."""
-    report.stage("decode and write", latents.shape[2])
     plan = placed.plan
     assert plan is not None
     with placed.vae() as vae:
         yield from to_frames(
             decode_latents(vae, latents, chunk=plan.decode_chunk, device=plan.device, strip_bytes=plan.vae_strip_bytes)
         )
+
+
+def how_it_went(attempts: Attempts) -> dict[str, Any]:
+    """Returns what a stage's part of the recipe tells of its plan, and of what did not go by it."""
+    how: dict[str, Any] = {"plan": attempts.plan.as_dict()}
+    if attempts.notes:
+        how["notes"] = list(attempts.notes)
+    return how
 
 
 def write_video(
@@ -145,21 +187,26 @@ def write_video(
     recipe: Mapping[str, Any],
     overwrite: bool,
     report: Report,
+    stage: str | None = None,
     along: Along | None = None,
+    before: Source | None = None,
 ) -> Result:
-    """Decodes and writes the video, with what goes `along` from the input.
+    """Decodes and writes the video, with what goes `along` from the input, after the frames of `before`.
 
-    What goes wrong on the way is told in its recipe, so each attempt begins a file.
+    What goes wrong on the way is told in its recipe, under the key `stage` if it is of one of two, so each attempt begins
+    a file.
     """
 
     def work(placed: PlacedModel) -> Result:
-        whole = {**recipe, "plan": attempts.plan.as_dict()}
-        if attempts.notes:
-            whole["notes"] = [*recipe.get("notes", ()), *attempts.notes]
+        how = how_it_went(attempts)
+        whole = {**recipe, **how} if stage is None else {**recipe, stage: {**recipe[stage], **how}}
+        earlier = before.frames(width=request.width, height=request.height) if before else iter(())
+        count = latents.shape[2] + (before.video.frames if before else 0)
+        report.stage("decode and write", count)
         video = write_mp4(
             path,
-            decoded_frames(placed, latents, report),
-            count=latents.shape[2],
+            itertools.chain(earlier, decoded_frames(placed, latents)),
+            count=count,
             width=request.width,
             height=request.height,
             fps=fps,

@@ -1,0 +1,136 @@
+"""Predictions made block by block, in windows of frames and tiles of a frame, and blended into one.
+
+After MultiDiffusion (arXiv:2302.08113) in space and Gen-L-Video (arXiv:2305.18264) in time: overlapping predictions of
+the same noisy latents are averaged, here with weights that fall off towards a block's edges.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+
+from t2vcli.engine.guidance import PredictNoise
+from t2vcli.windows import Axis, Blocks
+
+
+def step_numbers(timesteps: torch.Tensor) -> dict[float, int]:
+    """Returns the number of each timestep of a schedule; those that are visited twice (second order) count once."""
+    return {t: number for number, t in enumerate(dict.fromkeys(timesteps.tolist()))}
+
+
+def in_blocks(
+    predict_noise: PredictNoise,
+    blocks: Blocks,
+    timesteps: torch.Tensor,
+    *,
+    on_block: Callable[[], None] = lambda: None,
+) -> PredictNoise:
+    """Returns the prediction (1, C, F, H, W) blended from those of the blocks, which need memory for one at a time.
+
+    `timesteps` is the whole schedule. `on_block` is called after each block. One block that is the whole clip is
+    predicted as it is.
+    """
+    numbers = step_numbers(timesteps)
+
+    def predict(latents: torch.Tensor, timestep: torch.Tensor) -> torch.Tensor:
+        step = numbers[timestep.item()]
+        axes = blocks.axes(latents.shape, step)
+        if all(spans == [list(range(size))] for spans, size in zip(axes, latents.shape[-3:], strict=True)):
+            noise_pred = predict_noise(latents, timestep)
+            on_block()
+            return noise_pred
+        weights = [
+            torch.tensor(_weights(axis, size, blocks), device=latents.device)
+            for axis, size in zip((blocks.time, blocks.rows, blocks.columns), latents.shape[-3:], strict=True)
+        ]
+        ramp = weights[0][:, None, None] * weights[1][:, None] * weights[2]  # (f, h, w), the same for every block
+        total = torch.zeros(latents.shape, dtype=torch.float32, device=latents.device)
+        for frames, rows, columns in blocks.at(latents.shape, step):
+            index = torch.tensor(frames, device=latents.device)
+            top, left = slice(rows[0], rows[-1] + 1), slice(columns[0], columns[-1] + 1)
+            part = latents[..., top, left].index_select(2, index)
+            total[..., top, left].index_add_(2, index, predict_noise(part, timestep).float() * ramp)
+            on_block()
+        # The blocks are all combinations of three lists of spans, so the weights' sum is a product of three sums.
+        for dim, (spans, weight) in enumerate(zip(axes, weights, strict=True), start=2):
+            total /= _summed(spans, weight, latents.shape[dim]).view([-1] + [1] * (4 - dim))
+        return total.to(latents.dtype)
+
+    return predict
+
+
+def _weights(axis: Axis | None, size: int, blocks: Blocks) -> list[float]:
+    return [1.0] * size if axis is None else axis.weights(size, blocks.blend)
+
+
+def _summed(spans: Sequence[Sequence[int]], weight: torch.Tensor, size: int) -> torch.Tensor:
+    """Returns the sum (size,) of the weights of all spans at each position."""
+    total = torch.zeros(size, device=weight.device)
+    for span in spans:
+        total.index_add_(0, torch.tensor(span, device=weight.device), weight)
+    return total
+
+
+def count_blocks(blocks: Blocks, shape: Sequence[int], timesteps: torch.Tensor, *, first: int, end: int) -> int:
+    """Returns how many blocks the steps from `first` to before `end` predict, of latents with `shape` (1, C, F, H, W)."""
+    numbers = step_numbers(timesteps)
+    return sum(blocks.count(shape, numbers[t]) for t in timesteps[first:end].tolist())
+
+
+def with_known_frames(predict_noise: PredictNoise, known: torch.Tensor, scheduler: Any) -> PredictNoise:
+    """Returns a prediction under which the first frames become `known` (1, C, K, H, W): a clip that is gone on with.
+
+    For them the prediction is the one that leads from where they are to `known`, so every sampler takes them there and
+    the other frames see them at the noise of their own step (blended latents, arXiv:2111.14818, by the prediction in
+    place of the sample). Takes what `scale_model_input` gives, whose variance is 1 at every step.
+    """
+    signal = scheduler.alphas_cumprod.double().cpu()
+    prediction_type = scheduler.config.prediction_type
+
+    def predict(latents: torch.Tensor, timestep: torch.Tensor) -> torch.Tensor:
+        noise_pred = predict_noise(latents, timestep).clone()
+        alpha, sigma = _alpha_sigma(signal, float(timestep))
+        count = known.shape[2]
+        clean = known.to(latents)
+        noise = (latents[:, :, :count] - alpha * clean) / sigma
+        if prediction_type == "v_prediction":
+            noise_pred[:, :, :count] = alpha * noise - sigma * clean
+        elif prediction_type == "sample":
+            noise_pred[:, :, :count] = clean
+        else:
+            noise_pred[:, :, :count] = noise
+        return noise_pred
+
+    return predict
+
+
+def _alpha_sigma(alphas_cumprod: torch.Tensor, timestep: float) -> tuple[float, float]:
+    """Returns how much signal and noise there is at a timestep, between two whole ones by the logarithm of their ratio.
+
+    So do the schedulers whose steps lie between timesteps (k-diffusion, DiscreteSchedule.sigma_to_t).
+    """
+    below = min(int(timestep), len(alphas_cumprod) - 1)
+    above = min(below + 1, len(alphas_cumprod) - 1)
+    ratios = [((1 - alphas_cumprod[n]) / alphas_cumprod[n]).sqrt().clamp(1e-6, 1e6).log() for n in (below, above)]
+    ratio = float(torch.lerp(ratios[0], ratios[1], timestep - int(timestep)).exp())
+    return 1 / (1 + ratio**2) ** 0.5, ratio / (1 + ratio**2) ** 0.5
+
+
+def spread_noise(noise: torch.Tensor, blocks: Blocks, generator: torch.Generator) -> torch.Tensor:
+    """Returns noise (1, C, F, H, W) of which every window holds the same frames, shuffled (FreeNoise, arXiv:2310.15169).
+
+    The first window's frames stay; those after it are, one window's step at a time, the ones of a window before in
+    another order.
+    """
+    time = blocks.time
+    if time is None or noise.shape[2] <= time.length:
+        return noise
+    spread = noise.clone()
+    stride = time.length - time.overlap
+    for start in range(time.length, noise.shape[2], stride):
+        order = torch.randperm(stride, generator=generator) + start - time.length
+        room = min(stride, noise.shape[2] - start)
+        spread[:, :, start : start + room] = spread[:, :, order[:room].to(noise.device)]
+    return spread

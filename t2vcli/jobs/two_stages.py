@@ -1,0 +1,154 @@
+"""A draft by one model, enlarged by another, in one go: the draft's frames are never rounded to 8 bits on the way."""
+
+from __future__ import annotations
+
+import contextlib
+import gc
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from diffusers import AutoencoderKL
+
+from t2vcli.engine.decode import decode_latents
+from t2vcli.engine.memory import PlacedModel, lent
+from t2vcli.errors import InputError, NonFiniteError
+from t2vcli.jobs.keep import Keeper, with_kept_plan
+from t2vcli.jobs.prepare import Prepared
+from t2vcli.jobs.sample import how_it_went, write_video
+from t2vcli.jobs.stages import Made, Origin, ReadFrames, from_prompt, from_video
+from t2vcli.models import equal_parts
+from t2vcli.plan import MemoryPlan
+from t2vcli.presets import Preset
+from t2vcli.report import Report
+from t2vcli.request import GenerateRequest, Request, UpscaleRequest
+from t2vcli.video.ffmpeg import shown
+from t2vcli.video.reader import read_metadata
+from t2vcli.video.resize import resize_picture
+
+
+@dataclass(frozen=True)
+class SecondStage:
+    """The upscale of a draft, and where the draft is kept as a video of its own, if it is."""
+
+    request: UpscaleRequest
+    preset: Preset | None
+    draft: Path | None = None
+
+
+@dataclass(frozen=True)
+class Draft:
+    """The first of two stages, when it is done. `vae` is its model's, `shared` if it is also the second's."""
+
+    latents: torch.Tensor
+    vae: AutoencoderKL
+    plan: MemoryPlan
+    shared: bool
+
+    def reader(self, *, width: int, height: int, report: Report) -> ReadFrames:
+        """Returns the function that decodes the frames (height, width, 3) float32 in [0, 1], a few at a time."""
+
+        def read(placed: PlacedModel) -> Iterator[np.ndarray]:
+            assert placed.plan is not None
+            device = placed.plan.device
+            own = lent(self.vae, device) if not self.shared and device != "cpu" else contextlib.nullcontext()
+            with own:
+                for pictures in self._decoded(device, report):
+                    for picture in pictures.permute(0, 2, 3, 1).numpy():
+                        yield resize_picture(picture, width=width, height=height)
+
+        return read
+
+    def _decoded(self, device: str, report: Report) -> Iterator[torch.Tensor]:
+        done = 0
+        try:
+            for pictures in self._decode(self.latents, device):
+                yield pictures
+                done += len(pictures)
+        except NonFiniteError as error:
+            if self.vae.dtype == torch.float32:
+                raise
+            report.warn(f"{str(error).partition(';')[0]}; the latents are sound, so the VAE is run in fp32")
+            self.vae.to(torch.float32)
+            yield from self._decode(self.latents[:, :, done:], device)
+
+    def _decode(self, latents: torch.Tensor, device: str) -> Iterator[torch.Tensor]:
+        return decode_latents(
+            self.vae, latents, chunk=self.plan.decode_chunk, device=device, strip_bytes=self.plan.vae_strip_bytes
+        )
+
+
+def in_two_stages(
+    first: tuple[GenerateRequest, Prepared],
+    second: tuple[UpscaleRequest, Prepared],
+    recipe: Mapping[str, Any],
+    *,
+    draft_path: Path | None,
+    kept: Keeper,
+    report: Report,
+    overwrite: bool,
+) -> tuple[Made, dict[str, Any]]:
+    """Returns the second stage's latents and model, and the recipe with what became of the first stage.
+
+    With `draft_path` the first stage is also written as a video of its own.
+    """
+    request, prepared = first
+    upscale, enlarging = second
+    told = {**recipe, **{key: value for key, value in kept.draft.how_it_went.items() if value}}
+
+    def begin() -> Origin:
+        own = kept.draft
+        made = from_prompt(request, with_kept_plan(prepared, own.how_it_went), kept=own, report=report)
+        told.update(how_it_went(made.attempts))
+        if draft_path is not None:
+            _write_draft(draft_path, made, request, recipe, report=report, overwrite=overwrite)
+        made.attempts.placed.release()
+        model = made.attempts.placed.model
+        shared = {name: getattr(model, name) for name in parts_in_common(first, second)}
+        draft = Draft(made.latents, model.vae, made.attempts.plan, shared="vae" in shared)
+        report.say(
+            f"second stage; of the first model stays: {', '.join(shared) or 'the VAE until its frames are read'}"
+        )
+        del made, model
+        gc.collect()  # what is not shared leaves the host, too, before the second model is loaded
+        return Origin(
+            draft.latents.shape[2],
+            draft.reader(width=upscale.width, height=upscale.height, report=report),
+            shared,
+        )
+
+    made = from_video(upscale, with_kept_plan(enlarging, kept.how_it_went), begin, kept=kept, report=report)
+    return made, told
+
+
+def parts_in_common(first: tuple[Request, Prepared], second: tuple[Request, Prepared]) -> list[str]:
+    """Returns the parts with weights that two models have in common, by content, if both use them in the same way."""
+    plans = first[1].plan, second[1].plan
+    if plans[0].dtype != plans[1].dtype or {request.weights for request, _ in (first, second)} != {"full"}:
+        return []
+    return equal_parts(first[1].files, second[1].files)
+
+
+def _write_draft(
+    path: Path, made: Made, request: GenerateRequest, recipe: Mapping[str, Any], *, report: Report, overwrite: bool
+) -> None:
+    """Writes the draft's own video, unless an earlier process of this run has done so."""
+    own = {key: value for key, value in recipe.items() if key != "upscale"}
+    if path.exists() and not overwrite:
+        with contextlib.suppress(InputError):
+            if (read_metadata(path) or {}).get("request") == own["request"]:
+                return
+    done = write_video(
+        path,
+        made.latents,
+        made.attempts,
+        request,
+        fps=request.fps,
+        recipe=own,
+        overwrite=overwrite,
+        report=report,
+    )
+    report.say(f"the draft is {shown(done.path)}")

@@ -1,0 +1,50 @@
+"""The shape of a clip, as far as it decides memory and speed."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from t2vcli.request import Request, UpscaleRequest
+from t2vcli.windows import Blocks
+
+
+@dataclass(frozen=True)
+class Shape:
+    """What of a request decides its memory. Width and height in pixels.
+
+    `block` is the (frames, width, height) that the UNet sees at once, where that is not all, and `blocks` how many it
+    sees in a step.
+    """
+
+    frames: int
+    width: int
+    height: int
+    guided: bool
+    encodes_video: bool
+    block: tuple[int, int, int] | None = None
+    blocks: int = 1
+
+    @property
+    def pixels(self) -> int:
+        return self.width * self.height
+
+    @property
+    def in_one_pass(self) -> tuple[int, int]:
+        """Returns the frames and the pixels of a frame that the UNet sees at once."""
+        frames, width, height = self.block or (self.frames, self.width, self.height)
+        return frames, width * height
+
+
+def shape_of(request: Request, blocks: Blocks, *, frames: int, vae_scale: int) -> Shape:
+    """Returns the shape of a request's clip of `frames`, divided into `blocks`."""
+    rows, columns = request.height // vae_scale, request.width // vae_scale
+    length, tile_rows, tile_columns = blocks.largest(frames, rows, columns)
+    return Shape(
+        frames=frames,
+        width=request.width,
+        height=request.height,
+        guided=request.guidance_scale > 1,
+        encodes_video=isinstance(request, UpscaleRequest),
+        block=(length, tile_columns * vae_scale, tile_rows * vae_scale),
+        blocks=blocks.count((frames, rows, columns), 0),
+    )
