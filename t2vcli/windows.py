@@ -127,7 +127,7 @@ def blocks_for(
 ) -> tuple[Blocks, list[str]]:
     """Returns the division of a request's clip of `frames`, and sentences on what was chosen and what has no effect.
 
-    `preset` says what its model was trained on; `enlarges`, that a clip larger than that need not be drawn as a whole.
+    `preset` says what its model was trained on, `vae_scale` how many pixels wide a cell is; `enlarges`, that a clip larger than that need not be drawn as a whole.
     Raises UsageError for an overlap as large as what it would be of.
     """
     time, remarks = _windows(request, preset, frames)

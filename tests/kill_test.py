@@ -193,8 +193,8 @@ def frames_hash(path: Path) -> str:
     return digest.hexdigest()
 
 
-def undisturbed(task: str, folder: Path) -> Undisturbed:
-    life = Process(TASKS[task], folder, fresh=task == "generate").end()
+def undisturbed(task: str, folder: Path, *, fresh: bool) -> Undisturbed:
+    life = Process(TASKS[task], folder, fresh=fresh).end()
     if life.status:
         raise SystemExit(f"the undisturbed {task} failed:\n{life.said}")
     times = list(life.began_s.items())
@@ -281,26 +281,37 @@ def _how_it_went_on(said: str) -> str:
     return "anew"
 
 
-def run(count: int, seed: int, folder: Path) -> list[Kill]:
-    """Returns what came of `count` kills."""
-    import t2vcli.jobs.generate
-    import t2vcli.jobs.upscale  # noqa: F401 - so that forked processes need not
-
-    references = {}
-    for task in TASKS:
-        (folder / task).mkdir()
-        references[task] = undisturbed(task, folder / task)
-        if task == "generate":
-            (folder / CLIP).write_bytes((folder / task / OUT).read_bytes())
+def drawn(count: int, seed: int) -> list[tuple[Kill, float]]:
+    """Returns the kills to come, each with how far into its stage it falls, from 0 to 1."""
     draw = random.Random(seed)
     kills = []
     for number in range(count):
         (stage,) = draw.choices(list(STAGES), list(STAGES.values()))
         task = draw.choice(["generate", "generate", "upscale"])
-        fresh = stage in IMPORTING or number % 10 == 0
+        fresh = stage in IMPORTING or number % 10 == 9
         kill = Kill(number, stage, task, fresh, whole=number % 2 == 1, old=number // 2 % 2 == 1)
-        # Only of fresh processes is the undisturbed time of the import's stages known, and only they are killed there.
-        moment_s = draw.random() * references["generate" if stage in IMPORTING else task].lasts_s[stage]
+        kills.append((kill, draw.random()))
+    return kills
+
+
+def run(count: int, seed: int, folder: Path) -> list[Kill]:
+    """Returns what came of `count` kills."""
+    import t2vcli.jobs.generate
+    import t2vcli.jobs.upscale  # noqa: F401 - so that forked processes need not
+
+    to_come = drawn(count, seed)
+    references = {}
+    for task in TASKS:
+        (folder / task).mkdir()
+        # Only of a fresh process is the undisturbed time of the import's stages known, and only fresh ones are killed there.
+        fresh = task == "generate" and any(kill.fresh for kill, _ in to_come)
+        references[task] = undisturbed(task, folder / task, fresh=fresh)
+        if task == "generate":
+            (folder / CLIP).write_bytes((folder / task / OUT).read_bytes())
+    kills = []
+    for kill, part in to_come:
+        number, task = kill.number, kill.task
+        moment_s = part * references["generate" if kill.stage in IMPORTING else task].lasts_s[kill.stage]
         place = folder / f"kill-{number}"
         place.mkdir()
         kill_once(kill, moment_s, place, references[task])

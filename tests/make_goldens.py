@@ -255,7 +255,14 @@ def run_once(
         first = skipped_steps(request.steps, request.strength) * scheduler.order
         state = video_state(scheduler, generator, clean, first_step=first, dtype=prepared.dtype, device=plan.device)
     latents = denoised_latents(
-        attempts, request, embeds=embeds, scheduler=scheduler, state=state, generator=generator, report=Silent()
+        attempts,
+        request,
+        embeds=embeds,
+        scheduler=scheduler,
+        state=state,
+        generator=generator,
+        blocks=prepared.blocks,
+        report=Silent(),
     )
     attempts.placed.release()
     return latents

@@ -22,7 +22,7 @@ from t2vcli.video.along import along_with
 from t2vcli.video.part import part_of
 from t2vcli.video.reader import VideoInfo, probe, read_frames, read_metadata
 from t2vcli.video.remarks import remarks_on
-from t2vcli.video.writer import write_mp4
+from t2vcli.video.writer import write_video
 
 
 def remarks(path: Path, video: VideoInfo | None = None) -> str:
@@ -33,7 +33,7 @@ def remarks(path: Path, video: VideoInfo | None = None) -> str:
 def again(path: Path, video: VideoInfo | None = None) -> VideoInfo:
     """Writes the video anew, as an upscale does, beside it; returns what that holds."""
     video = video or probe(path)
-    return write_mp4(
+    return write_video(
         path.parent / "again.mp4",
         read_frames(path, video),
         count=video.frames,

@@ -21,7 +21,7 @@ from typing import Any
 
 import pytest
 from clips import ramp, shell_ffmpeg
-from commandline import LIMIT_S, command, contents, environment, spawn
+from commandline import LIMIT_S, command, contents, environment, spawn, t2v
 from standins import write_standin
 
 from t2vcli import stopping
@@ -29,7 +29,7 @@ from t2vcli.cli import boundary
 from t2vcli.cli.console import error_console
 from t2vcli.cli.progress import LiveReport, PlainReport, QuietReport, choose_report
 from t2vcli.video.reader import probe, read_metadata
-from t2vcli.video.writer import write_mp4
+from t2vcli.video.writer import write_video
 
 SMALL = ("--device", "cpu", "--frames", "4", "--width", "32", "--height", "32")
 
@@ -51,7 +51,7 @@ def clip(place: Path) -> Path:
     """A video with a recipe that no 8-bit encoding can show."""
     path = place / "é.mp4"
     recipe = {"request": {"prompt": "a café ⛵ 🙂"}}
-    write_mp4(path, ramp(1), count=1, width=64, height=64, fps=Fraction(8), metadata=recipe, comment="")
+    write_video(path, ramp(1), count=1, width=64, height=64, fps=Fraction(8), metadata=recipe, comment="")
     return path
 
 
@@ -84,6 +84,10 @@ def read_to_the_end(terminal_end: int) -> str:
     return b"".join(pieces).decode()
 
 
+def without_escapes(seen: str) -> str:
+    return re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", seen)
+
+
 # Progress
 
 
@@ -104,7 +108,7 @@ def test_on_a_terminal_progress_is_live(model: Path, place: Path) -> None:
     assert stdout == b"new.mp4\n"
     assert "\x1b[?25l" in seen  # the cursor is hidden while a bar moves
     assert seen.rstrip().rfind("\x1b[?25h") > seen.rfind("\x1b[?25l")  # and comes back
-    plain = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", seen)
+    plain = without_escapes(seen)
     assert "denoise" in plain
     assert "8 of 8" in plain
     assert re.search(r"4 frames of 32x32 at 8 fps, seed \d+", plain)
@@ -187,7 +191,7 @@ def test_a_log_in_ascii_on_a_build_server(model: Path, place: Path) -> None:
     assert os.listdir(place) == ["café ⛵.mp4"]
 
 
-@pytest.mark.parametrize("encoding", ["ascii", "cp1252", "latin-1", "utf-8"])
+@pytest.mark.parametrize("encoding", ["ascii", "cp1252", "utf-8"])
 def test_nothing_is_lost_to_an_encoding(encoding: str, clip: Path) -> None:
     env = environment(PYTHONIOENCODING=encoding)
     shown = subprocess.run(command("info", clip), env=env, capture_output=True, timeout=LIMIT_S, check=False)
@@ -379,6 +383,7 @@ def test_a_signal_ends_it_with_its_code_and_leaves_only_what_it_can_go_on_from(
     assert process.returncode == code, said + stderr
     assert stdout == ""
     assert stderr.splitlines()[-1].startswith(f"t2v: {last}")
+    assert ("t2v: stopping after this step; once more stops at once" in stderr) == at.startswith("denoise")
     assert "Traceback" not in stderr
     assert living(process.pid) == []
     after = contents(place)
@@ -387,38 +392,24 @@ def test_a_signal_ends_it_with_its_code_and_leaves_only_what_it_can_go_on_from(
     assert set(after) == (names if kept else {"old.mp4"})
 
 
-def test_the_first_signal_waits_for_the_step_and_the_second_does_not(model: Path, place: Path) -> None:
-    arguments = ("generate", "a boat", "--model", model, *SMALL, "--steps", "20", "--keep-every", "0", "-o", "old.mp4")
-    process = begun(*arguments, folder=place)
-    heard(process, "denoise: 10 %")
-    process.send_signal(signal.SIGINT)
-    heard(process, "t2v: stopping after this step; once more stops at once")
-    process.send_signal(signal.SIGINT)
-    _, stderr = process.communicate(timeout=LIMIT_S)
-    assert process.returncode == 130
-    # The step may have ended before the second came.
-    assert re.fullmatch(rf"t2v: (interrupted|stopped after step \d+ of 20); {WAY_ON}", stderr.splitlines()[-1])
-    assert "Traceback" not in stderr
-    done = spawn("resume", RUN, folder=place)
-    assert (done.code, done.stdout) == (0, "old.mp4\n"), done.stderr
-    assert "after step" in done.stderr
-    assert os.listdir(place) == ["old.mp4"]
-
-
-def test_a_terminal_is_left_as_it_was_found(model: Path, place: Path) -> None:
-    with terminal() as (ours, theirs):
+def test_the_second_signal_does_not_wait_and_the_terminal_is_left_as_it_was_found(
+    model: Path, place: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with terminal(columns=200) as (ours, theirs):
         before = termios.tcgetattr(theirs)
         process = begun(
-            *("generate", "a boat", "--model", model, *SMALL, "--steps", "100", "-o", "old.mp4"),
+            *("generate", "a boat", "--model", model, *SMALL, "--steps", "20", "--keep-every", "0", "-o", "old.mp4"),
             folder=place,
             env=environment(TERM="xterm-256color"),
             stdin=theirs,
             stderr=theirs,
         )
         seen = b""
-        while b"s/step" not in seen:
-            seen += os.read(ours, 65536)
-        process.send_signal(signal.SIGINT)
+        for sign in (b"s/step", b"t2v: stopping after this step; once more stops at once"):
+            while sign not in seen:
+                assert process.poll() is None, seen
+                seen += os.read(ours, 65536) if select.select([ours], [], [], 0.1)[0] else b""
+            process.send_signal(signal.SIGINT)
         assert process.stdout is not None
         while process.poll() is None:  # its output has to be taken, or it waits
             seen += os.read(ours, 65536) if select.select([ours], [], [], 0.1)[0] else b""
@@ -430,7 +421,15 @@ def test_a_terminal_is_left_as_it_was_found(model: Path, place: Path) -> None:
     assert after == before
     assert after[3] & termios.ECHO
     assert seen.rfind(b"\x1b[?25h") > seen.rfind(b"\x1b[?25l") >= 0
-    assert b"goes on from there" in seen
+    assert b"Traceback" not in seen
+    # The step may have ended before the second came.
+    last = without_escapes(seen.decode()).splitlines()[-1]
+    assert re.fullmatch(rf"t2v: (interrupted|stopped after step \d+ of 20); {WAY_ON}", last)
+    monkeypatch.chdir(place)
+    done = t2v("resume", RUN)
+    assert (done.code, done.stdout) == (0, "old.mp4\n"), done.stderr
+    assert "after step" in done.stderr
+    assert os.listdir(place) == ["old.mp4"]
 
 
 def test_what_was_told_to_ignore_ctrl_c_does(model: Path, place: Path) -> None:

@@ -17,7 +17,7 @@ from clips import ffmpeg, make_clip, noise, ramp
 from commandline import LIMIT_S, contents, environment, sentence, t2v
 
 from t2vcli.cli.shared import MAX_PROMPT_BYTES
-from t2vcli.video.writer import write_mp4
+from t2vcli.video.writer import write_video
 
 GENERATE = ("generate", "a red boat", "-o", "new.mp4")
 UPSCALE = ("upscale", "in.mp4", "-o", "new.mp4")
@@ -50,6 +50,48 @@ CASES = [
     generate(4, "--preset", "value.yaml", words=("frames", "value.yaml:2", "-5")),
     Case(2, ("presets", "show", "nothing-like-it"), ("no preset 'nothing-like-it'",)),
     upscale(2, "--preset", "demo", words=("strength",)),
+    # Windows, tiles and loops
+    *(
+        generate(2, *arguments.split(), words=words)
+        for arguments, words in {
+            "--window 0": ("--window '0'", "from 1 to"),
+            "--window many": ("--window 'many'", "auto or off"),
+            "--window 8 --overlap 8": ("--overlap 8", "--window 8"),
+            "--frames 200 --overlap 16": ("--overlap 16", "16 frames of a window"),
+            "--extend in.mp4 --frames 200 --overlap 16": ("--overlap 16", "16 frames of a window"),
+            "--tile 100": ("--tile '100'", "1024x576"),
+            "--tile 60x64": ("--tile '60x64'", "multiple of 8"),
+            "--tile 64x64 --tile-overlap 64": ("--tile-overlap 64", "--tile 64x64"),
+            "--tile-overlap 12": ("--tile-overlap 12", "multiple of 8"),
+            "--smooth 8": ("--smooth 8", "above", "8 frames per second"),
+            "--smooth fast": ("--smooth 'fast'", "frames per second"),
+        }.items()
+    ),
+    # Videos to begin with, and second stages
+    *(
+        generate(2, *arguments.split(), words=words)
+        for arguments, words in {
+            "--strength 0.5": ("--strength", "--init-video"),
+            "--context 3": ("--context", "--extend"),
+            "--upscale-strength 0.5": ("--upscale-strength", "--upscale"),
+            "--keep-draft": ("--keep-draft", "--upscale"),
+            "--init-video in.mp4 --extend in.mp4": ("--init-video", "--extend", "not both"),
+            "--init-video in.mp4 --upscale": ("--upscale", "--init-video", "t2v upscale"),
+            "--init-video in.mp4 --fps 8": ("--fps", "own rate"),
+            "--init-video in.mp4 --frames 100": ("in.mp4", "--frames 100", "--extend"),
+            "--extend in.mp4 --loop": ("--loop", "--extend"),
+            "--extend in.mp4 --context 50": ("--context 50", "in.mp4"),
+            "--upscale nothing-like-it": ("no preset 'nothing-like-it'",),
+            "--upscale --upscale-strength 2": ("strength", "less than or equal to 1"),
+        }.items()
+    ),
+    generate(4, "--init-video", "missing.mp4", words=("missing.mp4", "does not exist")),
+    generate(4, "--extend", "text.mp4", words=("text.mp4",)),
+    upscale(2, "--width", "2048", "--height", "1152", "--tile-overlap", "576", words=("--tile-overlap 576",)),
+    upscale(8, "--smooth", "1", words=("--smooth 1", "above")),
+    Case(8, ("generate", "x", "-o", "new.png"), ("new.png", "one picture", "%04d.png")),
+    Case(8, ("generate", "x", "-o", "new/%d-%d.png"), ("exactly one %d",)),
+    Case(8, ("generate", "x", "-o", "new.gif", "--fps", "60"), ("new.gif", "60", "a lower rate")),
     # Numbers
     *(
         generate(2, f"--{flag}={value}", words=(f"--{flag}", value))
@@ -264,7 +306,7 @@ def test_what_the_parser_refuses_is_a_usage_error(arguments: tuple[str, ...]) ->
 @pytest.mark.parametrize("inside", [{"request": {"prompt": "a \ud800 boat"}}, {"request": {"prompt": "a \0 boat"}}])
 def test_a_bad_prompt_inside_a_video_is_refused(tmp_path: Path, inside: dict[str, object]) -> None:
     clip = tmp_path / "clip.mp4"
-    write_mp4(clip, ramp(2), count=2, width=64, height=64, fps=Fraction(8), metadata=inside, comment="")
+    write_video(clip, ramp(2), count=2, width=64, height=64, fps=Fraction(8), metadata=inside, comment="")
     before = contents(tmp_path)
     outcome = t2v("upscale", clip, "--scale", "1", "--quiet")
     assert outcome.code == 2

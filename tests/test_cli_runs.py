@@ -15,7 +15,7 @@ from commandline import Outcome, contents, t2v
 from standins import write_standin
 
 from t2vcli.video.reader import probe, read_frames, read_metadata
-from t2vcli.video.writer import write_mp4
+from t2vcli.video.writer import write_video
 
 SMALL = ("--device", "cpu", "--frames", "4", "--width", "32", "--height", "32", "--steps", "2")
 HOSTILE = "a [/red] [bold boat \x1b[31m\r at sea ⛵ :boat: 50 % {x} \\n"
@@ -169,7 +169,7 @@ def test_whatever_a_prompt_holds_is_kept_exactly_and_shown_inert(model: Path) ->
 )
 def test_a_strangers_recipe_is_shown_inert(recipe: dict[str, object], place: Path) -> None:
     path = place / "x.mp4"
-    write_mp4(path, ramp(1), count=1, width=64, height=64, fps=Fraction(8), metadata=recipe, comment="")
+    write_video(path, ramp(1), count=1, width=64, height=64, fps=Fraction(8), metadata=recipe, comment="")
     shown = t2v("info", path)
     assert shown.code == 0, shown.stderr
     assert all(c.isprintable() or c == "\n" for c in shown.stdout)
@@ -181,7 +181,7 @@ def test_a_recipe_nested_deep_is_shown_too(place: Path) -> None:
     for _ in range(190):
         deep = {"a": deep}
     path = place / "x.mp4"
-    write_mp4(path, ramp(1), count=1, width=64, height=64, fps=Fraction(8), metadata=deep, comment="")
+    write_video(path, ramp(1), count=1, width=64, height=64, fps=Fraction(8), metadata=deep, comment="")
     shown = t2v("info", path)
     assert shown.code == 0, shown.stderr
     assert "a:" in shown.stdout

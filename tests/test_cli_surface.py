@@ -24,8 +24,9 @@ from t2vcli.errors import EXIT_CODES
 from t2vcli.presets import list_presets
 from t2vcli.request import GenerateRequest, Request, UpscaleRequest
 from t2vcli.schedulers import SCHEDULERS
+from t2vcli.video.formats import format_of
 from t2vcli.video.reader import probe, read_metadata
-from t2vcli.video.writer import write_mp4
+from t2vcli.video.writer import write_video
 
 REQUESTS: dict[str, type[Request]] = {"generate": GenerateRequest, "upscale": UpscaleRequest}
 
@@ -280,7 +281,7 @@ def called(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Called:
     # Each costs a few runs of ffmpeg, and these tests look at the same clip again and again.
     monkeypatch.setattr("t2vcli.video.reader.probe", functools.cache(probe))
     monkeypatch.setattr("t2vcli.video.reader.read_metadata", functools.cache(read_metadata))
-    monkeypatch.setattr("t2vcli.video.ffmpeg.require_encoder", lambda: None)
+    monkeypatch.setattr("t2vcli.video.writer.require_format", lambda path, **options: format_of(path))
     make_clip(tmp_path / "in.mp4", ramp(2, width=64, height=48), rate="30000/1001")
 
     def call(*arguments: str) -> tuple[Any, dict[str, Any]]:
@@ -406,7 +407,7 @@ def test_without_a_size_the_shape_stays_and_the_area_is_the_presets(
 
 def test_an_upscale_takes_the_prompts_inside_the_video(called: Called, tmp_path: Path) -> None:
     inside = {"request": {"prompt": "a red boat [/red]", "negative_prompt": "blurry"}}
-    write_mp4(
+    write_video(
         tmp_path / "ours.mp4", ramp(2), count=2, width=64, height=64, fps=Fraction(8), metadata=inside, comment=""
     )
     request, _ = called("upscale", "ours.mp4")
@@ -421,7 +422,7 @@ def test_an_upscale_takes_the_prompts_inside_the_video(called: Called, tmp_path:
 
 @pytest.mark.parametrize("inside", [{"request": 5}, {"request": {"prompt": ["a"]}}, {}, {"other": "[/red]"}])
 def test_a_strangers_metadata_holds_no_prompt(inside: dict[str, object], called: Called, tmp_path: Path) -> None:
-    write_mp4(tmp_path / "x.mp4", ramp(1), count=1, width=64, height=64, fps=Fraction(8), metadata=inside, comment="")
+    write_video(tmp_path / "x.mp4", ramp(1), count=1, width=64, height=64, fps=Fraction(8), metadata=inside, comment="")
     request, _ = called("upscale", "x.mp4")
     assert request.prompt == ""
 

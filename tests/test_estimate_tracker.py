@@ -30,7 +30,11 @@ PAGE = 4 * 256  # float32 values in 4 KiB
 
 def small_unet() -> UNet3DConditionModel:
     return UNet3DConditionModel(
-        block_out_channels=(32, 64, 64, 64), attention_head_dim=16, cross_attention_dim=32, norm_num_groups=8
+        block_out_channels=(32, 64, 64, 64),
+        layers_per_block=1,
+        attention_head_dim=16,
+        cross_attention_dim=32,
+        norm_num_groups=8,
     ).eval()
 
 

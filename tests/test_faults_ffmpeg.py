@@ -18,7 +18,7 @@ from faults import children
 from t2vcli.errors import InputError, OutputError
 from t2vcli.video import Frame, ffmpeg, reader
 from t2vcli.video.reader import VideoInfo, probe, read_frames
-from t2vcli.video.writer import write_mp4
+from t2vcli.video.writer import write_video
 
 OLD = b"the old file"
 FRAMES = 3
@@ -53,7 +53,7 @@ def short_patience(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def write(path: Path, frames: Iterator[Frame] | None = None) -> VideoInfo:
-    return write_mp4(
+    return write_video(
         path,
         clips.ramp(FRAMES) if frames is None else frames,
         count=FRAMES,

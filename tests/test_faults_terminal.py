@@ -16,7 +16,7 @@ from PIL import Image
 
 from t2vcli.cli.console import error_console, say, say_error
 from t2vcli.cli.progress import LiveReport
-from t2vcli.video.writer import write_mp4
+from t2vcli.video.writer import write_video
 
 # Markup of rich, an emoji code, terminal escapes in both spellings, a title, a cursor, a line break, the other direction.
 HOSTILE = "[red]x[/] [/red] [link=http://a]:boat: \x1b[31m\x1b]0;title\x07\x9b2J\r\x08\x7f\n\u202e🙂"
@@ -31,7 +31,7 @@ def place(tmp_path: Path) -> Path:
 
 
 def write(path: Path, metadata: dict[str, object] | None = None, comment: str = "") -> Path:
-    write_mp4(path, ramp(2), count=2, width=64, height=64, fps=Fraction(8), metadata=metadata, comment=comment)
+    write_video(path, ramp(2), count=2, width=64, height=64, fps=Fraction(8), metadata=metadata, comment=comment)
     return path
 
 

@@ -26,7 +26,7 @@ from t2vcli.video import Frame
 from t2vcli.video.files import reserved
 from t2vcli.video.reader import probe, read_frames, read_metadata
 from t2vcli.video.sheet import write_png
-from t2vcli.video.writer import check_output, write_mp4
+from t2vcli.video.writer import check_output, write_video
 
 OLD = b"the old file"
 NUMBERS = [errno.ENOSPC, errno.EIO, errno.EROFS, errno.EACCES]
@@ -43,7 +43,7 @@ def write(path: Path, frames: Iterable[Frame] | None = None, *, overwrite: bool 
     """Writes two frames of 16x16, by default as fast as ffmpeg starts."""
     frames = clips.ramp(2, width=16, height=16) if frames is None else frames
     rate = Fraction(8)
-    write_mp4(
+    write_video(
         path, frames, count=2, width=16, height=16, fps=rate, metadata={"seed": 1}, comment="", overwrite=overwrite
     )
 
@@ -51,7 +51,7 @@ def write(path: Path, frames: Iterable[Frame] | None = None, *, overwrite: bool 
 def write_large(path: Path, *, overwrite: bool = False) -> None:
     """Writes some 80 kB that do not compress."""
     frames, rate = clips.noise(12), Fraction(8)
-    write_mp4(
+    write_video(
         path,
         frames,
         count=12,
@@ -122,6 +122,45 @@ def test_an_old_video_stays_until_the_new_one_is_whole_whatever_fails(out: Path,
     assert fail_each(out.parent, lambda: write(out, overwrite=True), number, after) >= 12
     assert read_metadata(out) == {"seed": 1}
     assert set(contents(out.parent)) == {"clip.mp4"}
+
+
+def left_of(folder: Path) -> set[str]:
+    return {str(path.relative_to(folder)) for path in folder.rglob("*")}
+
+
+PICTURES = {"clip", "clip/1.png", "clip/2.png"}
+
+
+@pytest.mark.parametrize("number", NUMBERS, ids=errno.errorcode.get)
+@pytest.mark.parametrize("old", [False, True], ids=["new", "old"])
+def test_a_folder_of_pictures_is_whole_or_not_there_whatever_fails(out: Path, number: int, old: bool) -> None:
+    path = out.with_suffix("") / "%d.png"
+    rate = Fraction(8)
+
+    def write_folder(seed: int) -> None:
+        frames = clips.ramp(2, width=16, height=16)
+        recipe = {"seed": seed}
+        write_video(path, frames, count=2, width=16, height=16, fps=rate, metadata=recipe, comment="", overwrite=old)
+
+    def after(failed: str, said: str) -> None:
+        check_output(path, overwrite=True)  # sweeps what could not even be removed
+        if "is written and whole" in said or not said:
+            assert read_metadata(path.parent) == {"seed": 1}
+            assert left_of(out.parent) == PICTURES, failed
+            shutil.rmtree(path.parent)
+            if old:
+                write_folder(0)
+        elif failed != "stat":  # with which it is asked whether it is a folder, whose refusal counts as no
+            assert os.strerror(number) in said, failed
+        assert left_of(out.parent) == (PICTURES if old else set()), failed
+        if old:
+            assert read_metadata(path.parent) == {"seed": 0}
+
+    if old:
+        write_folder(0)
+    assert fail_each(out.parent, lambda: write_folder(1), number, after) >= 6
+    assert left_of(out.parent) == PICTURES
+    assert read_metadata(path.parent) == {"seed": 1}
 
 
 @pytest.mark.parametrize("number", NUMBERS, ids=errno.errorcode.get)
@@ -299,14 +338,14 @@ RACE = """
     from pathlib import Path
     import clips
     from t2vcli.errors import OutputError
-    from t2vcli.video.writer import write_mp4
+    from t2vcli.video.writer import write_video
     path, seed, overwrite = Path(sys.argv[1]), int(sys.argv[2]), sys.argv[3] == "True"
     def frames():
         yield from clips.ramp(2 + seed)
         print("ready", flush=True)
         sys.stdin.readline()
     try:
-        write_mp4(path, frames(), count=2 + seed, width=64, height=64, fps=Fraction(8), metadata={"seed": seed}, comment="", overwrite=overwrite)
+        write_video(path, frames(), count=2 + seed, width=64, height=64, fps=Fraction(8), metadata={"seed": seed}, comment="", overwrite=overwrite)
     except OutputError as error:
         sys.exit(f"{error.exit_code}: {error}")
 """

@@ -33,7 +33,7 @@ from t2vcli.models import check_whole
 from t2vcli.presets import Preset, load_preset
 from t2vcli.video import reader
 from t2vcli.video.reader import probe, read_frames, read_metadata
-from t2vcli.video.writer import check_output, write_mp4
+from t2vcli.video.writer import check_output, write_video
 
 CRASHERS = sorted((Path(__file__).parent / "fuzz" / "crashers").iterdir())
 LIMIT_S = 30
@@ -132,7 +132,7 @@ def test_a_name_reaches_ffmpeg_as_a_file_and_as_nothing_else(
         check_output(Path(name), overwrite=True)
         rate = Fraction(8)
         frames = clips.ramp(1)
-        write_mp4(
+        write_video(
             Path(name), frames, count=1, width=64, height=64, fps=rate, metadata=None, comment=name, overwrite=True
         )
         assert name not in log.read_text().split("\0")

@@ -10,9 +10,10 @@ from commandline import LIMIT_S, environment
 
 
 def test_processes_killed_anywhere_leave_no_lie_and_lose_no_step() -> None:
+    """While writing, at the end with all children, and while denoising over an old file: `drawn` has these for this seed."""
     script = Path(__file__).with_name("kill_test.py")
     done = subprocess.run(
-        [sys.executable, script, "--count", "5", "--seed", "9"],
+        [sys.executable, script, "--count", "3", "--seed", "421"],
         env=environment(),
         capture_output=True,
         text=True,
@@ -20,5 +21,5 @@ def test_processes_killed_anywhere_leave_no_lie_and_lose_no_step() -> None:
         check=False,
     )
     assert done.returncode == 0, done.stdout + done.stderr
-    assert "5 kills in " in done.stdout
+    assert "3 kills in " in done.stdout
     assert "violations:     0" in done.stdout

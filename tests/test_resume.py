@@ -34,11 +34,13 @@ from t2vcli.jobs.source import Source
 from t2vcli.models import ModelFiles
 from t2vcli.report import Silent
 from t2vcli.schedulers import SCHEDULERS
+from t2vcli.video import writer
+from t2vcli.video.formats import format_of
 from t2vcli.video.reader import VideoInfo, probe, read_frames, read_metadata
-from t2vcli.video.writer import write_mp4
+from t2vcli.video.writer import write_video
 
 EVERY_STEP = Keeping(every_s=0)
-REAL_WRITE = write_mp4
+REAL_WRITE = write_video
 
 
 class Listening(Silent):
@@ -110,8 +112,7 @@ def models(monkeypatch: pytest.MonkeyPatch) -> None:
 
     monkeypatch.setattr(preparing, "load_model", load)
     monkeypatch.setattr(preparing, "load_tokenizer", load_words)
-    for module in (generate_job, upscale_job):
-        monkeypatch.setattr(module, "require_encoder", lambda: None)
+    monkeypatch.setattr(writer, "require_format", lambda path, **options: format_of(path))
     monkeypatch.setattr(Source, "described", lambda source: _seen(source.path, source.path.stat().st_mtime_ns)[1])
 
 
@@ -151,7 +152,7 @@ def written(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
             on_frame(number)
         got.update(frames=np.stack(frames), recipe=metadata)
 
-    monkeypatch.setattr(sample, "write_mp4", take)
+    monkeypatch.setattr(sample, "write_file", take)
     return got
 
 
@@ -821,12 +822,12 @@ def test_a_failure_says_how_to_go_on(job: Job, folder: Path, monkeypatch: pytest
     def full(*arguments: Any, **options: Any) -> None:
         raise OutputError("there is no space left")
 
-    monkeypatch.setattr(sample, "write_mp4", full)
+    monkeypatch.setattr(sample, "write_video", full)
     report = Listening()
     with pytest.raises(OutputError):
         job("generate", report)
     assert "what is done is kept in" in report.lines[-1]
-    monkeypatch.setattr(sample, "write_mp4", REAL_WRITE)
+    monkeypatch.setattr(sample, "write_video", REAL_WRITE)
     again = Listening()
     job("generate", again)
     assert "denoise" not in again.advanced

@@ -92,7 +92,7 @@ def typical(found: torch.Tensor, expected: torch.Tensor) -> float:
 # The same numbers
 
 
-@pytest.mark.parametrize("size", [(5, 9), (13, 6)])
+@pytest.mark.parametrize("size", [(5, 9), (9, 4)])
 def test_float64_is_the_same(vae: AutoencoderKL, size: tuple[int, int]) -> None:
     height, width = size
     double = as_type(vae, torch.float64)
@@ -104,7 +104,7 @@ def test_float64_is_the_same(vae: AutoencoderKL, size: tuple[int, int]) -> None:
         assert largest(strip_encode(double, pixels, chunk_bytes=chunk_bytes), moments) < 1e-12
 
 
-@pytest.mark.parametrize("size", [(5, 9), (13, 6)])
+@pytest.mark.parametrize("size", [(5, 9), (9, 4)])
 def test_float32_differs_by_its_rounding_alone(vae: AutoencoderKL, size: tuple[int, int]) -> None:
     """No further from the exact result than the plain VAE is, whose own batch size moves single pixels as much."""
     height, width = size

@@ -23,7 +23,8 @@ from hypothesis import strategies as st
 from t2vcli.errors import InputError, OutputError
 from t2vcli.video import Frame, ffmpeg, files, writer
 from t2vcli.video.reader import VideoInfo, parse_tags, probe, read_frames, read_metadata
-from t2vcli.video.writer import check_output, write_mp4
+from t2vcli.video.tags import tag_file, tags_for
+from t2vcli.video.writer import check_output, write_video
 
 
 def write(
@@ -40,7 +41,7 @@ def write(
 ) -> VideoInfo:
     width, height = size
     frames = clips.ramp(count, width=width, height=height) if frames is None else frames
-    return write_mp4(
+    return write_video(
         path,
         frames,
         count=count,
@@ -136,7 +137,7 @@ def test_metadata_that_could_not_be_read_back_is_refused(out: Path) -> None:
 
 def test_progress_counts_the_frames_taken(out: Path) -> None:
     seen: list[int] = []
-    write_mp4(
+    write_video(
         out,
         iter(clips.ramp(4)),
         count=4,
@@ -365,10 +366,10 @@ WRITE_NOISE = """
     from pathlib import Path
     import clips
     from t2vcli.errors import OutputError
-    from t2vcli.video.writer import write_mp4
+    from t2vcli.video.writer import write_video
     {before}
     try:
-        write_mp4(Path(sys.argv[1]), clips.noise(12), count=12, width=64, height=64, fps=Fraction(8), metadata=None, comment="", crf=1)
+        write_video(Path(sys.argv[1]), clips.noise(12), count=12, width=64, height=64, fps=Fraction(8), metadata=None, comment="", crf=1)
     except OutputError as error:
         sys.exit(str(error))
 """
@@ -411,12 +412,12 @@ def test_when_t2v_is_killed_ffmpeg_dies_and_the_target_is_untouched(out: Path, t
         from fractions import Fraction
         from pathlib import Path
         import clips
-        from t2vcli.video.writer import write_mp4
+        from t2vcli.video.writer import write_video
         os.environ["IMAGEIO_FFMPEG_EXE"] = sys.argv[2]
         def frames():
             yield from clips.noise(6)
             os.kill(os.getpid(), signal.SIGKILL)
-        write_mp4(Path(sys.argv[1]), frames(), count=9, width=64, height=64, fps=Fraction(8), metadata=None, comment="")
+        write_video(Path(sys.argv[1]), frames(), count=9, width=64, height=64, fps=Fraction(8), metadata=None, comment="")
     """
     done = run_python(code, str(out), exe)
     assert done.returncode == -signal.SIGKILL, done.stderr
@@ -499,7 +500,7 @@ def test_check_output_names_what_stands_in_the_way(out: Path, tmp_path: Path) ->
         (tmp_path / "fifo.mp4", "is not a regular file"),
         (tmp_path / "no" / "such" / "x.mp4", r"folder .*/no/such does not exist; create it with `mkdir -p "),
         (out / "x.mp4", "clip.mp4 is not a folder"),
-        (tmp_path / "x.webm", r"writes only mp4 \(H.264\); name it x.mp4"),
+        (tmp_path / "x.avi", r"does not end in .mp4, and t2v writes .mp4 \(H.264\), .webm .*; name it x.mp4"),
         (tmp_path / "x", "does not end in .mp4"),
         (tmp_path / ("x" * 300 + ".mp4"), "too long"),
         (tmp_path / "a\0b.mp4", "cannot be written"),
@@ -533,8 +534,8 @@ def test_check_output_sweeps_only_old_files_of_ours_that_nobody_holds(out: Path)
 @example("\\")
 def test_any_comment_survives_ffmpeg(comment: str) -> None:
     """Through the file that we write and ffmpeg's own reader and writer of it."""
-    tags = writer._tags({"prompt": comment}, comment)
-    with writer._write_tags(tags, Path(tempfile.gettempdir())) as file:
+    tags = tags_for({"prompt": comment}, comment)
+    with tag_file(tags, Path(tempfile.gettempdir())) as file:
         back = parse_tags(
             clips.ffmpeg("-f", "ffmetadata", "-i", "pipe:0", "-f", "ffmetadata", "-", data=file.read()).decode()
         )

@@ -15,19 +15,21 @@ from t2vcli.cli import upscale as upscaling
 from t2vcli.cli.console import say
 from t2vcli.cli.plan import show_plan
 from t2vcli.cli.shared import (
+    check_division,
     free_name,
     merged_values,
     read_prompt,
-    refuse_input_as_output,
     run_and_report,
+    run_folders,
     slug,
     sources_of,
     taking_up,
 )
 from t2vcli.errors import UsageError
-from t2vcli.runs import SUFFIX, folder_for
 
 if TYPE_CHECKING:
+    from fractions import Fraction
+
     from t2vcli.jobs.sample import Result
     from t2vcli.presets import Preset
     from t2vcli.report import Report
@@ -82,7 +84,7 @@ UpscaleStrengthOpt = Annotated[
 KeepDraftOpt = Annotated[
     bool,
     typer.Option(
-        "--keep-draft", help="Write the first stage's video, too: OUTPUT-draft.mp4.", rich_help_panel=opt.SECOND_STAGE
+        "--keep-draft", help="Write the first stage's video, too, as OUTPUT-draft.", rich_help_panel=opt.SECOND_STAGE
     ),
 ]
 CONTEXT_OPTION: opt.Options = {
@@ -108,6 +110,7 @@ class Asked:
     preset: Preset
     request: GenerateRequest | UpscaleRequest
     frames: int
+    fps: Fraction
     source: Path | None = None
     video: VideoInfo | None = None
     second: tuple[Preset, UpscaleRequest] | None = None
@@ -140,9 +143,12 @@ def generate(
 
     The video's path is printed on stdout when the file is complete and verified; everything else goes to stderr.
     """
-    asked = requested(prompt, prompt_file, preset, init_video, extend, upscale, upscale_strength, given)
+    asked = requested(prompt, prompt_file, preset, init_video, extend, upscale, upscale_strength, given, output)
     if keep_draft and asked.second is None:
         raise UsageError("--keep-draft has no effect without --upscale: there is one stage")
+    check_division(asked.request, asked.preset, frames=asked.frames, enlarges=init_video is not None)
+    if asked.second is not None:
+        check_division(asked.second[1], asked.second[0], frames=asked.frames, enlarges=True)
     if dry_run:
         _show_plans(asked, exact=False, as_json=as_json)
         return
@@ -156,7 +162,7 @@ def generate(
     unfinished = None
     second = asked.second
     if not no_resume:
-        folders = [folder_for(output)] if output else sorted(Path().glob(f"{name}-*.mp4{SUFFIX}"))
+        folders = run_folders(output, Path(), f"{name}-*.mp4")
         request, unfinished = taking_up(
             request,
             command,
@@ -168,20 +174,23 @@ def generate(
         if second is not None:
             second = second[0], second[1].model_copy(update={"seed": request.seed})
     path = output or unfinished or free_name(Path(), f"{name}-{request.seed}")
-    draft = path.with_name(f"{path.stem}-draft.mp4") if keep_draft else None
+    draft = draft_beside(path) if keep_draft else None
 
     # What can be known to be wrong without torch is refused before it is imported (that takes seconds).
-    from t2vcli.video.ffmpeg import require_encoder
-    from t2vcli.video.writer import check_output
+    from t2vcli.jobs.source import Source
+    from t2vcli.video.writer import check_writable
 
+    last = second[1] if second else request
     # The run may only have to be cleared away, or its draft be written already.
-    check_output(path, overwrite=overwrite or unfinished is not None)
+    may_exist = overwrite or unfinished is not None
+    kind = check_writable(
+        path, overwrite=may_exist, width=last.width, height=last.height, fps=asked.fps, smooth=last.smooth
+    )
     if draft is not None:
-        check_output(draft, overwrite=overwrite or unfinished is not None)
-    if asked.source is not None:
-        refuse_input_as_output(path, asked.source)
-    require_encoder()
-    for remark in asked.remarks if not quiet else ():
+        check_writable(draft, overwrite=may_exist, width=request.width, height=request.height, fps=asked.fps)
+    if asked.source is not None and asked.video is not None:
+        Source(asked.source, asked.video).refuse_as_output(path)
+    for remark in filter(None, (*asked.remarks, kind.about_rate(last.smooth or asked.fps))) if not quiet else ():
         say(remark)
 
     def job(report: Report) -> Result:
@@ -203,8 +212,6 @@ def generate(
         from t2vcli.jobs.generate import generate as make
 
         if asked.source is not None and asked.video is not None:
-            from t2vcli.jobs.source import Source
-
             options["extended"] = Source(asked.source, asked.video)
         if second is not None:
             from t2vcli.jobs.two_stages import SecondStage
@@ -235,6 +242,15 @@ def plan_generate(
     _show_plans(asked, exact=exact, as_json=as_json)
 
 
+def draft_beside(path: Path) -> Path:
+    """Returns where the first stage's video goes: beside the last, in the same kind."""
+    from t2vcli.video.formats import place_of
+
+    place = place_of(path)
+    beside = place.with_name(f"{place.stem}-draft{place.suffix}")
+    return beside if place == path else beside / path.name
+
+
 def _show_plans(asked: Asked, *, exact: bool, as_json: bool) -> None:
     show_plan(asked.request, asked.preset, frames=asked.frames, exact=exact, as_json=as_json)
     if asked.second is not None:
@@ -251,6 +267,7 @@ def requested(
     upscale: str | None,
     upscale_strength: float | None,
     given: dict[str, Any],
+    output: Path | None = None,
 ) -> Asked:
     """Returns what is asked for, checked as far as it can be without a model. Raises UsageError, or InputError."""
     from t2vcli.presets import load_preset
@@ -258,7 +275,7 @@ def requested(
 
     _refuse_what_does_not_go_together(init_video, extend, upscale, upscale_strength, given)
     if init_video is not None:
-        return _begun_with(init_video, prompt, prompt_file, preset, given)
+        return _begun_with(init_video, prompt, prompt_file, preset, given, output)
     given = {name: value for name, value in given.items() if name != "strength"}
     words = read_prompt(prompt, prompt_file)
     chosen = load_preset(preset)
@@ -271,11 +288,11 @@ def requested(
         request = build_request(
             GenerateRequest, merged_values(chosen, given, GenerateRequest), sources_of(chosen, given)
         )
-        return Asked(chosen, request, request.frames)
+        return Asked(chosen, request, request.frames, request.fps)
     own = {"prompt": words, **{name: value for name, value in given.items() if name not in _OF_THE_LAST_STAGE}}
     request = build_request(GenerateRequest, merged_values(chosen, own, GenerateRequest), sources_of(chosen, own))
     second = _second_stage(request, chosen, upscale, upscale_strength, given)
-    return Asked(chosen, request, request.frames, second=second)
+    return Asked(chosen, request, request.frames, request.fps, second=second)
 
 
 def _refuse_what_does_not_go_together(
@@ -303,7 +320,12 @@ def _refuse_what_does_not_go_together(
 
 
 def _begun_with(
-    source: Path, prompt: str | None, prompt_file: Path | None, preset: str, given: dict[str, Any]
+    source: Path,
+    prompt: str | None,
+    prompt_file: Path | None,
+    preset: str,
+    given: dict[str, Any],
+    output: Path | None,
 ) -> Asked:
     """Returns a request for a video made anew at the preset's size, frame by frame, as `t2v upscale` would."""
     from t2vcli.presets import load_preset
@@ -315,13 +337,13 @@ def _begun_with(
         own[side] = own[side] or chosen.values.get(side)
     if own["strength"] is None:
         own["strength"] = chosen.values.get("strength", DEFAULT_STRENGTH)
-    _, request, video, remarks = upscaling.requested(source, prompt, prompt_file, preset, None, own)
+    _, request, video, remarks = upscaling.requested(source, prompt, prompt_file, preset, None, own, output)
     if given["frames"] is not None and video.frames < given["frames"]:
         raise UsageError(
             f"{source} has {video.frames} frames, fewer than --frames {given['frames']};"
             " take as many, or make it longer first with --extend"
         )
-    return Asked(chosen, request, video.frames, source, video, remarks=remarks)
+    return Asked(chosen, request, video.frames, video.fps, source, video, remarks=remarks)
 
 
 def _extending(source: Path, words: str | None, preset: Preset, given: dict[str, Any]) -> Asked:
@@ -357,7 +379,7 @@ def _extending(source: Path, words: str | None, preset: Preset, given: dict[str,
         "height": given["height"] or upscaling.multiple_of_8(video.height),
     }
     request = build_request(GenerateRequest, merged_values(preset, own, GenerateRequest), sources_of(preset, own))
-    return Asked(preset, request, context + request.frames, source, video, remarks=remarks)
+    return Asked(preset, request, context + request.frames, video.fps, source, video, remarks=remarks)
 
 
 _OF_THE_LAST_STAGE = frozenset(["tile", "tile_overlap", "smooth"])

@@ -12,7 +12,6 @@ import typer
 
 from t2vcli.cli.console import printable, result, result_json, result_path
 from t2vcli.cli.options import DebugOpt, JsonOpt
-from t2vcli.cli.shared import refuse_input_as_output
 from t2vcli.errors import OutputError, UsageError
 
 MAX_INDENT = 20  # deeper, a recipe's values are shown as JSON: a stranger's file may be nested without end
@@ -74,7 +73,7 @@ def sheet(
     debug: DebugOpt = False,
 ) -> None:
     """Lay a video's frames out in one PNG, to see it at a glance."""
-    from t2vcli.video.files import check_target
+    from t2vcli.video.files import check_target, refuse_input_as_output
     from t2vcli.video.reader import probe, read_frames
     from t2vcli.video.sheet import contact_sheet, sheet_size, write_png
 

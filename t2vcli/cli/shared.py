@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from t2vcli.cli.console import result_json, result_path, say
 from t2vcli.cli.progress import Report, choose_report, clock
 from t2vcli.errors import InputError, UsageError
+from t2vcli.runs import SUFFIX, folder_for
 
 if TYPE_CHECKING:
     from t2vcli.jobs.sample import Result
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
     from t2vcli.request import Request
 
 MAX_PROMPT_BYTES = 1_000_000
+USUAL_VAE_SCALE = 8
 
 AnyRequest = TypeVar("AnyRequest", bound="Request")
 
@@ -121,10 +123,20 @@ def taking_up(
     return type(request).model_validate({**dict(request), "seed": found.seed}), found.output
 
 
-def refuse_input_as_output(output: Path, source: Path) -> None:
-    """Raises UsageError if the two are the same file, however it is called."""
-    if output.exists() and output.samefile(source):
-        raise UsageError(f"{output} is the input itself; give another -o")
+def check_division(request: Request, preset: Preset, *, frames: int, enlarges: bool) -> None:
+    """Raises UsageError for windows or tiles that the request cannot have, before the model's own scale is known."""
+    from t2vcli.windows import blocks_for
+
+    blocks_for(request, preset, frames=frames, vae_scale=USUAL_VAE_SCALE, enlarges=enlarges)
+
+
+def run_folders(output: Path | None, folder: Path, names: str) -> list[Path]:
+    """Returns where an unfinished run may lie: that of the output, or those in `folder` whose output matches `names`."""
+    from t2vcli.video.formats import place_of
+
+    if output is not None:
+        return [folder_for(place_of(output))]
+    return sorted(folder.glob(names + SUFFIX))
 
 
 def run_and_report(job: Callable[[Report], Result], *, quiet: bool, as_json: bool, seed: int) -> None:

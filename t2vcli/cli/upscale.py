@@ -12,20 +12,18 @@ from t2vcli.cli import options as opt
 from t2vcli.cli.console import say
 from t2vcli.cli.plan import show_plan
 from t2vcli.cli.shared import (
+    check_division,
     free_name,
     merged_values,
     read_prompt,
-    refuse_input_as_output,
     run_and_report,
+    run_folders,
     sources_of,
     taking_up,
 )
 from t2vcli.errors import InputError, UsageError
-from t2vcli.runs import SUFFIX, folder_for
 
 if TYPE_CHECKING:
-    from fractions import Fraction
-
     from t2vcli.jobs.sample import Result
     from t2vcli.presets import Preset
     from t2vcli.report import Report
@@ -99,7 +97,8 @@ def upscale(
     Frame count and frame rate stay exactly as they are. Without --width, --height or --scale the output has about as
     many pixels as the preset's size, in the shape of the input.
     """
-    chosen, request, video, remarks = requested(source, prompt, prompt_file, preset, scale, given)
+    chosen, request, video, remarks = requested(source, prompt, prompt_file, preset, scale, given, output)
+    check_division(request, chosen, frames=video.frames, enlarges=True)
     if dry_run:
         show_plan(request, chosen, frames=video.frames, exact=False, as_json=as_json)
         return
@@ -107,17 +106,23 @@ def upscale(
     seed_drawn = given["seed"] is None
     unfinished = None
     if not no_resume:
-        folders = [folder_for(output)] if output else sorted(source.parent.glob(f"{escape(stem)}*.mp4{SUFFIX}"))
+        folders = run_folders(output, source.parent, f"{escape(stem)}*.mp4")
         request, unfinished = taking_up(request, "upscale", folders, seed_drawn=seed_drawn, source=source)
     path = output or unfinished or free_name(source.parent, stem)
 
-    from t2vcli.video.ffmpeg import require_encoder
-    from t2vcli.video.writer import check_output
+    from t2vcli.jobs.source import Source
+    from t2vcli.video.writer import check_writable
 
-    check_output(path, overwrite=overwrite or unfinished is not None)  # the run may only have to be cleared away
-    refuse_input_as_output(path, source)
-    require_encoder()
-    for remark in remarks if not quiet else ():
+    kind = check_writable(
+        path,
+        overwrite=overwrite or unfinished is not None,  # the run may only have to be cleared away
+        width=request.width,
+        height=request.height,
+        fps=video.fps,
+        smooth=request.smooth,
+    )
+    Source(source, video).refuse_as_output(path)
+    for remark in filter(None, (*remarks, kind.about_rate(request.smooth or video.fps))) if not quiet else ():
         say(remark)
 
     def job(report: Report) -> Result:
@@ -165,16 +170,22 @@ def requested(
     preset: str,
     scale: float | None,
     given: dict[str, Any],
+    output: Path | None = None,
 ) -> tuple[Preset, UpscaleRequest, VideoInfo, list[str]]:
-    """Returns the preset, the checked request, what the part of the input is, and remarks on it and on the prompt."""
+    """Returns the preset, the checked request, what the part of the input is, and remarks on it and on the prompt.
+
+    What of the input has no room in `output`, by default an mp4, is among the remarks.
+    """
     from t2vcli.presets import load_preset
     from t2vcli.request import UpscaleRequest, build_request
     from t2vcli.video.along import along_with
+    from t2vcli.video.formats import MP4, format_of
     from t2vcli.video.part import part_of
     from t2vcli.video.reader import probe
     from t2vcli.video.remarks import remarks_on
 
     words = read_prompt(prompt, prompt_file)
+    container = format_of(output) if output else MP4
     chosen = load_preset(preset)
     values = merged_values(chosen, given, UpscaleRequest)
     width, height = given["width"], given["height"]
@@ -185,11 +196,10 @@ def requested(
 
     video = part_of(probe(source), source, start=asked.start, duration=asked.duration, max_frames=asked.max_frames)
     check_input(source, video)
-    check_smoothing(asked.smooth, video.fps)
     values["prompt"], negative, remark = words_for(source, words, given["negative_prompt"])
     if negative is not None:
         values["negative_prompt"] = negative
-    remarks = [*remark, *remarks_on(source, video, along_with(source, video))]
+    remarks = [*remark, *remarks_on(source, video, along_with(source, video, container=container))]
     values["width"], values["height"] = _choose_size(video, chosen, width, height, scale)
     return chosen, build_request(UpscaleRequest, values, sources), video, remarks
 
@@ -207,16 +217,6 @@ def check_input(source: Path, video: VideoInfo) -> None:
             f"{source} has {video.fps} frames per second, which cannot be kept exactly;"
             f" encode it again at {video.fps.limit_denominator(1001)}"
         )
-
-
-def check_smoothing(smooth: Fraction | None, fps: Fraction) -> None:
-    """Raises UsageError for a --smooth that is not above the rate of the input."""
-    from t2vcli.request import check_smooth
-
-    try:
-        check_smooth(smooth, fps)
-    except ValueError as error:
-        raise UsageError(str(error)) from None
 
 
 def words_for(source: Path, words: str | None, negative: str | None) -> tuple[str, str | None, list[str]]:

@@ -24,8 +24,7 @@ from t2vcli.metadata import build_recipe, with_second_stage
 from t2vcli.presets import Preset
 from t2vcli.report import Report
 from t2vcli.request import GenerateRequest
-from t2vcli.video.ffmpeg import require_encoder
-from t2vcli.video.writer import check_output
+from t2vcli.video.writer import check_writable
 
 
 def generate(
@@ -59,15 +58,17 @@ def generate(
     made_before = finished_before(work, keeping=keeping, overwrite=overwrite, report=report)
     if made_before is not None:
         return Result(output, *made_before)
-    check_output(output, overwrite=overwrite)
+    last = request if second is None else second.request
+    check_writable(
+        output, overwrite=overwrite, width=last.width, height=last.height, fps=request.fps, smooth=last.smooth
+    )
     if extended is not None:
         extended.refuse_as_output(output)
-    require_encoder()
 
     # 2. The models' files, what of the requests depends on them, and what an earlier process has left of this run
     record = kept_record(work, keeping)
     if second is not None and second.draft is not None and record is None:
-        check_output(second.draft, overwrite=overwrite)
+        check_writable(second.draft, overwrite=overwrite, width=request.width, height=request.height, fps=request.fps)
     divided, divided_second = divided_before(record)
     options: dict[str, Any] = {"report": report, "strict": strict, "offline": offline}
     frames = request.known_frames + request.frames

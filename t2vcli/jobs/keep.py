@@ -25,6 +25,7 @@ from t2vcli.report import Report
 from t2vcli.request import Request
 from t2vcli.video.ffmpeg import shown
 from t2vcli.video.files import sweep
+from t2vcli.video.formats import place_of
 from t2vcli.video.reader import VideoInfo, probe, read_metadata
 from t2vcli.windows import Blocks
 
@@ -66,9 +67,14 @@ class Work:
     draft: Path | None = None
 
     @property
+    def place(self) -> Path:
+        """Returns the file or folder that is there when it is done."""
+        return place_of(self.output)
+
+    @property
     def folder(self) -> Path:
         """Returns the folder of its unfinished run."""
-        return runs.folder_for(self.output)
+        return runs.folder_for(self.place)
 
     @property
     def deciding_fields(self) -> list[Any]:
@@ -365,8 +371,8 @@ def finished_before(
     All that process left undone is to remove its folder, which is done here. None in every other case.
     Raises OutputError if another process is at work on it.
     """
-    output, folder = work.output, work.folder
-    if overwrite or not keeping.enabled or not output.is_file() or not folder.is_dir():
+    place, folder = work.place, work.folder
+    if overwrite or not keeping.enabled or not place.exists() or not folder.is_dir():
         return None
     try:
         run = runs.open_run(folder)
@@ -375,7 +381,7 @@ def finished_before(
     try:
         record = runs.read_record(folder)
         identity = record["identity"]
-        video, recipe = probe(output), read_metadata(output)
+        video, recipe = probe(place), read_metadata(place)
     except InputError:
         run.leave()
         return None
@@ -390,8 +396,8 @@ def finished_before(
         return None
     run.remove()
     run.leave()
-    sweep(output.parent)  # of its other name, which the file may still have had
-    report.say(f"{shown(output)} was complete already: the process that made it was stopped before it could say so")
+    sweep(place.parent)  # of its other name, which the file may still have had
+    report.say(f"{shown(place)} was complete already: the process that made it was stopped before it could say so")
     return video, recipe
 
 

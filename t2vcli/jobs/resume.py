@@ -20,9 +20,10 @@ from t2vcli.metadata import build_recipe, with_second_stage
 from t2vcli.report import Report
 from t2vcli.request import GenerateRequest, Request, UpscaleRequest, build_request
 from t2vcli.video.along import along_with
-from t2vcli.video.ffmpeg import require_encoder, shown
+from t2vcli.video.ffmpeg import shown
+from t2vcli.video.formats import format_of, place_of
 from t2vcli.video.reader import probe
-from t2vcli.video.writer import check_output
+from t2vcli.video.writer import check_writable
 
 
 def resume(folder: Path, *, report: Report, overwrite: bool = False, keep_every_s: float) -> Result:
@@ -52,29 +53,28 @@ def decode(folder: Path, output: Path | None, *, report: Report, overwrite: bool
     record = runs.read_record(folder)
     request = request_in(folder, record)
     path = output or output_of(folder, record)
-    check_output(path, overwrite=overwrite)
-    require_encoder()
     kept = folder / runs.LATENTS
     if not kept.is_file():
         raise InputError(
             f"{shown(folder)} holds no final latents yet: its steps are not all done; use t2v resume first"
         )
     latents = read_latents(kept)
-    divided, divided_second = divided_before(record)
-    prepared = prepare(request, None, frames=latents.shape[2], report=report, divided=divided)
+    second = second_stage_in(folder, record)
     along = before = source = None
     if isinstance(request, UpscaleRequest):
         path_of_source = source_of(folder, record)
         source = part_for(request, path_of_source, probe(path_of_source))
-        along, fps = along_with(source.path, source.video), source.video.fps
+        along, fps = along_with(source.path, source.video, container=format_of(path)), source.video.fps
     else:
         assert isinstance(request, GenerateRequest)
         fps = request.fps
         if request.context is not None:
             path_of_source = source_of(folder, record)
             source = before = Source(path_of_source, probe(path_of_source))
-            latents = latents[:, :, request.context :]
-    second = second_stage_in(folder, record)
+    drawn = request if second is None else second.request
+    check_writable(path, overwrite=overwrite, width=drawn.width, height=drawn.height, fps=fps, smooth=drawn.smooth)
+    divided, divided_second = divided_before(record)
+    prepared = prepare(request, None, frames=latents.shape[2], report=report, divided=divided)
     work = Work(
         record["command"],
         request,
@@ -86,10 +86,10 @@ def decode(folder: Path, output: Path | None, *, report: Report, overwrite: bool
     recipe = build_recipe(
         record["command"], request, model=prepared.files, source=work.described, blocks=prepared.blocks
     )
-    decoding, stage, drawn = prepared, None, request
+    decoding, stage = prepared, None
     if second is not None:
         decoding = prepare(second.request, None, frames=latents.shape[2], report=report, divided=divided_second)
-        stage, drawn = "upscale", second.request
+        stage = "upscale"
         recipe = with_second_stage(recipe, second.request, model=decoding.files, blocks=decoding.blocks)
         recipe |= record.get("draft") or {}
     _, notes = how_it_went(record)
@@ -102,7 +102,7 @@ def decode(folder: Path, output: Path | None, *, report: Report, overwrite: bool
     attempts = Attempts(load(decoding, report), decoding.plan, decoding.below, report, notes)
     return write_video(
         path,
-        latents,
+        latents[:, :, getattr(request, "known_frames", 0) :],
         attempts,
         drawn,
         fps=fps,
@@ -139,12 +139,17 @@ def second_stage_in(folder: Path, record: dict[str, Any]) -> SecondStage | None:
 
 
 def output_of(folder: Path, record: dict[str, Any]) -> Path:
-    """Returns the run's output: beside the folder, wherever that was moved to. Raises InputError if it was renamed."""
-    output = (folder.parent if folder.name else folder.absolute().parent) / Path(str(record.get("output"))).name
-    kept = runs.folder_for(output)
+    """Returns the run's output: beside the folder, wherever that was moved to.
+
+    Raises InputError if it was renamed, OutputError if the record names no output.
+    """
+    recorded = Path(str(record.get("output")))
+    place = place_of(recorded)
+    beside = (folder.parent if folder.name else folder.absolute().parent) / place.name
+    kept = runs.folder_for(beside)
     if not kept.exists() or not kept.samefile(folder):
         raise InputError(f"{shown(folder)} has been renamed; name it {shown(kept)} again")
-    return output
+    return beside if place == recorded else beside / recorded.name
 
 
 def source_of(folder: Path, record: dict[str, Any]) -> Path:

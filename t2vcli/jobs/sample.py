@@ -1,4 +1,4 @@
-"""The part that `generate` and `upscale` share: from a first state to a verified mp4."""
+"""The part that `generate` and `upscale` share: from a first state to a verified video."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ from t2vcli.report import Report
 from t2vcli.request import Request
 from t2vcli.video.along import Along
 from t2vcli.video.reader import VideoInfo
-from t2vcli.video.writer import write_mp4
+from t2vcli.video.writer import write_video as write_file
 from t2vcli.windows import UNDIVIDED, Blocks
 
 
@@ -203,7 +203,7 @@ def write_video(
         earlier = before.frames(width=request.width, height=request.height) if before else iter(())
         count = latents.shape[2] + (before.video.frames if before else 0)
         report.stage("decode and write", count)
-        video = write_mp4(
+        video = write_file(
             path,
             itertools.chain(earlier, decoded_frames(placed, latents)),
             count=count,
@@ -212,6 +212,7 @@ def write_video(
             fps=fps,
             metadata=whole,
             comment=comment_for(request),
+            smooth=request.smooth,
             overwrite=overwrite,
             along=along,
             on_frame=report.advance,

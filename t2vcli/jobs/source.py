@@ -12,9 +12,11 @@ from typing import Any
 
 import numpy as np
 
-from t2vcli.errors import InputError, UsageError
+from t2vcli.errors import InputError
 from t2vcli.request import fps_text
 from t2vcli.video.ffmpeg import shown
+from t2vcli.video.files import refuse_input_as_output
+from t2vcli.video.formats import place_of
 from t2vcli.video.pictures import pictures_in
 from t2vcli.video.reader import VideoInfo, read_frames, read_metadata
 from t2vcli.video.resize import resize_frame
@@ -56,9 +58,8 @@ class Source:
         }
 
     def refuse_as_output(self, output: Path) -> None:
-        """Raises UsageError if the output is the same file, however it is called."""
-        if output.exists() and output.samefile(self.path):
-            raise UsageError(f"{output} is the input itself; give another -o")
+        """Raises UsageError if the output is the same file or folder, however it is called."""
+        refuse_input_as_output(place_of(output), self.path)
 
 
 def _digest(source: Path) -> str:

@@ -27,10 +27,9 @@ from t2vcli.presets import Preset
 from t2vcli.report import Report
 from t2vcli.request import UpscaleRequest
 from t2vcli.video.along import along_with
-from t2vcli.video.ffmpeg import require_encoder
 from t2vcli.video.part import part_of
 from t2vcli.video.reader import VideoInfo
-from t2vcli.video.writer import check_output
+from t2vcli.video.writer import check_writable
 
 
 def upscale(
@@ -53,10 +52,16 @@ def upscale(
     made_before = finished_before(work, keeping=keeping, overwrite=overwrite, report=report)
     if made_before is not None:
         return Result(output, *made_before)
-    check_output(output, overwrite=overwrite)
+    kind = check_writable(
+        output,
+        overwrite=overwrite,
+        width=request.width,
+        height=request.height,
+        fps=source.video.fps,
+        smooth=request.smooth,
+    )
     source.refuse_as_output(output)
-    require_encoder()
-    along = along_with(path, source.video)
+    along = along_with(path, source.video, container=kind)
 
     # 2. The model's files, what of the request depends on them, and what an earlier process has left of this run
     divided, _ = divided_before(kept_record(work, keeping))

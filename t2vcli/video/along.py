@@ -1,4 +1,4 @@
-"""What goes along from an input into an mp4 beside the pictures: sound bit for bit, subtitles, chapters and tags."""
+"""What goes along from an input into an output beside the pictures: sound bit for bit, subtitles, chapters and tags."""
 
 from __future__ import annotations
 
@@ -10,17 +10,15 @@ from pathlib import Path
 
 from t2vcli.video import ffmpeg
 from t2vcli.video.ffmpeg import QUIET, file_url, input_arguments
-from t2vcli.video.reader import METADATA_KEY, Stream, VideoInfo
+from t2vcli.video.formats import MKV, MP4, Format
+from t2vcli.video.reader import Stream, VideoInfo
+from t2vcli.video.tags import METADATA_KEY, RATE_KEY
 
 _TRIAL_LIMIT_S = 60.0
 _MAX_TAG_BYTES = 64 * 1024
 
-# Players know these in an mp4. ffmpeg would also put Vorbis there, which they do not.
-_SOUNDS = {"aac", "mp3", "mp2", "ac3", "eac3", "alac", "opus", "flac", "dts"}
-_TEXTS = {"mov_text", "subrip", "srt", "ass", "ssa", "webvtt", "text"}
-
 # What says how the input was packed, not what it is; a timecode would make a track of its own.
-_PACKING = {"major_brand", "minor_version", "compatible_brands", "encoder", "timecode", METADATA_KEY}
+_PACKING = {"major_brand", "minor_version", "compatible_brands", "encoder", "timecode", METADATA_KEY, RATE_KEY}
 COMMENT_OF_SOURCE = "source_comment"
 
 
@@ -29,7 +27,7 @@ class Along:
     """What to take from `source`: streams by their number there, whether its chapters, and its tags.
 
     Its times are `delay_s` later in the output, so that sound stays with the pictures. `dropped` says in sentences what
-    is not taken, and why.
+    is not taken, and why. `retold` are those of the subtitles that only an mp4 can hold as they are.
     """
 
     source: Path
@@ -39,6 +37,8 @@ class Along:
     delay_s: Fraction = Fraction(0)
     tags: Mapping[str, str] = field(default_factory=dict)
     dropped: tuple[str, ...] = ()
+    container: Format = MP4
+    retold: tuple[int, ...] = ()
 
     def opened(self) -> list[str]:
         """Returns ffmpeg's arguments that open the source as an input; none if only its tags go along."""
@@ -47,62 +47,80 @@ class Along:
         return ["-itsoffset", f"{float(self.delay_s):.6f}", *input_arguments(self.source)]
 
     def put(self, number: int) -> list[str]:
-        """Returns ffmpeg's arguments that put what goes along from input `number` into an mp4."""
+        """Returns ffmpeg's arguments that put what goes along from input `number` into the container."""
         if not self.opened():
             return []
         maps = [part for index in self.sounds + self.subtitles for part in ("-map", f"{number}:{index}")]
         chapters = ["-map_chapters", str(number) if self.chapters else "-1"]
-        return [*maps, "-c:a", "copy", "-strict", "-2", "-c:s", "mov_text", *chapters, "-write_tmcd", "0"]
+        text = [
+            part
+            for place, index in enumerate(self.subtitles)
+            if index in self.retold
+            for part in (f"-c:s:{place}", "srt")
+        ]
+        return [*maps, *self.container.along_options, *text, *chapters, *self.container.along_muxing]
 
 
-def along_with(source: Path, video: VideoInfo) -> Along:
-    """Returns what can go along from `source`, of which `video` is all or a part, into an mp4.
+def along_with(source: Path, video: VideoInfo, *, container: Format = MP4) -> Along:
+    """Returns what can go along from `source`, of which `video` is all or a part, into a `container`.
 
     Streams only with the whole: of a part they would last longer than its pictures. Each is tried on a first second.
     """
     tags, dropped = _kept_tags(video.tags)
+    if not container.keeps_tags:
+        dropped = [f"the tags are dropped: {container.called} has no room for them"] if tags else []
+        tags = {}
     kept: dict[str, list[int]] = {"audio": [], "subtitle": []}
     for stream in video.streams:
         if stream.codec == "bin_data" and video.chapters:  # the chapters' own titles
             continue
-        reason = _obstacle(source, video, stream)
+        reason = _obstacle(source, video, stream, container)
         if reason:
             dropped.append(f"{_called(stream, video.streams)} dropped: {reason}")
         else:
             kept[stream.kind].append(stream.index)
-    if video.chapters and not video.whole:
+    if video.chapters and not container.keeps_tags:
+        dropped.append(f"the chapters are dropped: {container.called} has no room for them")
+    elif video.chapters and not video.whole:
         dropped.append("the chapters are dropped: only a part of the video is taken")
     return Along(
         source,
         sounds=tuple(kept["audio"]),
         subtitles=tuple(kept["subtitle"]),
-        chapters=video.whole and video.chapters,
+        chapters=video.whole and video.chapters and container.keeps_tags,
         delay_s=-video.starts_s,
         tags=tags,
         dropped=tuple(dropped),
+        container=container,
+        retold=_retold(video.streams, container),
     )
 
 
-def _obstacle(source: Path, video: VideoInfo, stream: Stream) -> str:
+def _retold(streams: tuple[Stream, ...], container: Format) -> tuple[int, ...]:
+    """Returns the subtitles that go into Matroska as SubRip: it has no place for an mp4's own kind."""
+    return tuple(stream.index for stream in streams if stream.codec == "mov_text") if container is MKV else ()
+
+
+def _obstacle(source: Path, video: VideoInfo, stream: Stream, container: Format) -> str:
     """Returns why a stream cannot go along, "" if it can."""
     if stream.kind not in ("audio", "subtitle"):
         return "only pictures, sound and subtitles are kept"
     if not video.whole:
         return "only a part of the video is taken"
-    usual = stream.codec in _SOUNDS or stream.codec.startswith("pcm_") or stream.codec in _TEXTS
-    if not usual or not _fits(source, stream):
-        return f"{stream.codec} cannot be in an mp4"
+    if not container.takes(stream.kind, stream.codec) or not _fits(source, stream, container):
+        return f"{stream.codec} cannot be in {container.called}"
     return ""
 
 
-def _fits(source: Path, stream: Stream) -> bool:
-    """Returns whether ffmpeg puts the first second of the stream into an mp4: better known now than after hours."""
-    only = Along(source, sounds=(stream.index,))
+def _fits(source: Path, stream: Stream, container: Format) -> bool:
+    """Returns whether ffmpeg puts the first second of the stream into the container: better known now than after hours."""
+    retold = _retold((stream,), container)
+    only = Along(source, subtitles=(stream.index,), container=container, retold=retold)
     with tempfile.TemporaryDirectory() as folder:
         done = ffmpeg.run(
             [
                 *(*QUIET, "error", "-y", *only.opened(), *only.put(0)),
-                *("-t", "1", "-f", "mp4", file_url(Path(folder) / "trial.mp4")),
+                *("-t", "1", "-f", container.muxer, file_url(Path(folder) / f"trial{container.suffix}")),
             ],
             limit_s=_TRIAL_LIMIT_S,
         )

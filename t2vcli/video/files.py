@@ -9,19 +9,20 @@ import functools
 import os
 import re
 import secrets
+import shutil
 import stat
 import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import IO, NoReturn
 
-from t2vcli.errors import OutputError
+from t2vcli.errors import OutputError, UsageError
 from t2vcli.video.ffmpeg import shown
 
 STALE_S = 3600.0
 """After how long without a change a hidden file of another machine, which no run holds, counts as left behind."""
 
-_STALE_NAME = re.compile(r"\.t2v-([0-9a-f]{4})[0-9a-f]{4}\.part\.(mp4|png)")
+_STALE_NAME = re.compile(r"\.t2v-([0-9a-f]{4})[0-9a-f]{4}\.part\.(mp4|webm|mov|mkv|gif|webp|png|frames)")
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 _NO_LINKS = (errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK, errno.EINVAL)
 
@@ -34,7 +35,7 @@ def reserved(folder: Path, suffix: str) -> Iterator[tuple[Path, IO[bytes]]]:
     `sweep`. It is short on purpose: the target's name may already be as long as the disk allows. Raises OSError.
     """
     while True:
-        temporary = folder / f".t2v-{_this_machine()}{secrets.token_hex(2)}.part.{suffix}"
+        temporary = folder / hidden_name(suffix)
         with contextlib.ExitStack() as afterwards:
             try:
                 handle = afterwards.enter_context(open(temporary, "xb"))
@@ -44,6 +45,11 @@ def reserved(folder: Path, suffix: str) -> Iterator[tuple[Path, IO[bytes]]]:
             if _held(handle):
                 yield temporary, handle
                 return
+
+
+def hidden_name(suffix: str) -> str:
+    """Returns a new name for what is unfinished, which `sweep` knows; `frames` is the suffix of a folder of pictures."""
+    return f".t2v-{_this_machine()}{secrets.token_hex(2)}.part.{suffix}"
 
 
 def _held(handle: IO[bytes]) -> bool:
@@ -72,7 +78,7 @@ def _this_machine() -> str:
 
 
 def sweep(folder: Path) -> None:
-    """Removes what killed runs left in `folder`: hidden files of ours that no run holds.
+    """Removes what killed runs left in `folder`: hidden files, and folders of pictures, of ours that no run holds.
 
     Those of another machine, or from before it was started anew, only when they have not changed for an hour: not
     every network disk passes locks on.
@@ -80,16 +86,23 @@ def sweep(folder: Path) -> None:
     with contextlib.suppress(OSError):
         for entry in list(os.scandir(folder)):
             name = _STALE_NAME.fullmatch(entry.name)
-            if name and entry.is_file(follow_symlinks=False):
+            is_ours = entry.is_dir if name and name[2] == "frames" else entry.is_file
+            if name and is_ours(follow_symlinks=False):
                 with contextlib.suppress(OSError):
                     if name[1] == _this_machine() or time.time() - entry.stat().st_mtime > STALE_S:
                         _remove_unless_held(entry.path)
 
 
 def _remove_unless_held(path: str) -> None:
-    with open(path, "rb") as handle:
+    handle = os.open(path, os.O_RDONLY)
+    try:
         fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        os.unlink(path)
+        if stat.S_ISDIR(os.fstat(handle).st_mode):
+            shutil.rmtree(path)
+        else:
+            os.unlink(path)
+    finally:
+        os.close(handle)
 
 
 def check_target(path: Path, *, overwrite: bool) -> None:
@@ -109,20 +122,26 @@ def check_target(path: Path, *, overwrite: bool) -> None:
         refuse_existing(path)
 
 
+def refuse_input_as_output(place: Path, source: Path) -> None:
+    """Raises UsageError if the two are the same file or folder, however it is called."""
+    if place.exists() and place.samefile(source):
+        raise UsageError(f"{shown(place)} is the input itself; give another -o")
+
+
 def move_into_place(temporary: Path, path: Path, *, overwrite: bool) -> None:
     """Gives the finished file its name, at once, and sees to it that the disk keeps that.
 
     Without `overwrite` a file that appeared meanwhile stays: OutputError. If the disk does not confirm the new name, it
     is taken away again, unless it has replaced an old file by then: OutputError says that the new one is whole.
     """
-    folder = _open_folder(path.parent)  # first, so that a folder that is gone is met before anything has changed
+    folder = open_folder(path.parent)  # first, so that a folder that is gone is met before anything has changed
     try:
         if overwrite:
             os.replace(temporary, path)
         else:
             _name_exclusively(temporary, path)
         try:
-            _sync_folder(folder)
+            sync_folder(folder)
         except OSError as error:
             if overwrite:
                 raise OutputError(
@@ -160,7 +179,7 @@ def _move_without_links(temporary: Path, path: Path) -> None:
         raise
 
 
-def _open_folder(folder: Path) -> int | None:
+def open_folder(folder: Path) -> int | None:
     """Returns a descriptor to flush the folder by; None where it may be written to but not read."""
     try:
         return os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
@@ -168,7 +187,8 @@ def _open_folder(folder: Path) -> int | None:
         return None
 
 
-def _sync_folder(folder: int | None) -> None:
+def sync_folder(folder: int | None) -> None:
+    """Has the disk confirm the names in an opened folder, where it can. Raises OSError."""
     if folder is None:
         return
     try:

@@ -16,7 +16,7 @@ from t2vcli.video import Frame
 from t2vcli.video.ffmpeg import MAX_PIXELS, shown
 
 PICTURES_PER_S = 8
-"""The frame rate of a folder of pictures, which says none: that of the models' own clips."""
+"""The frame rate of a folder of pictures that says none: that of the models' own clips."""
 
 # What Pillow raises for a file that is damaged, or no picture at all.
 _DAMAGE = (OSError, SyntaxError, ValueError, EOFError, struct.error, zlib.error, Image.DecompressionBombError)
@@ -48,6 +48,27 @@ def common_size(pictures: list[Path]) -> tuple[int, int, bool]:
                 f" and {shown(path.name)} {size[0]}x{size[1]}; bring them to one size first"
             )
     return width, height, any(transparent for _, _, transparent in sizes)
+
+
+def pixel_format_of(path: Path, *, transparent: bool) -> str:
+    """Returns what a PNG's pixels are, by ffmpeg's name; `transparent` if any of its clip's are. Raises InputError."""
+    try:
+        with Image.open(path, formats=["PNG"]) as image:
+            return "rgba" if transparent else _PIXEL_FORMATS.get(image.mode, "rgb24")
+    except _DAMAGE as error:
+        raise _refused(path, error) from None
+
+
+_PIXEL_FORMATS = {"1": "monob", "L": "gray", "P": "pal8", "I": "gray16be", "I;16": "gray16be", "I;16B": "gray16be"}
+
+
+def picture_tags(path: Path) -> dict[str, str]:
+    """Returns the texts that stand in a PNG before its pixels, by their keywords. Raises InputError if it is damaged."""
+    try:
+        with Image.open(path, formats=["PNG"]) as image:
+            return {str(key): str(value) for key, value in image.info.items() if isinstance(value, str)}
+    except _DAMAGE as error:
+        raise _refused(path, error) from None
 
 
 def read_picture(path: Path) -> Frame:

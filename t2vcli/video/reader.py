@@ -24,15 +24,13 @@ from t2vcli.errors import InputError
 from t2vcli.video import Frame, ffmpeg
 from t2vcli.video.colors import Color, has_alpha, to_rgb
 from t2vcli.video.ffmpeg import MAX_PIXELS, QUIET, Finished, how_it_ended, input_arguments, last_line, shown
-from t2vcli.video.pictures import PICTURES_PER_S, common_size, pictures_in, read_picture
+from t2vcli.video.pictures import PICTURES_PER_S, common_size, picture_tags, pictures_in, pixel_format_of, read_picture
+from t2vcli.video.tags import MAX_METADATA_BYTES, METADATA_KEY, OWN_KEYS, rate_in, tags_in_gif, tags_in_xmp
 
 PROBE_LIMIT_S = 120.0
 MAX_SIDE = 16384
-MAX_METADATA_BYTES = 1 << 20
 MAX_METADATA_DEPTH = 200
 """How deeply nested a stranger's metadata may be: what is close to Python's limit can be read, but not written again."""
-
-METADATA_KEY = "t2v"
 
 _PACKETS_BYTES = 32 << 20  # half a million frames
 _TAGS_BYTES = 8 << 20
@@ -136,12 +134,12 @@ def probe(path: Path | str) -> VideoInfo:
     beside = _other_streams(packets.log)
     decoder = _decoder_of_alpha(packets.log, streams[-1]["codec"])
     first = _read_first_frame(path, decoder)
-    fps, variable = _find_rate(times, last_duration, time_base, hints)
+    tags = _read_tags(path)
+    fps, variable = _find_rate(times, last_duration, time_base, hints, rate_in(tags))
     duration_s = float((times[-1] - times[0] + last_duration) * time_base) if variable else float(len(times) / fps)
-    # A GIF's frames always have an alpha channel, but most are opaque.
-    transparent = has_alpha(first.pixel_format) and (
-        first.pixel_format not in ("bgra", "pal8") or _begins_transparent(path)
-    )
+    # The frames of a GIF or an animated WebP always have an alpha channel, but most are opaque.
+    often_opaque = first.pixel_format in ("bgra", "pal8") or streams[-1]["codec"] == "webp_anim"
+    transparent = has_alpha(first.pixel_format) and (not often_opaque or _begins_transparent(path))
     return VideoInfo(
         width=first.width,
         height=first.height,
@@ -153,7 +151,7 @@ def probe(path: Path | str) -> VideoInfo:
         color=first.color,
         duration_s=duration_s,
         variable_rate=variable,
-        tags=_read_tags(path),
+        tags=tags,
         streams=beside,
         chapters=_CHAPTER.search(packets.log) is not None,
         interlaced=first.interlaced,
@@ -227,7 +225,8 @@ def read_frames(path: Path | str, info: VideoInfo | None = None) -> Iterator[Fra
 def _probe_pictures(folder: Path) -> VideoInfo:
     pictures = pictures_in(folder)
     width, height, transparent = common_size(pictures)
-    fps = Fraction(PICTURES_PER_S)
+    tags = picture_tags(pictures[0])
+    fps = rate_in(tags) or Fraction(PICTURES_PER_S)
     return VideoInfo(
         width=width,
         height=height,
@@ -235,10 +234,11 @@ def _probe_pictures(folder: Path) -> VideoInfo:
         frames=len(pictures),
         codec="png",
         profile="",
-        pixel_format="rgba" if transparent else "rgb24",
+        pixel_format=pixel_format_of(pictures[0], transparent=transparent),
         color=Color(range="pc", matrix="gbr"),
         duration_s=float(len(pictures) / fps),
         variable_rate=False,
+        tags=tags,
         transparent=transparent,
         file_frames=len(pictures),
         file_duration_s=float(len(pictures) / fps),
@@ -257,18 +257,20 @@ def _read_pictures(folder: Path, info: VideoInfo) -> Iterator[Frame]:
 
 
 def read_metadata(path: Path | str) -> dict[str, object] | None:
-    """Returns the JSON object that `write_mp4` put into the file, or None if there is none, as in a folder of pictures.
+    """Returns the JSON object that `write_video` put into the file, or into the first picture; None if there is none.
 
     Raises InputError when the file is no video, or what it holds is no JSON object, above 1 MiB or nested too deeply.
     """
     if os.path.isdir(path):
-        pictures_in(Path(path))
-        return None
-    _require_file(path)
-    text = _read_tags(path, strict=True).get(METADATA_KEY)
-    if text is None:
-        _read_first_frame(path)
-        return None
+        text = picture_tags(pictures_in(Path(path))[0]).get(METADATA_KEY)
+        if text is None:
+            return None
+    else:
+        _require_file(path)
+        text = _read_tags(path, strict=True).get(METADATA_KEY)
+        if text is None:
+            _read_first_frame(path)
+            return None
     metadata = parse_metadata(text, shown(path))
     if _depth(metadata) > MAX_METADATA_DEPTH:
         raise InputError(f"the t2v metadata in {shown(path)} is nested more than {MAX_METADATA_DEPTH} deep")
@@ -350,17 +352,17 @@ def _refuse(path: Path | str, done: Finished, *, readable: int = 0, announced: i
         raise InputError(f"{name} is damaged or truncated: {counts} frames could be read; {_WAY_OUT}")
     if size := _TOO_LARGE.search(done.log):
         raise InputError(f"{name} is {size[1]} pixels; {_MOST_PIXELS}")
-    if "moov atom not found" in done.log and _begins_as_mp4(path):
+    if "moov atom not found" in done.log and _begins_with(path, b"ftyp", at=4):
         raise InputError(
             f"{name} is damaged or truncated: its index is missing, so no frame could be read; copy or download it again"
         )
     raise InputError(f"{name} is not a video that can be read ({last_line(done.log) or how_it_ended(done.status, '')})")
 
 
-def _begins_as_mp4(path: Path | str) -> bool:
+def _begins_with(path: Path | str, mark: bytes, *, at: int = 0) -> bool:
     try:
         with open(path, "rb") as file:
-            return file.read(8)[4:] == b"ftyp"
+            return file.read(at + len(mark))[at:] == mark
     except OSError:  # gone since
         return False
 
@@ -393,7 +395,9 @@ def _read_packets(listing: bytes) -> tuple[Fraction, list[int], int]:
     return time_base, [time for time, _ in shown_at], max(0, shown_at[-1][1]) if shown_at else 0
 
 
-def _find_rate(times: list[int], last_duration: int, time_base: Fraction, hints: list[float]) -> tuple[Fraction, bool]:
+def _find_rate(
+    times: list[int], last_duration: int, time_base: Fraction, hints: list[float], noted: Fraction | None = None
+) -> tuple[Fraction, bool]:
     """Returns the frame rate and whether it varies.
 
     Times are exact in most mp4 files, but whole milliseconds in Matroska and hundredths in GIF: there 24 frames per
@@ -401,6 +405,8 @@ def _find_rate(times: list[int], last_duration: int, time_base: Fraction, hints:
     """
     steps = [later - earlier for earlier, later in itertools.pairwise(times)]
     rounded = time_base.numerator == 1 and time_base.denominator in (100, 1000)
+    if noted and rounded and _fits(times, float(1 / (noted * time_base)), tolerance=1):
+        return noted, False
     if not steps:
         if last_duration and not rounded:
             return 1 / (last_duration * time_base), False
@@ -521,7 +527,18 @@ def _read_tags(path: Path | str, *, strict: bool = False) -> dict[str, str]:
         if strict:
             _refuse(path, done)
         return {}
-    return parse_tags(done.output.decode("utf-8", "replace"))
+    tags = {_own_name(key): value for key, value in parse_tags(done.output.decode("utf-8", "replace")).items()}
+    if _begins_with(path, b"WEBP", at=8):
+        tags.update(tags_in_xmp(tags.pop("xmp", "")))
+    if _begins_with(path, b"GIF8"):
+        tags.pop("comment", None)  # whichever ffmpeg found last
+        tags.update(tags_in_gif(path))
+    return tags
+
+
+def _own_name(key: str) -> str:
+    """Returns the name as t2v gave it: Matroska has its own in capitals."""
+    return key.lower() if key.lower() in OWN_KEYS else key
 
 
 def parse_tags(text: str) -> dict[str, str]:

@@ -7,7 +7,6 @@ from pathlib import Path
 from t2vcli.video.along import Along
 from t2vcli.video.colors import can_convert
 from t2vcli.video.ffmpeg import shown
-from t2vcli.video.pictures import PICTURES_PER_S
 from t2vcli.video.reader import VideoInfo
 
 _NOTICED_S = 0.04
@@ -18,7 +17,9 @@ def remarks_on(source: Path, video: VideoInfo, along: Along) -> list[str]:
     """Returns a sentence for each thing; those that may spoil the result begin with "warning: "."""
     name, lines = shown(source), []
     if source.is_dir():
-        lines.append(f"{name} is a folder of {video.file_frames} pictures: taken as {PICTURES_PER_S} frames per second")
+        lines.append(
+            f"{name} is a folder of {video.file_frames} pictures: taken as {float(video.fps):g} frames per second"
+        )
     if not video.whole:
         last = video.skipped + video.frames
         lines.append(f"frames {video.skipped + 1:,} to {last:,} of {video.file_frames:,} are taken")

@@ -1,45 +1,44 @@
-"""An mp4 that plays everywhere, written whole or not at all.
+"""A video in any of the kinds of `formats`, written whole or not at all.
 
-Frames go to an ffmpeg of our own, into a hidden file beside the target. Its exit status is checked, the file is flushed to
-the disk, opened again and compared with what was asked for, and only then moved into place. Whatever happens before that,
-the hidden file is removed and the target is as it was.
+Frames go to an ffmpeg of our own, into a hidden file beside the target, or a hidden folder for pictures. Its exit status
+is checked, what it wrote is flushed to the disk, opened again and compared with what was asked for, and only then moved
+into place. Whatever happens before that, what is hidden is removed and the target is as it was.
 """
 
 from __future__ import annotations
 
 import contextlib
 import errno
-import json
-import math
 import os
-import re
-import shlex
 import signal
-import stat
-import tempfile
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
 from typing import IO, NoReturn
 
 import numpy as np
 
-from t2vcli.errors import InputError, OutputError
+from t2vcli.errors import OutputError
 from t2vcli.video import Frame, ffmpeg
 from t2vcli.video.along import Along
-from t2vcli.video.colors import Color
-from t2vcli.video.ffmpeg import QUIET, REINSTALL, Running, file_url, shown
+from t2vcli.video.ffmpeg import QUIET, REINSTALL, Running, file_url, require_encoder, shown
 from t2vcli.video.files import FULL, check_target, explained, move_into_place, refuse, reserved, sweep
-from t2vcli.video.reader import MAX_METADATA_BYTES, METADATA_KEY, VideoInfo, parse_metadata, probe
-
-_MAX_RATE_PART = 1_001_000  # ffmpeg rounds a rate whose numerator or denominator is larger
-_SPECIAL = re.compile(r"[=;#\\\n]")
-_ESCAPE = r"\\\g<0>"
-_BT709 = Color(range="tv", matrix="bt709", primaries="bt709", transfer="bt709")
-_TO_BT709 = (
-    "scale=out_color_matrix=bt709:out_range=tv:flags=lanczos+accurate_rnd+full_chroma_int+full_chroma_inp,format=yuv420p,"
-    "setparams=range=tv:colorspace=bt709:color_primaries=bt709:color_trc=bt709"
+from t2vcli.video.folders import (
+    check_parent,
+    check_place,
+    flush_folder,
+    move_folder_into_place,
+    reserved_folder,
 )
+from t2vcli.video.formats import GIF, PNG, WEBP, Format, format_of, picture_names, place_of
+from t2vcli.video.reader import VideoInfo
+from t2vcli.video.smooth import FILTERS, check_smooth, smooth_filters, smoothed_count
+from t2vcli.video.tags import RATE_KEY, put_in_gif, put_in_png, put_in_webp, tag_file, tags_for
+from t2vcli.video.verify import verify
+
+CRF = 17  # of H.264's quality, 1 (best) to 51
+_MAX_RATE_PART = 1_001_000  # ffmpeg rounds a rate whose numerator or denominator is larger
 
 
 def check_output(path: Path, *, overwrite: bool) -> None:
@@ -47,29 +46,51 @@ def check_output(path: Path, *, overwrite: bool) -> None:
 
     Raises OutputError saying what stands in the way.
     """
-    name = shown(path)
-    if path.suffix.lower() != ".mp4":
-        raise OutputError(
-            f"{name} does not end in .mp4, and t2v writes only mp4 (H.264); name it {shown(path.stem or 'out')}.mp4"
-        )
-    folder = path.parent
-    try:
-        is_folder = stat.S_ISDIR(os.stat(folder).st_mode)
-    except FileNotFoundError:
-        raise OutputError(
-            f"the folder {shown(folder)} does not exist; create it with `mkdir -p {shlex.quote(shown(folder))}`"
-        ) from None
-    except (OSError, ValueError) as error:
-        refuse(path, error)
-    if not is_folder:
-        raise OutputError(f"{shown(folder)} is not a folder; choose another path with -o")
-    check_target(path, overwrite=overwrite)
+    kind = format_of(path)
+    folder = place_of(path).parent
+    check_parent(path, folder)
+    _check_target(path, kind, overwrite=overwrite)
     sweep(folder)
-    with explained(path), reserved(folder, "mp4"):
-        pass
+    with explained(path), contextlib.ExitStack() as afterwards:
+        if kind is PNG:
+            afterwards.enter_context(reserved_folder(folder))
+        else:
+            afterwards.enter_context(reserved(folder, kind.suffix[1:]))
 
 
-def write_mp4(
+def check_writable(
+    path: Path, *, overwrite: bool, width: int, height: int, fps: Fraction, smooth: Fraction | None = None
+) -> Format:
+    """Returns the kind of output of `path`, after making sure that such a video can be written there.
+
+    To be called before a model loads. Raises OutputError saying what stands in the way.
+    """
+    check_output(path, overwrite=overwrite)
+    kind = require_format(path, smooth=smooth)
+    if smooth is not None:
+        check_smooth(path, width=width, height=height, fps=fps, smooth=smooth)
+    _check_request(path, kind, count=1, width=width, height=height, fps=smooth or fps, crf=CRF)
+    return kind
+
+
+def require_format(path: Path, *, smooth: Fraction | None = None) -> Format:
+    """Returns the kind of output of `path`, for which the ffmpeg at hand was just seen to have all it takes.
+
+    Raises OutputError when ffmpeg fails, hangs or lacks something.
+    """
+    kind = format_of(path)
+    exe = require_encoder(kind.encoder)
+    for name in (*kind.needs_filters, *(FILTERS if smooth else ())):
+        if not ffmpeg.has_filters(name):
+            raise OutputError(f"ffmpeg at {shown(exe)} was built without the filter {name}; {REINSTALL}")
+    if kind.decoder and not ffmpeg.has_decoder(kind.decoder):
+        raise OutputError(
+            f"ffmpeg at {shown(exe)} cannot read back {kind.called} (it lacks {kind.decoder}); {REINSTALL}"
+        )
+    return kind
+
+
+def write_video(
     path: Path,
     frames: Iterable[Frame],
     *,
@@ -79,113 +100,151 @@ def write_mp4(
     fps: Fraction,
     metadata: Mapping[str, object] | None,
     comment: str,
-    crf: int = 17,
+    smooth: Fraction | None = None,
+    crf: int = CRF,
     overwrite: bool = False,
     along: Along | None = None,
     on_frame: Callable[[int], None] | None = None,
 ) -> VideoInfo:
-    """Returns what the finished file at `path` holds, after writing `count` frames, each (height, width, 3) uint8 RGB.
+    """Returns what the finished video at `path` holds, after writing `count` frames, each (height, width, 3) uint8 RGB.
 
-    H.264 High, yuv420p, BT.709 converted and tagged, exactly `width` x `height` (even) at exactly `fps`, index first.
-    `metadata` (JSON) is kept under the key `t2v`, `comment` for people; `crf` is 1 (best) to 51.
-    `along` names what goes in beside the pictures, as it is in another file: sound, subtitles, chapters, tags.
+    Exactly `width` x `height` at exactly `fps`, in the kind that the extension names (see `formats`); a path such as
+    out/%04d.png makes the folder `out`, pictures counted from 1. With `smooth`, a rate above `fps`, the video has that
+    rate and `smoothed_count` frames, in the same time and the same one encode.
+    `metadata` (JSON) is kept under the key `t2v`, `comment` for people; `crf` is 1 (best) to 51, for mp4 and webm.
+    `along`, which was made for this kind, names what goes in beside the pictures, as it is in another file.
     `on_frame(i)` is called after frame i of 1..count was taken.
-    Raises OutputError when the video cannot be written or is not as asked for, ValueError for a frame of another shape.
-    Errors of `frames` pass through unchanged. After any of them the target is as it was, and nothing else is left.
+    Raises OutputError when the video cannot be written or is not as asked for, ValueError for a frame of another shape
+    or an `along` of another kind. Errors of `frames` pass through unchanged. After any of them the target is as it was,
+    and nothing else is left.
     """
-    _check_request(path, count=count, width=width, height=height, fps=fps, crf=crf)
-    tags = {**(along.tags if along else {}), **_tags(metadata, comment)}
-    check_target(path, overwrite=overwrite)
+    kind = format_of(path)
+    rate = fps if smooth is None else smooth
+    _check_request(path, kind, count=count, width=width, height=height, fps=rate, crf=crf)
+    if smooth is not None:
+        check_smooth(path, width=width, height=height, fps=fps, smooth=smooth)
+    if along is not None and along.container is not kind:
+        raise ValueError(f"what goes along was chosen for {along.container.called}, not for {kind.called}")
+    noted = {RATE_KEY: str(rate)} if kind.tick_s or kind is PNG else {}
+    tags = {**(along.tags if along else {}), **noted, **tags_for(metadata, comment)}
+    _check_target(path, kind, overwrite=overwrite)
+    filters = kind.chain(width=width, height=height, count=count)
+    made = count
+    if smooth is not None:
+        made = smoothed_count(count, fps=fps, smooth=smooth)
+        filters = (
+            smooth_filters(count, fps=fps, smooth=smooth) + "," + kind.chain(width=width, height=height, count=made)
+        )
+    place = place_of(path)
     with contextlib.ExitStack() as afterwards:
-        with explained(path):
-            temporary, handle = afterwards.enter_context(reserved(path.parent, "mp4"))
-            tag_file = afterwards.enter_context(_write_tags(tags, path.parent))
-        arguments = _encode_arguments(temporary, tag_file, width=width, height=height, fps=fps, crf=crf, along=along)
-        _encode(path, frames, arguments, tag_file, count=count, width=width, height=height, on_frame=on_frame)
-        with explained(path):
-            _flush(temporary, handle)
-            info = _verify(path, temporary, count=count, width=width, height=height, fps=fps, tags=tags, along=along)
-            move_into_place(temporary, path, overwrite=overwrite)
+        with explained(place):
+            unfinished = afterwards.enter_context(_unfinished(place, kind))
+            file = None if kind.own_tags else afterwards.enter_context(tag_file(tags, place.parent))
+        into = unfinished.path / path.name if kind is PNG else unfinished.path
+        arguments = [
+            *(*QUIET, "level+warning", "-y"),
+            *("-f", "rawvideo", "-pix_fmt", "rgb24", "-video_size", f"{width}x{height}", "-framerate", str(fps)),
+            *("-i", "pipe:0"),
+            *(("-f", "ffmetadata", "-i", f"pipe:{file.fileno()}") if file else ()),
+            *(along.opened() if along else ()),
+            *("-map", "0:v:0", *(along.put(2) if along else ())),
+            *("-map_metadata", "1" if file else "-1", "-fps_mode", "passthrough", "-vf", filters),
+            *("-c:v", kind.encoder, *kind.options(crf), *kind.muxing(rate)),
+            *("-f", kind.muxer, _url(into, kind)),
+        ]
+        _encode(path, frames, arguments, file, count=count, width=width, height=height, on_frame=on_frame)
+        with explained(place):
+            _put_tags(path, unfinished.path, kind, tags, width=width, height=height, fps=rate)
+            unfinished.flush()
+            info = verify(
+                path, unfinished.path, kind, count=made, width=width, height=height, fps=rate, tags=tags, along=along
+            )
+            if kind is PNG:
+                move_folder_into_place(unfinished.path, place, overwrite=overwrite, ours=picture_names(path.name))
+            else:
+                move_into_place(unfinished.path, path, overwrite=overwrite)
     return info
 
 
-def _check_request(path: Path, *, count: int, width: int, height: int, fps: Fraction, crf: int) -> None:
+def _check_target(path: Path, kind: Format, *, overwrite: bool) -> None:
+    if kind is PNG:
+        check_place(place_of(path), overwrite=overwrite, ours=picture_names(path.name))
+    else:
+        check_target(path, overwrite=overwrite)
+
+
+def _check_request(path: Path, kind: Format, *, count: int, width: int, height: int, fps: Fraction, crf: int) -> None:
     name = shown(path)
-    if width < 2 or height < 2 or width % 2 or height % 2:
+    if width < 1 or height < 1 or (kind.even[0] and width % 2) or (kind.even[1] and height % 2):
+        needs = "an even width and height" if all(kind.even) else "an even width" if any(kind.even) else "a pixel"
         raise OutputError(
-            f"{name} cannot be {width}x{height} pixels: H.264 as players read it needs an even width and height"
+            f"{name} cannot be {width}x{height} pixels: {kind.called} that plays everywhere needs {needs}"
         )
     if count < 1:
         raise OutputError(f"{name} would have no frame; ask for 1 or more")
     if fps <= 0 or max(fps.numerator, fps.denominator) > _MAX_RATE_PART:
         raise OutputError(f"{name} cannot have {fps} frames per second exactly; choose a rate such as 24 or 30000/1001")
+    if kind.most_fps and fps > kind.most_fps:
+        raise OutputError(
+            f"{name} cannot have {float(fps):g} frames per second: players slow {kind.called} down above"
+            f" {kind.most_fps}; choose a lower rate, or another kind such as .mp4"
+        )
     if not 1 <= crf <= 51:
         raise OutputError(f"{name} cannot be encoded with CRF {crf}; it goes from 1 (best) to 51")
 
 
-def _tags(metadata: Mapping[str, object] | None, comment: str) -> dict[str, str]:
-    """Returns the tags as they are to be read back. JSON is kept in ASCII, so that nothing on the way can change it."""
-    tags: dict[str, str] = {}
-    if metadata is not None:
-        tags[METADATA_KEY] = json.dumps(dict(metadata), ensure_ascii=True, allow_nan=False, separators=(",", ":"))
-        if len(tags[METADATA_KEY]) > MAX_METADATA_BYTES:
-            raise OutputError(
-                f"the metadata is {len(tags[METADATA_KEY])} bytes and an mp4 of t2v holds at most 1 MiB; shorten the prompt"
-            )
-    lines = comment.encode("utf-8", "replace").decode().replace("\0", "").splitlines()
-    if text := "\n".join(lines).strip():
-        # ffmpeg takes a line break after any backslash for an escaped one, even after an escaped backslash
-        tags["comment"] = text + " " if text.endswith("\\") else text
-    return tags
+@dataclass(frozen=True)
+class _Unfinished:
+    """What ffmpeg writes, and how to have the disk confirm it."""
+
+    path: Path
+    flush: Callable[[], None]
 
 
-def _write_tags(tags: Mapping[str, str], folder: Path) -> IO[bytes]:
-    """Returns an open file in ffmpeg's FFMETADATA1 format: a long prompt does not fit into argv.
+@contextlib.contextmanager
+def _unfinished(place: Path, kind: Format) -> Iterator[_Unfinished]:
+    if kind is PNG:
+        with reserved_folder(place.parent) as folder:
+            yield _Unfinished(folder, lambda: flush_folder(folder))
+    else:
+        with reserved(place.parent, kind.suffix[1:]) as (temporary, handle):
+            yield _Unfinished(temporary, lambda: _flush(temporary, handle))
 
-    It lies in `folder` without a name, so that it cannot be left behind.
-    """
-    lines = [f"{_SPECIAL.sub(_ESCAPE, key)}={_SPECIAL.sub(_ESCAPE, value)}\n" for key, value in tags.items()]
-    file = tempfile.TemporaryFile(dir=folder)  # noqa: SIM115 - the caller closes it
+
+def _url(path: Path, kind: Format) -> str:
+    """Returns the path as ffmpeg writes to it; of a pattern of pictures, only the last part is one."""
+    if kind is not PNG:
+        return file_url(path)
+    return file_url(os.path.join(os.fspath(path.parent).replace("%", "%%"), path.name))
+
+
+def _put_tags(
+    path: Path, written: Path, kind: Format, tags: Mapping[str, str], *, width: int, height: int, fps: Fraction
+) -> None:
+    """Puts the tags where ffmpeg has not."""
     try:
-        file.write("".join([";FFMETADATA1\n", *lines]).encode("utf-8", "replace"))
-        file.seek(0)
-    except BaseException:
-        file.close()
-        raise
-    return file
-
-
-def _encode_arguments(
-    temporary: Path, tag_file: IO[bytes], *, width: int, height: int, fps: Fraction, crf: int, along: Along | None
-) -> list[str]:
-    timescale = fps.numerator * math.ceil(90_000 / fps.numerator)  # a whole number of ticks per frame, and fine ones
-    pictures = ["-f", "rawvideo", "-pix_fmt", "rgb24", "-video_size", f"{width}x{height}", "-framerate", str(fps)]
-    return [
-        *(*QUIET, "level+warning", "-y"),
-        *(*pictures, "-i", "pipe:0"),
-        *("-f", "ffmetadata", "-i", f"pipe:{tag_file.fileno()}"),
-        *(along.opened() if along else ()),
-        *("-map", "0:v:0", *(along.put(2) if along else ())),
-        *("-map_metadata", "1", "-fps_mode", "passthrough", "-vf", _TO_BT709),
-        *("-c:v", "libx264", "-profile:v", "high", "-preset", "medium", "-crf", str(crf), "-pix_fmt", "yuv420p"),
-        *("-color_range", "tv", "-colorspace", "bt709", "-color_primaries", "bt709", "-color_trc", "bt709"),
-        *("-video_track_timescale", str(timescale), "-movflags", "+faststart+use_metadata_tags"),
-        *("-f", "mp4", file_url(temporary)),
-    ]
+        if kind is GIF:
+            put_in_gif(written, tags)
+        elif kind is WEBP:
+            put_in_webp(written, tags, width=width, height=height, fps=fps)
+        elif kind is PNG:
+            put_in_png(written / (path.name % 1), tags)
+    except ValueError as error:
+        raise OutputError(f"ffmpeg reported success, but its file does not read back ({error}); {REINSTALL}") from None
 
 
 def _encode(
     path: Path,
     frames: Iterable[Frame],
     arguments: list[str],
-    tag_file: IO[bytes],
+    tags: IO[bytes] | None,
     *,
     count: int,
     width: int,
     height: int,
     on_frame: Callable[[int], None] | None,
 ) -> None:
-    running = ffmpeg.start(arguments, stdin=True, stdout=False, pass_fds=[tag_file.fileno()])
+    running = ffmpeg.start(arguments, stdin=True, stdout=False, pass_fds=[tags.fileno()] if tags else [])
     taken = 0
     try:
         for frame in frames:
@@ -233,14 +292,14 @@ _SYSTEM_ERRORS = {os.strerror(number): number for number in (*FULL, errno.EIO, e
 
 
 def _refuse_encoding(path: Path, running: Running, status: int) -> NoReturn:
-    log = running.log()
+    log, place = running.log(), place_of(path)
     if status == -signal.SIGXFSZ:
-        refuse(path, OSError(errno.EFBIG, os.strerror(errno.EFBIG)))
-    if not path.parent.is_dir():
-        refuse(path, OSError(errno.ENOENT, os.strerror(errno.ENOENT)))
+        refuse(place, OSError(errno.EFBIG, os.strerror(errno.EFBIG)))
+    if not place.parent.is_dir():
+        refuse(place, OSError(errno.ENOENT, os.strerror(errno.ENOENT)))
     for reason, number in _SYSTEM_ERRORS.items():
         if reason in log:
-            refuse(path, OSError(number, reason))
+            refuse(place, OSError(number, reason))
     raise OutputError(f"ffmpeg could not encode {shown(path)} ({ffmpeg.how_it_ended(status, log)}); {REINSTALL}")
 
 
@@ -249,68 +308,3 @@ def _refuse_hang(path: Path, what: str) -> NoReturn:
         f"ffmpeg hung while encoding {shown(path)}: it {what} for {ffmpeg.HANG_LIMIT_S:g} seconds; "
         f"check that the disk answers, or {REINSTALL}"
     )
-
-
-def _verify(
-    path: Path,
-    temporary: Path,
-    *,
-    count: int,
-    width: int,
-    height: int,
-    fps: Fraction,
-    tags: Mapping[str, str],
-    along: Along | None,
-) -> VideoInfo:
-    """Returns what the encoded file holds; raises OutputError if that is not what was asked for."""
-    try:
-        info = probe(temporary)
-        written = parse_metadata(info.tags[METADATA_KEY], shown(path)) if METADATA_KEY in info.tags else None
-    except InputError as error:
-        raise OutputError(f"ffmpeg reported success, but its file does not read back ({error}); {REINSTALL}") from None
-    expected_metadata = json.loads(tags[METADATA_KEY]) if METADATA_KEY in tags else None
-    kinds = [stream.kind for stream in info.streams if stream.kind in ("audio", "subtitle")]
-    checks: list[tuple[str, object, object]] = [
-        ("frames", info.frames, count),
-        ("width", info.width, width),
-        ("height", info.height, height),
-        ("fps", info.fps, fps),
-        ("variable rate", info.variable_rate, False),
-        ("codec", info.codec, "h264"),
-        ("profile", info.profile, "High"),
-        ("pixel format", info.pixel_format, "yuv420p"),
-        ("colours", info.color, _BT709),
-        ("index before the pictures", _index_first(temporary), True),
-        ("comment", info.tags.get("comment"), tags.get("comment")),
-        ("metadata", written, expected_metadata),
-        (
-            "sound and subtitles",
-            kinds,
-            ["audio"] * len(along.sounds) + ["subtitle"] * len(along.subtitles) if along else [],
-        ),
-    ]
-    for what, found, wanted in checks:
-        if found != wanted:
-            detail = "" if what in ("comment", "metadata") else f" is {found}, not {wanted}"
-            raise OutputError(
-                f"ffmpeg reported success, but in its file for {shown(path)} the {what}{detail or ' differs'}; {REINSTALL}"
-            )
-    return info
-
-
-def _index_first(path: Path) -> bool:
-    """Returns whether a player can start before it has the whole file: `moov` comes before `mdat`."""
-    return next((kind for kind in _boxes(path) if kind in (b"moov", b"mdat")), b"") == b"moov"
-
-
-def _boxes(path: Path) -> Iterator[bytes]:
-    """Yields the types of the top-level boxes of an mp4 (ISO/IEC 14496-12, 4.2)."""
-    with open(path, "rb") as file:
-        while len(header := file.read(8)) == 8:
-            size, header_bytes = int.from_bytes(header[:4], "big"), 8
-            yield header[4:]
-            if size == 1:
-                size, header_bytes = int.from_bytes(file.read(8), "big"), 16
-            if size < header_bytes:
-                return
-            file.seek(size - header_bytes, os.SEEK_CUR)

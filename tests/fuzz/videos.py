@@ -32,7 +32,7 @@ from faults import children  # noqa: E402
 from t2vcli.errors import InputError  # noqa: E402
 from t2vcli.request import MAX_FRAMES  # noqa: E402
 from t2vcli.video.reader import probe, read_frames, read_metadata  # noqa: E402
-from t2vcli.video.writer import write_mp4  # noqa: E402
+from t2vcli.video.writer import write_video  # noqa: E402
 
 LIMIT_S = 30.0
 LIMIT_MIB = 1024
@@ -98,7 +98,7 @@ def whole_videos(folder: Path) -> list[bytes]:
     """Returns the videos that are damaged here, each of another make."""
     recipe = {"format": 1, "request": {"prompt": "a red boat", "seed": 1}, "padding": "x" * 8000}
     rate = Fraction(24000, 1001)
-    write_mp4(
+    write_video(
         folder / "own.mp4",
         clips.noise(4, side=32),
         count=4,

@@ -1,0 +1,357 @@
+"""Clips in windows, frames in tiles, loops, and clips that go on: what is divided, blended and kept."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as some
+from make_goldens import FRAMES, SIDE, generate_request, our_latents, preset_of, upscale_request, video
+
+from t2vcli.engine.blocks import count_blocks, in_blocks, spread_noise, with_known_frames
+from t2vcli.engine.denoise import denoise
+from t2vcli.engine.latents import draw_noise, draw_noise_per_frame, make_generator, noise_state
+from t2vcli.engine.loading import make_scheduler
+from t2vcli.errors import UsageError
+from t2vcli.forecast import table_forecast
+from t2vcli.jobs.prepare import prepare
+from t2vcli.models import ModelFiles, files_in_folder
+from t2vcli.plan import MemoryPlan
+from t2vcli.presets import Preset, TrainedRange
+from t2vcli.report import Silent
+from t2vcli.request import GenerateRequest, Request
+from t2vcli.schedulers import SCHEDULERS
+from t2vcli.shape import shape_of
+from t2vcli.windows import UNDIVIDED, Axis, Blend, Blocks, blocks_for
+
+BLENDS: tuple[Blend, ...] = ("pyramid", "linear", "uniform")
+
+
+# The spans of an axis
+
+
+@given(some.integers(1, 200), some.integers(1, 40), some.integers(0, 39), some.floats(0, 0.99), some.booleans())
+def test_spans_cover_an_axis_and_are_never_shorter(
+    size: int, length: int, overlap: int, shift: float, wraps: bool
+) -> None:
+    spans = Axis(length, overlap, wraps).spans(size, shift)
+    assert {position for span in spans for position in span} == set(range(size))
+    assert {len(span) for span in spans} == {min(length, size)}
+    whole = min(length, size)
+    for span, following in zip(spans, spans[1:] + spans[:1] * wraps, strict=False):
+        if len(spans) > 1:
+            assert len(set(span) & set(following)) >= min(overlap, whole - 1)
+    if not wraps:
+        assert (spans[0][0], spans[-1][-1]) == (0, size - 1)
+        assert all(span == list(range(span[0], span[-1] + 1)) for span in spans)
+
+
+def test_the_last_window_is_shifted_back() -> None:
+    assert [(s[0], s[-1]) for s in Axis(16, 8).spans(30)] == [(0, 15), (8, 23), (14, 29)]
+    assert [(s[0], s[-1]) for s in Axis(16, 4).spans(16)] == [(0, 15)]
+    assert [(s[0], s[-1]) for s in Axis(16, 4).spans(17)] == [(0, 15), (1, 16)]
+
+
+def test_seams_do_not_stand_still() -> None:
+    blocks = Blocks(Axis(16, 8))
+    starts = [tuple(span[0] for span in blocks.axes((64, 4, 4), step)[0]) for step in range(8)]
+    assert len(set(starts)) == 8
+    fixed = replace(blocks, alternate=False)
+    assert len({tuple(span[0] for span in fixed.axes((64, 4, 4), step)[0]) for step in range(8)}) == 1
+
+
+@pytest.mark.parametrize("frames", [8, 16, 40])
+def test_in_a_loop_the_last_frame_and_the_first_are_seen_together(frames: int) -> None:
+    for step in range(8):
+        spans = Blocks(Axis(16, 8, wraps=True)).axes((frames, 4, 4), step)[0]
+        assert any({frames - 1, 0} <= set(span) and span[0] != 0 for span in spans)
+
+
+# Blended predictions
+
+SHAPE = (1, 4, 21, 12, 20)
+TIMESTEPS = torch.tensor([900.0, 700.0, 700.0, 500.0, 300.0])
+
+
+def pointwise(latents: torch.Tensor, timestep: torch.Tensor) -> torch.Tensor:
+    """Returns a prediction of each value by itself, so that it is the same in every block."""
+    return torch.tanh(latents) * (0.5 + timestep / 2000)
+
+
+@pytest.mark.parametrize("blend", BLENDS)
+@pytest.mark.parametrize("alternate", [True, False])
+@pytest.mark.parametrize(
+    "axes",
+    [
+        (Axis(8, 3), None, None),
+        (Axis(8, 3, wraps=True), None, None),
+        (Axis(30, 10, wraps=True), None, None),
+        (None, Axis(8, 2), Axis(8, 4)),
+        (Axis(5, 0), Axis(7, 1), None),
+    ],
+)
+def test_what_does_not_depend_on_the_block_is_blended_into_itself(
+    axes: tuple[Axis | None, ...], alternate: bool, blend: Blend
+) -> None:
+    blocks = Blocks(*axes, blend=blend, alternate=alternate)
+    latents = draw_noise(SHAPE, make_generator(1))
+    predict = in_blocks(pointwise, blocks, TIMESTEPS)
+    for timestep in TIMESTEPS:
+        torch.testing.assert_close(predict(latents, timestep), pointwise(latents, timestep), rtol=1e-5, atol=1e-6)
+
+
+def test_a_frame_is_the_weighted_mean_of_the_windows_that_see_it() -> None:
+    calls = iter(range(100))
+
+    def number_of_call(latents: torch.Tensor, timestep: torch.Tensor) -> torch.Tensor:
+        return torch.full_like(latents, float(next(calls)))
+
+    latents = torch.zeros(1, 1, 6, 1, 1)
+    for blend, expected in {
+        "uniform": [0, 0, 0.5, 0.5, 1, 1],
+        "pyramid": [0, 0, 1 / 3, 2 / 3, 1, 1],
+        "linear": [0, 0, 1 / 3, 2 / 3, 1, 1],
+    }.items():
+        calls = iter(range(100))
+        blocks = Blocks(Axis(4, 2), blend=blend, alternate=False)  # type: ignore[arg-type]
+        blended = in_blocks(number_of_call, blocks, TIMESTEPS)(latents, TIMESTEPS[0])
+        assert blended.flatten().tolist() == pytest.approx(expected)
+
+
+@pytest.mark.parametrize("blocks", [UNDIVIDED, Blocks(Axis(21, 4)), Blocks(Axis(99, 0), Axis(12, 2), Axis(50, 0))])
+def test_one_block_is_no_division_bitwise(blocks: Blocks) -> None:
+    seen = []
+
+    def predict(latents: torch.Tensor, timestep: torch.Tensor) -> torch.Tensor:
+        seen.append(latents)
+        return latents * 3
+
+    latents = draw_noise(SHAPE, make_generator(1))
+    for timestep in TIMESTEPS:
+        assert torch.equal(in_blocks(predict, blocks, TIMESTEPS)(latents, timestep), latents * 3)
+    assert all(each is latents for each in seen)
+
+
+@pytest.mark.parametrize("task", ["generate", "upscale"])
+def test_one_window_and_one_tile_are_the_plain_run_bitwise(task: str, ms_checkpoint: Path) -> None:
+    make: Callable[..., Request] = generate_request if task == "generate" else upscale_request
+    frames = None if task == "generate" else video()
+    plain = our_latents(make(ms_checkpoint), frames=frames)
+    one = make(ms_checkpoint, window=FRAMES, overlap=1, tile=f"{SIDE}x{SIDE}")
+    assert torch.equal(our_latents(one, frames=frames), plain)
+    # And the test can fail:
+    assert not torch.equal(our_latents(make(ms_checkpoint, window=FRAMES - 1, overlap=1), frames=frames), plain)
+    assert not torch.equal(our_latents(make(ms_checkpoint, tile=f"{SIDE // 2}x{SIDE}"), frames=frames), plain)
+
+
+def test_the_unet_never_sees_more_than_one_block() -> None:
+    seen = set()
+
+    def predict(latents: torch.Tensor, timestep: torch.Tensor) -> torch.Tensor:
+        seen.add(tuple(latents.shape))
+        return latents
+
+    blocks, done = Blocks(Axis(8, 4), Axis(8, 2), Axis(10, 2)), 0
+
+    def on_block() -> None:
+        nonlocal done
+        done += 1
+
+    predicting = in_blocks(predict, blocks, TIMESTEPS, on_block=on_block)
+    latents = draw_noise((1, 4, 1024, 12, 20), make_generator(1))
+    for timestep in TIMESTEPS:
+        predicting(latents, timestep)
+    assert seen == {(1, 4, 8, 8, 10)}
+    assert blocks.largest(1024, 12, 20) == (8, 8, 10)
+    assert done == count_blocks(blocks, latents.shape, TIMESTEPS, first=0, end=len(TIMESTEPS))
+
+
+def test_a_long_clip_is_predicted_the_memory_of_one_window(ms_checkpoint: Path) -> None:
+    plan = MemoryPlan(
+        device="cuda:0", dtype="fp16", offload="model", decode_chunk=1, vae_tiling=False, forward_chunking=None
+    )
+    blocks = Blocks(Axis(24, 12))
+
+    def peak(frames: int, blocks: Blocks) -> list[int]:
+        request = generate_request(ms_checkpoint, width=576, height=320)
+        shape = shape_of(request, blocks, frames=frames, vae_scale=8)
+        return [stage.reserved_bytes for stage in table_forecast("modelscope-1.7b", shape)(plan) or ()]
+
+    assert peak(1024, blocks) == peak(24, UNDIVIDED)
+    assert max(peak(96, UNDIVIDED)) > 2 * max(peak(96, blocks))
+
+
+# Frames that are known
+
+
+@pytest.fixture(scope="module")
+def files(ms_checkpoint: Path) -> ModelFiles:
+    return files_in_folder(ms_checkpoint, source="ms", variant=None)
+
+
+@pytest.mark.parametrize("name", SCHEDULERS)
+def test_known_frames_become_what_they_are_known_to_be(name: str, files: ModelFiles) -> None:
+    scheduler, generator = make_scheduler(name, files), make_generator(5)
+    scheduler.set_timesteps(12)
+    known = draw_noise((1, 4, 3, 4, 4), make_generator(1)) * 0.8
+    state = noise_state(scheduler, generator, shape=(1, 4, 7, 4, 4), dtype=torch.float32, device="cpu")
+    predict = with_known_frames(pointwise, known, scheduler)
+    *_, last = denoise(predict, scheduler, state, generator)
+    error = (last.latents[:, :, :3] - known).square().mean().sqrt()
+    # Some schedulers end at the schedule's least noise (0.03 of the deviation), not at none.
+    assert error < 0.05, error
+    free = with_known_frames(pointwise, torch.zeros_like(known), scheduler)
+    *_, other = denoise(free, scheduler, state, make_generator(5))
+    if name != "sa-solver":  # whose noise tables follow the whole batch
+        torch.testing.assert_close(last.latents[:, :, 3:], other.latents[:, :, 3:])  # pointwise: the others are free
+
+
+def test_the_other_frames_see_the_known_ones(ms_checkpoint: Path) -> None:
+    seen = []
+
+    def predict(latents: torch.Tensor, timestep: torch.Tensor) -> torch.Tensor:
+        seen.append(latents.clone())
+        return torch.zeros_like(latents)
+
+    files = files_in_folder(ms_checkpoint, source="ms", variant=None)
+    scheduler, generator = make_scheduler("ddim", files), make_generator(5)
+    scheduler.set_timesteps(10)
+    known = torch.full((1, 4, 2, 4, 4), 0.7)
+    state = noise_state(scheduler, generator, shape=(1, 4, 5, 4, 4), dtype=torch.float32, device="cpu")
+    for _ in denoise(with_known_frames(predict, known, scheduler), scheduler, state, generator):
+        pass
+    errors = [float((each[:, :, :2] - known).abs().mean()) for each in seen]
+    assert errors == sorted(errors, reverse=True)
+    assert errors[-1] < 0.3 < errors[0]
+
+
+# The first noise
+
+
+def test_per_frame_noise_is_the_same_for_any_length() -> None:
+    short = draw_noise_per_frame((1, 4, 16, 8, 8), 7)
+    long = draw_noise_per_frame((1, 4, 64, 8, 8), 7)
+    assert torch.equal(long[:, :, :16], short)
+    assert not torch.equal(draw_noise_per_frame((1, 4, 16, 8, 8), 8), short)
+    assert (float(long.mean()), float(long.std())) == pytest.approx((0, 1), abs=0.02)
+    frames = long.transpose(1, 2).flatten(2)[0]
+    correlation = torch.corrcoef(frames).fill_diagonal_(0).abs().max()
+    assert correlation < 5 / math.sqrt(frames.shape[1])
+
+
+def test_with_freenoise_every_window_holds_the_frames_of_the_first() -> None:
+    noise = draw_noise((1, 4, 50, 4, 4), make_generator(3))
+    spread = spread_noise(noise, Blocks(Axis(16, 12)), make_generator(4))
+    first = {frame.numpy().tobytes() for frame in noise[0, :, :16].unbind(1)}
+    assert torch.equal(spread[:, :, :16], noise[:, :, :16])
+    for start in range(0, 33, 4):
+        window = [frame.numpy().tobytes() for frame in spread[0, :, start : start + 16].unbind(1)]
+        assert set(window) == first
+    assert not torch.equal(spread[:, :, 16:32], noise[:, :, :16])
+    assert spread_noise(noise, UNDIVIDED, make_generator(4)) is noise
+
+
+@pytest.mark.parametrize("task", ["generate", "upscale"])
+def test_the_kind_of_noise_changes_the_clip(task: str, ms_checkpoint: Path) -> None:
+    make: Callable[..., Request] = generate_request if task == "generate" else upscale_request
+    prepared = [
+        prepare(make(ms_checkpoint, noise=kind, window=2), preset_of(task), frames=3, report=Silent())
+        for kind in ("whole", "per-frame", "freenoise")
+    ]
+    assert len({each.blocks for each in prepared}) == 1
+
+
+# What is chosen
+
+TRAINED = TrainedRange(8, 16, 64, 64)
+
+
+def trained(task: str = "generate", **changes: Any) -> Preset:
+    return replace(preset_of(task), trained=TRAINED, **changes)
+
+
+def chosen(request: Request, preset: Preset | None, frames: int, **changes: Any) -> tuple[Blocks, str]:
+    enlarges = not isinstance(request, GenerateRequest)
+    blocks, remarks = blocks_for(request, preset, frames=frames, vae_scale=8, enlarges=enlarges)
+    return blocks, "; ".join(remarks)
+
+
+def test_by_itself_a_clip_is_divided_only_where_its_model_does_not_hold_together() -> None:
+    request = generate_request(Path("x"))
+    assert chosen(request, trained(), 32) == (UNDIVIDED, "")
+    blocks, remark = chosen(request, trained(), 33)
+    assert blocks.time is not None
+    assert blocks.time.length == 16
+    assert "33 frames" in remark
+    assert "windows of 16" in remark
+    assert chosen(request, trained(longest_pass=100), 100) == (UNDIVIDED, "")
+    assert chosen(request, trained(longest_pass=24), 32)[0].time is not None
+    assert chosen(request, None, 5000) == (UNDIVIDED, "")
+    assert chosen(generate_request(Path("x"), window="off"), trained(), 5000) == (UNDIVIDED, "")
+
+
+def test_flags_decide_the_windows() -> None:
+    blocks, _ = chosen(
+        generate_request(Path("x"), window=12, overlap=5, blend="linear", window_schedule="fixed"), None, 64
+    )
+    assert blocks == Blocks(Axis(12, 5), blend="linear", alternate=False)
+    assert chosen(generate_request(Path("x"), loop=True), None, 14)[0].time == Axis(14, 7, wraps=True)
+    assert chosen(generate_request(Path("x"), loop=True, overlap=2), trained(), 64)[0].time == Axis(16, 2, wraps=True)
+    same, remark = chosen(generate_request(Path("x"), overlap=5), None, 14)
+    assert same == UNDIVIDED
+    assert "--overlap 5 has no effect" in remark
+    with pytest.raises(UsageError, match="--overlap 16 must be below the 16 frames"):
+        chosen(generate_request(Path("x"), overlap=16), trained(), 64)
+
+
+def test_an_upscale_beyond_the_trained_size_is_made_in_tiles() -> None:
+    at_size = upscale_request(Path("x"), width=64, height=64)
+    assert chosen(at_size, trained("upscale"), 8) == (UNDIVIDED, "")
+    wide = upscale_request(Path("x"), width=80, height=48)  # another shape of about as many pixels
+    assert chosen(wide, trained("upscale"), 8) == (UNDIVIDED, "")
+    large = upscale_request(Path("x"), width=128, height=64)
+    blocks, remark = chosen(large, trained("upscale"), 8)
+    assert (blocks.rows, blocks.columns) == (None, Axis(8, 2))
+    assert "tiles" in remark
+    assert chosen(generate_request(Path("x"), width=128, height=64), trained(), 8) == (UNDIVIDED, "")
+    off = upscale_request(Path("x"), width=128, height=64, tile="off")
+    assert chosen(off, trained("upscale"), 8) == (UNDIVIDED, "")
+    named = generate_request(Path("x"), width=128, height=64, tile="32x32", tile_overlap=24)
+    assert chosen(named, None, 8)[0] == Blocks(None, Axis(4, 3), Axis(4, 3))
+
+
+def test_memory_too_small_for_one_pass_asks_for_windows(ms_checkpoint: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The same prediction as of the windows alone, said in a warning; flags that forbid it are kept."""
+    from t2vcli.jobs import prepare as preparing
+
+    monkeypatch.setattr(preparing, "architecture_of", lambda config: "modelscope-1.7b")
+    monkeypatch.setattr(preparing, "free_host_bytes", lambda: 1_800_000_000)
+    preset = replace(preset_of("generate"), trained=TrainedRange(16, 16, 256, 256), longest_pass=500)
+    told: list[str] = []
+
+    class Told(Silent):
+        def warn(self, line: str) -> None:
+            told.append(line)
+
+    request = generate_request(ms_checkpoint, frames=200, width=256, height=256, dtype="fp16", vae_slicing=None)
+    prepared = prepare(request, preset, frames=200, report=Told())
+    assert prepared.blocks.time == Axis(16, 8)
+    assert any("made in windows of 16 frames" in line for line in told)
+    off = request.model_copy(update={"window": "off"})
+    with pytest.raises(Exception, match="at the least"):
+        prepare(off, preset, frames=200, report=Silent())
+
+
+def test_sums_do_not_lose_half_precision() -> None:
+    latents = draw_noise((1, 4, 30, 4, 4), make_generator(1)).half()
+    predict = in_blocks(lambda x, t: x, Blocks(Axis(8, 6)), TIMESTEPS)
+    out = predict(latents, TIMESTEPS[0])
+    assert out.dtype == torch.float16
+    np.testing.assert_array_equal(out.numpy(), latents.numpy())
