@@ -8,7 +8,7 @@ READY := $(VENV)/.ready
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-slow check fix docs fuzz kill-test golden bench train-demo evaluate-demo memory-table memory-report clean
+.PHONY: help demo test test-slow check fix docs fuzz kill-test golden bench bench-windows train-demo evaluate-demo memory-table memory-report clean
 
 help:  ## list the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 16
@@ -58,6 +58,9 @@ golden: $(READY)  ## write the golden numbers anew, from diffusers' own pipeline
 
 bench: $(READY)  ## measure, and write benchmarks/report.md
 	$(BIN)/python -m benchmarks.run
+
+bench-windows: $(READY)  ## measure windows, loops, tiles and joints on the embedded model (most of an hour)
+	OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.windows
 
 train-demo: $(READY)  ## train the embedded model from nothing (hours; resumes where it stopped)
 	bash training/train.sh $(BIN)/python training/run

@@ -208,6 +208,13 @@ def equal_parts(one: ModelFiles, other: ModelFiles) -> list[str]:
     ]
 
 
+def same_tokenizer(one: ModelFiles, other: ModelFiles) -> bool:
+    """Returns whether two models have the same tokenizer, by the content of its files."""
+    folders = one.parts["tokenizer"], other.parts["tokenizer"]
+    names = [sorted(path.name for path in folder.iterdir() if path.is_file()) for folder in folders]
+    return names[0] == names[1] and all(_same_content(folders[0] / name, folders[1] / name) for name in names[0])
+
+
 def _same_content(one: Path, other: Path) -> bool:
     """Returns whether two files hold the same bytes, by their sha256 where they are not one file and of one size."""
     if one.resolve() == other.resolve():

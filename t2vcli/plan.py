@@ -226,7 +226,7 @@ def choose_plan(
         return replace(least, reasons=(*least.reasons, reason)), []
     raise OutOfMemoryError(
         f"this needs {size_text(least.predicted_bytes or 0)} at the least (predicted), and there is {why}:"
-        " fewer --frames or a smaller --width and --height help most"
+        " fewer --frames or a smaller --width and --height help most, or --window and --tile"
     )
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
 from t2vcli.errors import UsageError
@@ -19,9 +19,6 @@ if TYPE_CHECKING:
 
 Blend = Literal["pyramid", "linear", "uniform"]
 Schedule = Literal["alternate", "fixed"]
-
-BEYOND_TRAINED = 1.25
-"""Times the pixels of the trained size from which an upscale is made in tiles: more is another shape, not another size."""
 
 
 @dataclass(frozen=True)
@@ -121,26 +118,68 @@ def _halving(step: int) -> float:
 OVERLAP_SHARE = 2
 """A window overlaps the next by one part in so many of its length, and a tile by half of that, where no flag says more."""
 
+REDRAWS_TILES = 0.4
+"""The strength from which on, by what was measured (docs/windows.md), tiles show the prompt's subject each by itself."""
 
-def blocks_for(
-    request: Request, preset: Preset | None, *, frames: int, vae_scale: int, enlarges: bool
-) -> tuple[Blocks, list[str]]:
-    """Returns the division of a request's clip of `frames`, and sentences on what was chosen and what has no effect.
 
-    `preset` says what its model was trained on, `vae_scale` how many pixels wide a cell is; `enlarges`, that a clip larger than that need not be drawn as a whole.
-    Raises UsageError for an overlap as large as what it would be of.
+def blocks_for(request: Request, preset: Preset | None, *, frames: int, vae_scale: int) -> tuple[Blocks, list[str]]:
+    """Returns the division of a request's clip of `frames`, and sentences on what was chosen.
+
+    `preset` says what its model was trained on, `vae_scale` how many pixels wide a cell is. Raises UsageError for an
+    overlap as large as what it would be of.
     """
-    time, remarks = _windows(request, preset, frames)
-    (rows, columns), more = _tiles(request, preset if enlarges else None, vae_scale)
-    remarks += more
-    if time is None and rows is None and columns is None:
-        return UNDIVIDED, remarks
-    blocks = Blocks(time, rows, columns, blend=request.blend, alternate=request.window_schedule == "alternate")
-    return blocks, remarks
+    remarks: list[str] = []
+    time = _windows(request, preset, frames, remarks)
+    rows, columns = _tiles(request, request.tile_sides, vae_scale)
+    if rows or columns:
+        remarks += _about_strength(request)
+    return _blocks(request, time, rows, columns), remarks
 
 
-def _windows(request: Request, preset: Preset | None, frames: int) -> tuple[Axis | None, list[str]]:
+def flags_without_effect(request: Request, blocks: Blocks, *, frames: int) -> list[str]:
+    """Returns a sentence for each flag that a clip divided so has no use for."""
     remarks = []
+    if blocks.time is None and request.overlap is not None:
+        remarks.append(f"--overlap {request.overlap} has no effect: all {frames} frames are in one window")
+    if blocks.time is None and request.noise == "freenoise":
+        remarks.append(f"--noise freenoise is as whole: all {frames} frames are in one window")
+    if blocks.rows is None and blocks.columns is None and request.tile_overlap is not None:
+        remarks.append(f"--tile-overlap {request.tile_overlap} has no effect: each frame is one tile")
+    return remarks
+
+
+def smaller_blocks(
+    request: Request, preset: Preset | None, blocks: Blocks, *, frames: int, vae_scale: int, problem: str
+) -> Iterator[tuple[Blocks, str]]:
+    """Yields divisions that need less memory, each with the sentence on it, for a clip that is too much for `blocks`.
+
+    Windows of the trained length first, then, for an upscale, also tiles of the trained size; none where flags say
+    otherwise. `problem` says what there is too little of.
+    """
+    if preset is None or preset.trained is None:
+        return
+    trained, why = preset.trained, problem.partition(":")[0]
+    time = blocks.time
+    if request.window == "auto" and trained.most_frames < min(time.length if time else frames, frames):
+        time = _time_axis(request, trained.most_frames)
+        yield (
+            _blocks(request, time, blocks.rows, blocks.columns),
+            f"{why}: made in windows of {time.length} frames that overlap",
+        )
+    if request.tile == "auto" and hasattr(request, "strength"):
+        rows, columns = _tiles(request, (trained.width, trained.height), vae_scale)
+        if rows or columns:
+            what = f"{why}: made in tiles of {trained.width}x{trained.height} that overlap"
+            yield _blocks(request, time, rows, columns), "; ".join([what, *_about_strength(request)])
+
+
+def _blocks(request: Request, time: Axis | None, rows: Axis | None, columns: Axis | None) -> Blocks:
+    if time is None and rows is None and columns is None:
+        return UNDIVIDED
+    return Blocks(time, rows, columns, blend=request.blend, alternate=request.window_schedule == "alternate")
+
+
+def _windows(request: Request, preset: Preset | None, frames: int, remarks: list[str]) -> Axis | None:
     length = request.window if isinstance(request.window, int) else None
     if request.window == "auto" and preset is not None and preset.trained is not None:
         most = preset.trained.most_frames
@@ -152,10 +191,8 @@ def _windows(request: Request, preset: Preset | None, frames: int) -> tuple[Axis
                 f" of {length} that overlap (--window off: one pass)"
             )
     if not request.loop and (length is None or length >= frames):
-        if request.overlap is not None:
-            remarks.append(f"--overlap {request.overlap} has no effect: all {frames} frames are in one window")
-        return None, remarks
-    return _time_axis(request, min(length or frames, frames)), remarks
+        return None
+    return _time_axis(request, min(length or frames, frames))
 
 
 def _time_axis(request: Request, length: int) -> Axis:
@@ -165,40 +202,8 @@ def _time_axis(request: Request, length: int) -> Axis:
     return Axis(length, overlap, wraps=request.loop)
 
 
-def windows_of(
-    request: Request, preset: Preset | None, blocks: Blocks, *, frames: int, problem: str
-) -> tuple[Blocks, str] | None:
-    """Returns `blocks` with windows of the trained length, for a clip too long for the memory, and the sentence on that.
-
-    None if that would be no help, or not wanted. `problem` says what there is too little of.
-    """
-    if request.window != "auto" or preset is None or preset.trained is None:
-        return None
-    length = preset.trained.most_frames
-    if length >= (frames if blocks.time is None else min(blocks.time.length, frames)):
-        return None
-    alternate = request.window_schedule == "alternate"
-    smaller = replace(blocks, time=_time_axis(request, length), blend=request.blend, alternate=alternate)
-    return smaller, f"{problem.partition(':')[0]}: made in windows of {length} frames that overlap"
-
-
-def _tiles(
-    request: Request, preset: Preset | None, vae_scale: int
-) -> tuple[tuple[Axis | None, Axis | None], list[str]]:
-    remarks = []
-    size = request.tile_sides
-    if request.tile == "auto" and preset is not None and preset.trained is not None:
-        trained = preset.trained.width, preset.trained.height
-        if request.width * request.height > BEYOND_TRAINED * trained[0] * trained[1]:
-            size = trained
-            remarks.append(
-                f"{request.width}x{request.height} is beyond the {trained[0]}x{trained[1]} that {preset.name} was"
-                " trained on: made in tiles of that size that overlap (--tile off: whole frames)"
-            )
-    if size is None or (size[0] >= request.width and size[1] >= request.height):
-        if request.tile_overlap is not None:
-            remarks.append(f"--tile-overlap {request.tile_overlap} has no effect: each frame is one tile")
-        return (None, None), remarks
+def _tiles(request: Request, size: tuple[int, int] | None, vae_scale: int) -> tuple[Axis | None, Axis | None]:
+    """Returns rows and columns for tiles of `size` (width, height) in pixels; None where they are as large as a frame."""
 
     def axis(length: int, whole: int) -> Axis | None:
         if length >= whole:
@@ -208,5 +213,14 @@ def _tiles(
             raise UsageError(f"--tile-overlap {pixels} must be below the tile's {length} pixels")
         return Axis(length // vae_scale, pixels // vae_scale)
 
+    if size is None:
+        return None, None
     width, height = size
-    return (axis(height, request.height), axis(width, request.width)), remarks
+    return axis(height, request.height), axis(width, request.width)
+
+
+def _about_strength(request: Request) -> list[str]:
+    strength = getattr(request, "strength", 1.0)
+    if strength < REDRAWS_TILES:
+        return []
+    return [f"at a strength of {strength:g} each tile may show the prompt's subject by itself; 0.3 keeps to the input"]

@@ -87,7 +87,7 @@ CASES = [
     ),
     generate(4, "--init-video", "missing.mp4", words=("missing.mp4", "does not exist")),
     generate(4, "--extend", "text.mp4", words=("text.mp4",)),
-    upscale(2, "--width", "2048", "--height", "1152", "--tile-overlap", "576", words=("--tile-overlap 576",)),
+    upscale(2, "--tile", "1024x576", "--tile-overlap", "576", words=("--tile-overlap 576",)),
     upscale(8, "--smooth", "1", words=("--smooth 1", "above")),
     Case(8, ("generate", "x", "-o", "new.png"), ("new.png", "one picture", "%04d.png")),
     Case(8, ("generate", "x", "-o", "new/%d-%d.png"), ("exactly one %d",)),

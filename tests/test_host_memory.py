@@ -97,19 +97,21 @@ def test_too_little_is_refused_with_numbers(ms_checkpoint: Path, monkeypatch: py
 def test_on_the_cpu_the_plan_is_made_for_the_memory_that_is_free(monkeypatch: pytest.MonkeyPatch) -> None:
     from t2vcli.presets import load_preset
     from t2vcli.request import GenerateRequest, build_request
+    from t2vcli.shape import Shape
 
     values = {**load_preset("demo").values_for(GenerateRequest), "preset": "demo", "seed": 1, "frames": 64}
     request = build_request(GenerateRequest, {**values, "width": 256, "height": 256})
     files = find_model("embedded:demo", revision=None, variant=None)
-    roomy, _ = plan_for(request, files, device="cpu", frames=64)
+    shape = Shape(64, 256, 256, guided=True, encodes_video=False)
+    roomy, _ = plan_for(request, files, device="cpu", shape=shape)
     assert roomy.level == "fast"
     assert roomy.predicted_bytes is not None
     monkeypatch.setattr(preparing, "free_host_bytes", lambda: roomy.predicted_bytes)
-    tight, _ = plan_for(request, files, device="cpu", frames=64)
+    tight, _ = plan_for(request, files, device="cpu", shape=shape)
     assert tight.chunk_bytes is not None
     monkeypatch.setattr(preparing, "free_host_bytes", lambda: 30 * MIB)
     with pytest.raises(OutOfMemoryError, match=r"at the least \(predicted\), and there is 30 MiB of memory free"):
-        plan_for(request, files, device="cpu", frames=64)
+        plan_for(request, files, device="cpu", shape=shape)
 
 
 def test_the_machine_says_how_much_is_free() -> None:

@@ -110,7 +110,7 @@ def written(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
     def take(path: Path, made: Iterator[np.ndarray], *, metadata: Any, **options: Any) -> None:
         got.update(frames=np.stack(list(made)), recipe=metadata)
 
-    monkeypatch.setattr(sample, "write_video", take)
+    monkeypatch.setattr(sample, "write_file", take)
     return got
 
 

@@ -234,7 +234,7 @@ def written(monkeypatch: pytest.MonkeyPatch) -> list[np.ndarray]:
     def take(path: Path, made: Any, **options: Any) -> None:
         frames[:] = list(made)
 
-    monkeypatch.setattr(sample, "write_video", take)
+    monkeypatch.setattr(sample, "write_file", take)
     return frames
 
 

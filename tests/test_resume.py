@@ -822,12 +822,12 @@ def test_a_failure_says_how_to_go_on(job: Job, folder: Path, monkeypatch: pytest
     def full(*arguments: Any, **options: Any) -> None:
         raise OutputError("there is no space left")
 
-    monkeypatch.setattr(sample, "write_video", full)
+    monkeypatch.setattr(sample, "write_file", full)
     report = Listening()
     with pytest.raises(OutputError):
         job("generate", report)
     assert "what is done is kept in" in report.lines[-1]
-    monkeypatch.setattr(sample, "write_video", REAL_WRITE)
+    monkeypatch.setattr(sample, "write_file", REAL_WRITE)
     again = Listening()
     job("generate", again)
     assert "denoise" not in again.advanced

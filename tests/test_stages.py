@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from collections.abc import Callable, Mapping
 from dataclasses import replace
@@ -20,7 +21,7 @@ from standins import write_standin
 import t2vcli.jobs.prepare as preparing
 import t2vcli.jobs.two_stages as staging
 from t2vcli import stopping
-from t2vcli.engine.loading import Model, load_model
+from t2vcli.engine.loading import Model, load_model, load_tokenizer
 from t2vcli.engine.memory import PlacedModel
 from t2vcli.errors import Interrupted, OutputError
 from t2vcli.jobs.generate import generate
@@ -177,13 +178,18 @@ def test_equal_parts_are_loaded_once_and_the_first_model_is_gone_by_then(
             events.append("leave")
         release(placed)
 
+    def words(files: ModelFiles) -> Any:
+        events.append("tokenizer")
+        return load_tokenizer(files)
+
     monkeypatch.setattr(preparing, "load_model", load)
+    monkeypatch.setattr(preparing, "load_tokenizer", words)
     monkeypatch.setattr(PlacedModel, "release", released)
     make()
     first, second = loaded
     assert (first.vae, first.text_encoder) == (second.vae, second.text_encoder)
     assert first.unet is not second.unet
-    assert events[:3] == ["load", "leave", "load"]
+    assert events[:4] == ["tokenizer", "load", "leave", "load"]
     one, other = (files_in_folder(folder, source="x", variant=None) for folder in models)
     assert set(equal_parts(one, other)) == {"vae", "text_encoder"}
 
@@ -365,3 +371,5 @@ def test_both_plans_are_shown() -> None:
     assert shown.code == 0, shown.stderr
     assert "demo, 16 frames of 64x64" in shown.stdout
     assert "demo-XL, 16 frames of 128x128" in shown.stdout
+    told = json.loads(t2v("plan", "generate", "-p", "demo", "--upscale", "--json", "--device", "cpu").stdout)
+    assert told["chosen"]["plan"] != told["upscale"]["chosen"]["plan"]

@@ -13,7 +13,7 @@ from typer.core import TyperCommand
 from t2vcli.cli import options as opt
 from t2vcli.cli import upscale as upscaling
 from t2vcli.cli.console import say
-from t2vcli.cli.plan import show_plan
+from t2vcli.cli.plan import Planned, show_plan
 from t2vcli.cli.shared import (
     check_division,
     free_name,
@@ -146,9 +146,9 @@ def generate(
     asked = requested(prompt, prompt_file, preset, init_video, extend, upscale, upscale_strength, given, output)
     if keep_draft and asked.second is None:
         raise UsageError("--keep-draft has no effect without --upscale: there is one stage")
-    check_division(asked.request, asked.preset, frames=asked.frames, enlarges=init_video is not None)
+    check_division(asked.request, asked.preset, frames=asked.frames)
     if asked.second is not None:
-        check_division(asked.second[1], asked.second[0], frames=asked.frames, enlarges=True)
+        check_division(asked.second[1], asked.second[0], frames=asked.frames)
     if dry_run:
         _show_plans(asked, exact=False, as_json=as_json)
         return
@@ -252,10 +252,10 @@ def draft_beside(path: Path) -> Path:
 
 
 def _show_plans(asked: Asked, *, exact: bool, as_json: bool) -> None:
-    show_plan(asked.request, asked.preset, frames=asked.frames, exact=exact, as_json=as_json)
+    second = None
     if asked.second is not None:
-        preset, request = asked.second
-        show_plan(request, preset, frames=asked.frames, exact=exact, as_json=as_json)
+        second = Planned(asked.second[1], asked.second[0], asked.frames)
+    show_plan(Planned(asked.request, asked.preset, asked.frames), second, exact=exact, as_json=as_json)
 
 
 def requested(

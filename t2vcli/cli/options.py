@@ -152,7 +152,7 @@ TileOpt = Annotated[
     str | None,
     typer.Option(
         metavar="WxH|auto|off",
-        help="Pixels that the UNet sees at once; auto: an upscale beyond the trained size is made in tiles of it.",
+        help="Pixels that the UNet sees at once; auto: whole frames, or for an upscale tiles, if only those fit in memory.",
         rich_help_panel=LARGE,
     ),
 ]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
 from rich.table import Table
@@ -18,38 +18,51 @@ if TYPE_CHECKING:
     from t2vcli.windows import Blocks
 
 
-def show_plan(request: Request, preset: Preset, *, frames: int, exact: bool, as_json: bool) -> None:
-    """Prints the outlook of a request. Raises OutOfMemoryError, after printing, if no plan fits."""
-    outlook = _outlook(request, preset, frames=frames, exact=exact)
+@dataclass(frozen=True)
+class Planned:
+    """What a command would make: a request, the preset that it is from, and the frames of its clip."""
+
+    request: Request
+    preset: Preset
+    frames: int
+
+
+def show_plan(first: Planned, second: Planned | None = None, *, exact: bool, as_json: bool) -> None:
+    """Prints the outlook of a request, and of its second stage. Raises OutOfMemoryError, after printing, if no plan fits."""
+    stages = [first] if second is None else [first, second]
+    outlooks = [_outlook(stage.request, stage.preset, frames=stage.frames, exact=exact) for stage in stages]
     if as_json:
-        result_json(_as_json(outlook))
+        shown = [_as_json(outlook) for outlook in outlooks]
+        result_json(shown[0] if second is None else {**shown[0], "upscale": shown[1]})
     else:
-        _print(outlook, f"{preset.name}, {frames} frames of {request.width}x{request.height}")
-    if outlook.problem is not None:
-        raise OutOfMemoryError(outlook.problem)
+        for number, (stage, outlook) in enumerate(zip(stages, outlooks, strict=True)):
+            if number:
+                result("")
+            request = stage.request
+            _print(outlook, f"{stage.preset.name}, {stage.frames} frames of {request.width}x{request.height}")
+    for outlook in outlooks:
+        if outlook.problem is not None:
+            raise OutOfMemoryError(outlook.problem)
 
 
 def _outlook(request: Request, preset: Preset, *, frames: int, exact: bool) -> Outlook:
-    """Returns the outlook in one pass or in the windows that the request names, else in windows if only those fit."""
+    """Returns the outlook as the request divides its clip, else in the largest blocks that fit, if there are any."""
     from t2vcli.forecast import vae_scale_of
-    from t2vcli.request import UpscaleRequest
-    from t2vcli.windows import blocks_for, windows_of
+    from t2vcli.windows import blocks_for, flags_without_effect, smaller_blocks
 
     architecture = _architecture(request, preset)
-    blocks, remarks = blocks_for(
-        request,
-        preset,
-        frames=frames,
-        vae_scale=vae_scale_of(architecture),
-        enlarges=isinstance(request, UpscaleRequest),
-    )
+    scale = vae_scale_of(architecture)
+    blocks, remarks = blocks_for(request, preset, frames=frames, vae_scale=scale)
     outlook = _outlook_in(blocks, request, architecture, frames=frames, exact=exact)
-    problem = outlook.problem
-    smaller = problem and windows_of(request, preset, blocks, frames=frames, problem=problem)
-    if smaller:
-        remarks.append(smaller[1])
-        outlook = _outlook_in(smaller[0], request, architecture, frames=frames, exact=exact)
-    for remark in remarks:
+    if outlook.problem is not None:
+        smaller = smaller_blocks(request, preset, blocks, frames=frames, vae_scale=scale, problem=outlook.problem)
+        for each, remark in smaller:
+            in_blocks = _outlook_in(each, request, architecture, frames=frames, exact=exact)
+            if in_blocks.problem is None:
+                outlook, blocks = in_blocks, each
+                remarks.append(remark)
+                break
+    for remark in (*remarks, *flags_without_effect(request, blocks, frames=frames)):
         say(f"warning: {remark}")
     return outlook
 

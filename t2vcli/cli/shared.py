@@ -123,11 +123,11 @@ def taking_up(
     return type(request).model_validate({**dict(request), "seed": found.seed}), found.output
 
 
-def check_division(request: Request, preset: Preset, *, frames: int, enlarges: bool) -> None:
+def check_division(request: Request, preset: Preset, *, frames: int) -> None:
     """Raises UsageError for windows or tiles that the request cannot have, before the model's own scale is known."""
     from t2vcli.windows import blocks_for
 
-    blocks_for(request, preset, frames=frames, vae_scale=USUAL_VAE_SCALE, enlarges=enlarges)
+    blocks_for(request, preset, frames=frames, vae_scale=USUAL_VAE_SCALE)
 
 
 def run_folders(output: Path | None, folder: Path, names: str) -> list[Path]:

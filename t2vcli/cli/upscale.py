@@ -10,7 +10,7 @@ import typer
 
 from t2vcli.cli import options as opt
 from t2vcli.cli.console import say
-from t2vcli.cli.plan import show_plan
+from t2vcli.cli.plan import Planned, show_plan
 from t2vcli.cli.shared import (
     check_division,
     free_name,
@@ -98,9 +98,9 @@ def upscale(
     many pixels as the preset's size, in the shape of the input.
     """
     chosen, request, video, remarks = requested(source, prompt, prompt_file, preset, scale, given, output)
-    check_division(request, chosen, frames=video.frames, enlarges=True)
+    check_division(request, chosen, frames=video.frames)
     if dry_run:
-        show_plan(request, chosen, frames=video.frames, exact=False, as_json=as_json)
+        show_plan(Planned(request, chosen, video.frames), exact=False, as_json=as_json)
         return
     stem = f"{source.stem}-{request.width}x{request.height}"
     seed_drawn = given["seed"] is None
@@ -160,7 +160,7 @@ def plan_upscale(
 ) -> None:
     """Print how `t2v upscale` with the same options would run, and the memory that it is predicted to take."""
     chosen, request, video, _ = requested(source, prompt, prompt_file, preset, scale, given)
-    show_plan(request, chosen, frames=video.frames, exact=exact, as_json=as_json)
+    show_plan(Planned(request, chosen, video.frames), exact=exact, as_json=as_json)
 
 
 def requested(

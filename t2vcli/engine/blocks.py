@@ -79,29 +79,38 @@ def count_blocks(blocks: Blocks, shape: Sequence[int], timesteps: torch.Tensor, 
     return sum(blocks.count(shape, numbers[t]) for t in timesteps[first:end].tolist())
 
 
+CARRIED_FRAMES = 8
+"""Over how many new frames the error at the last known one fades out."""
+
+
 def with_known_frames(predict_noise: PredictNoise, known: torch.Tensor, scheduler: Any) -> PredictNoise:
     """Returns a prediction under which the first frames become `known` (1, C, K, H, W): a clip that is gone on with.
 
     For them the prediction is the one that leads from where they are to `known`, so every sampler takes them there and
     the other frames see them at the noise of their own step (blended latents, arXiv:2111.14818, by the prediction in
-    place of the sample). Takes what `scale_model_input` gives, whose variance is 1 at every step.
+    place of the sample). While there is more noise than signal, which is when a clip is laid out, the error that the
+    model makes at the last known frame is also taken from the frames after it: left alone, it has its own idea of where
+    things are, and they jump (measured in docs/windows.md).
+    Takes what `scale_model_input` gives, whose variance is 1 at every step.
     """
     signal = scheduler.alphas_cumprod.double().cpu()
-    prediction_type = scheduler.config.prediction_type
+    kind = scheduler.config.prediction_type
+    count = known.shape[2]
 
     def predict(latents: torch.Tensor, timestep: torch.Tensor) -> torch.Tensor:
-        noise_pred = predict_noise(latents, timestep).clone()
+        predicted = predict_noise(latents, timestep).clone()
         alpha, sigma = _alpha_sigma(signal, float(timestep))
-        count = known.shape[2]
-        clean = known.to(latents)
-        noise = (latents[:, :, :count] - alpha * clean) / sigma
-        if prediction_type == "v_prediction":
-            noise_pred[:, :, :count] = alpha * noise - sigma * clean
-        elif prediction_type == "sample":
-            noise_pred[:, :, :count] = clean
-        else:
-            noise_pred[:, :, :count] = noise
-        return noise_pred
+        clean, noisy = known.to(latents), latents[:, :, :count]
+        noise = (noisy - alpha * clean) / sigma
+        wanted = {"v_prediction": alpha * noise - sigma * clean, "sample": clean}.get(kind, noise)
+        if sigma > alpha:
+            # Between an error of the prediction and that of the clean frame is one factor, the same for all frames.
+            error = predicted[:, :, count - 1 : count] - wanted[:, :, -1:]
+            new = min(CARRIED_FRAMES, latents.shape[2] - count)
+            fading = 1 - torch.arange(1, new + 1, device=latents.device) / (CARRIED_FRAMES + 1)
+            predicted[:, :, count : count + new] -= fading.to(latents)[:, None, None] * error
+        predicted[:, :, :count] = wanted
+        return predicted
 
     return predict
 

@@ -96,7 +96,7 @@ def generate(
 
     upscale = second.request
     report.say(f"then enlarged by {upscale.preset} to {upscale.width}x{upscale.height}:")
-    enlarging = prepare(upscale, second.preset, frames=frames, divided=divided_second, **options)
+    enlarging = prepare(upscale, second.preset, frames=frames, divided=divided_second, first=prepared, **options)
     recipe = with_second_stage(recipe, upscale, model=enlarging.files, blocks=enlarging.blocks)
     with keeper(work, prepared, keeping, report, upscale=enlarging) as kept:
         made, recipe = in_two_stages(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
 
@@ -19,14 +19,14 @@ from t2vcli.engine.prompt import Tokens, encode_prompt, tokenize
 from t2vcli.errors import OutOfMemoryError, UsageError
 from t2vcli.forecast import architecture_of, table_forecast, weight_bytes
 from t2vcli.hardware import free_host_bytes
-from t2vcli.models import EMBEDDED_PREFIX, ModelFiles, find_model
+from t2vcli.models import EMBEDDED_PREFIX, ModelFiles, find_model, same_tokenizer
 from t2vcli.plan import MemoryPlan, candidates, choose_plan, no_forecast, vram_budget
 from t2vcli.presets import Preset, trained_range_warning
 from t2vcli.report import Report, told_in_megabytes
-from t2vcli.request import Request, UpscaleRequest
+from t2vcli.request import Request
 from t2vcli.shape import Shape, shape_of
 from t2vcli.sizes import size_text
-from t2vcli.windows import Blocks, blocks_for, windows_of
+from t2vcli.windows import Blocks, blocks_for, flags_without_effect, smaller_blocks
 
 # Words that carry no content, so that their absence from a small vocabulary needs no mention.
 _FILLER = frozenset(["a", "an", "the", "and", "of", "is", "are", "with", "to", "in", "on", "at"])
@@ -40,6 +40,7 @@ class Prepared:
     plan: MemoryPlan
     below: list[MemoryPlan]  # what to fall back to, should memory run out all the same
     blocks: Blocks  # how the clip is divided
+    tokenizer: CLIPTokenizer
     prompt: Tokens
     negative_prompt: Tokens
 
@@ -57,11 +58,13 @@ def prepare(
     strict: bool = False,
     offline: bool = False,
     divided: Blocks | None = None,
+    first: Prepared | None = None,
 ) -> Prepared:
     """Returns the checked request's files, plan and tokens. Raises a T2VError before any weight is read.
 
     `preset` is what the request was made from, if it was made from one just now: for warnings, the download's size and
-    the windows. `frames` is the clip's length; `divided`, how an earlier process has divided it.
+    the windows. `frames` is the clip's length; `divided`, how an earlier process has divided it; `first`, the first of
+    two stages, whose tokenizer may be the same.
     """
     report.stage("find")
     device = choose_device(request.device)
@@ -83,9 +86,7 @@ def prepare(
         report.warn(f"{reason}; a model of this size takes hours on the CPU (--device cpu says that you know)")
 
     scale = vae_scale(files.config("vae"))
-    blocks, remarks = blocks_for(
-        request, preset, frames=frames, vae_scale=scale, enlarges=isinstance(request, UpscaleRequest)
-    )
+    blocks, remarks = blocks_for(request, preset, frames=frames, vae_scale=scale)
     blocks = divided or blocks
 
     def planned(blocks: Blocks) -> tuple[MemoryPlan, list[MemoryPlan]]:
@@ -94,13 +95,11 @@ def prepare(
     try:
         plan, below = planned(blocks)
     except OutOfMemoryError as error:
-        smaller = windows_of(request, preset, blocks, frames=frames, problem=str(error)) if divided is None else None
-        if smaller is None:
+        if divided is not None:
             raise
-        blocks, remark = smaller
+        blocks, remark, (plan, below) = _in_less_memory(request, preset, blocks, frames, scale, planned, error)
         remarks.append(remark)
-        plan, below = planned(blocks)
-    for remark in remarks:
+    for remark in (*remarks, *flags_without_effect(request, blocks, frames=frames)):
         report.warn(remark)
     report.say("; ".join([plan.summary(), *plan.reasons]))
     check_host_memory(plan, files)
@@ -112,12 +111,32 @@ def prepare(
         report.warn(
             f"the negative prompt has no effect at --guidance-scale {request.guidance_scale:g}; use more than 1"
         )
-    tokenizer = load_tokenizer(files)
+    shared = first is not None and same_tokenizer(first.files, files)
+    tokenizer = first.tokenizer if first is not None and shared else load_tokenizer(files)
     _check_clip_skip(request, files)
     prompt = _checked_tokens(tokenizer, request.prompt, "prompt", report, strict)
     negative = _checked_tokens(tokenizer, request.negative_prompt, "negative prompt", report, strict)
     _say_unknown_words(files, request.prompt, report)
-    return Prepared(files, plan, below, blocks, prompt, negative)
+    return Prepared(files, plan, below, blocks, tokenizer, prompt, negative)
+
+
+def _in_less_memory(
+    request: Request,
+    preset: Preset | None,
+    blocks: Blocks,
+    frames: int,
+    scale: int,
+    planned: Callable[[Blocks], tuple[MemoryPlan, list[MemoryPlan]]],
+    problem: OutOfMemoryError,
+) -> tuple[Blocks, str, tuple[MemoryPlan, list[MemoryPlan]]]:
+    """Returns the first division into smaller blocks that fits, the sentence on it, and its plans."""
+    smaller = smaller_blocks(request, preset, blocks, frames=frames, vae_scale=scale, problem=str(problem))
+    for each, remark in smaller:
+        try:
+            return each, remark, planned(each)
+        except OutOfMemoryError as error:
+            problem = error
+    raise problem
 
 
 def plan_for(request: Request, files: ModelFiles, *, device: str, shape: Shape) -> tuple[MemoryPlan, list[MemoryPlan]]:
