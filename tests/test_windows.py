@@ -393,6 +393,19 @@ def test_memory_too_small_for_one_pass_asks_for_windows(ms_checkpoint: Path, mon
         prepare(off, preset, frames=200, report=Silent())
 
 
+def test_windows_of_the_trained_length_are_inside_the_trained_range(ms_checkpoint: Path) -> None:
+    told: list[str] = []
+
+    class Told(Silent):
+        def warn(self, line: str) -> None:
+            told.append(line)
+
+    for window in ("off", 16):
+        request = generate_request(ms_checkpoint, frames=40, width=64, height=64, window=window)
+        prepare(request, trained(), frames=40, report=Told())
+    assert [line.startswith("40 frames is outside") for line in told] == [True]
+
+
 def test_sums_do_not_lose_half_precision() -> None:
     latents = draw_noise((1, 4, 30, 4, 4), make_generator(1)).half()
     predict = in_blocks(lambda x, t: x, Blocks(Axis(8, 6)), TIMESTEPS)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
 
@@ -77,31 +77,13 @@ def prepare(
         offline=offline,
         say=report.say,
     )
-    if preset is not None:
-        warning = trained_range_warning(preset, frames=frames, width=request.width, height=request.height)
-        if warning:
-            report.warn(warning)
     if request.device == "auto" and device == "cpu" and not request.model.startswith(EMBEDDED_PREFIX):
         reason = why_no_cuda() if has_nvidia_driver() else "no GPU was found"
         report.warn(f"{reason}; a model of this size takes hours on the CPU (--device cpu says that you know)")
 
-    scale = vae_scale(files.config("vae"))
-    blocks, remarks = blocks_for(request, preset, frames=frames, vae_scale=scale)
-    blocks = divided or blocks
-
-    def planned(blocks: Blocks) -> tuple[MemoryPlan, list[MemoryPlan]]:
-        return plan_for(request, files, device=device, shape=shape_of(request, blocks, frames=frames, vae_scale=scale))
-
-    try:
-        plan, below = planned(blocks)
-    except OutOfMemoryError as error:
-        if divided is not None:
-            raise
-        blocks, remark, (plan, below) = _in_less_memory(request, preset, blocks, frames, scale, planned, error)
-        remarks.append(remark)
-    for remark in (*remarks, *flags_without_effect(request, blocks, frames=frames)):
-        report.warn(remark)
-    report.say("; ".join([plan.summary(), *plan.reasons]))
+    blocks, plan, below = _divided_and_planned(
+        request, preset, files, device=device, frames=frames, divided=divided, report=report
+    )
     check_host_memory(plan, files)
     if device == "cpu" and request.offload not in (None, "none"):
         report.warn(f"--offload {request.offload} has no effect on {device}: its memory is the host's")
@@ -120,23 +102,50 @@ def prepare(
     return Prepared(files, plan, below, blocks, tokenizer, prompt, negative)
 
 
-def _in_less_memory(
+def _divided_and_planned(
     request: Request,
     preset: Preset | None,
-    blocks: Blocks,
+    files: ModelFiles,
+    *,
+    device: str,
     frames: int,
-    scale: int,
-    planned: Callable[[Blocks], tuple[MemoryPlan, list[MemoryPlan]]],
-    problem: OutOfMemoryError,
-) -> tuple[Blocks, str, tuple[MemoryPlan, list[MemoryPlan]]]:
-    """Returns the first division into smaller blocks that fits, the sentence on it, and its plans."""
-    smaller = smaller_blocks(request, preset, blocks, frames=frames, vae_scale=scale, problem=str(problem))
-    for each, remark in smaller:
-        try:
-            return each, remark, planned(each)
-        except OutOfMemoryError as error:
-            problem = error
-    raise problem
+    divided: Blocks | None,
+    report: Report,
+) -> tuple[Blocks, MemoryPlan, list[MemoryPlan]]:
+    """Returns how the clip is divided, the plan, and those below it, after saying what was chosen.
+
+    Without `divided` what does not fit the memory as the request divides it is made in the largest blocks that do.
+    """
+    scale = vae_scale(files.config("vae"))
+
+    def shape(blocks: Blocks) -> Shape:
+        return shape_of(request, blocks, frames=frames, vae_scale=scale)
+
+    blocks, remarks = blocks_for(request, preset, frames=frames, vae_scale=scale)
+    blocks = divided or blocks
+    try:
+        plan, below = plan_for(request, files, device=device, shape=shape(blocks))
+    except OutOfMemoryError as error:
+        problem = error
+        smaller = smaller_blocks(request, preset, blocks, frames=frames, vae_scale=scale, problem=str(error))
+        for blocks, remark in smaller if divided is None else ():
+            try:
+                plan, below = plan_for(request, files, device=device, shape=shape(blocks))
+            except OutOfMemoryError as still:
+                problem = still
+            else:
+                remarks.append(remark)
+                break
+        else:
+            raise problem from None
+    remarks += flags_without_effect(request, blocks, frames=frames)
+    if preset is not None:
+        seen, width, height = shape(blocks).block or (frames, request.width, request.height)
+        remarks += filter(None, [trained_range_warning(preset, frames=seen, width=width, height=height)])
+    for remark in remarks:
+        report.warn(remark)
+    report.say("; ".join([plan.summary(), *plan.reasons]))
+    return blocks, plan, below
 
 
 def plan_for(request: Request, files: ModelFiles, *, device: str, shape: Shape) -> tuple[MemoryPlan, list[MemoryPlan]]:

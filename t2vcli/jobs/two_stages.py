@@ -26,6 +26,7 @@ from t2vcli.presets import Preset
 from t2vcli.report import Report
 from t2vcli.request import GenerateRequest, Request, UpscaleRequest
 from t2vcli.video.ffmpeg import shown
+from t2vcli.video.formats import place_of
 from t2vcli.video.reader import read_metadata
 from t2vcli.video.resize import resize_picture
 
@@ -45,27 +46,26 @@ class Draft:
 
     latents: torch.Tensor
     vae: AutoencoderKL
-    plan: MemoryPlan
     shared: bool
 
     def reader(self, *, width: int, height: int, report: Report) -> ReadFrames:
         """Returns the function that decodes the frames (height, width, 3) float32 in [0, 1], a few at a time."""
 
         def read(placed: PlacedModel) -> Iterator[np.ndarray]:
-            assert placed.plan is not None
-            device = placed.plan.device
-            own = lent(self.vae, device) if not self.shared and device != "cpu" else contextlib.nullcontext()
+            plan = placed.plan
+            assert plan is not None
+            own = lent(self.vae, plan.device) if not self.shared and plan.device != "cpu" else contextlib.nullcontext()
             with own:
-                for pictures in self._decoded(device, report):
+                for pictures in self._decoded(plan, report):
                     for picture in pictures.permute(0, 2, 3, 1).numpy():
                         yield resize_picture(picture, width=width, height=height)
 
         return read
 
-    def _decoded(self, device: str, report: Report) -> Iterator[torch.Tensor]:
+    def _decoded(self, plan: MemoryPlan, report: Report) -> Iterator[torch.Tensor]:
         done = 0
         try:
-            for pictures in self._decode(self.latents, device):
+            for pictures in self._decode(self.latents, plan):
                 yield pictures
                 done += len(pictures)
         except NonFiniteError as error:
@@ -73,11 +73,11 @@ class Draft:
                 raise
             report.warn(f"{str(error).partition(';')[0]}; the latents are sound, so the VAE is run in fp32")
             self.vae.to(torch.float32)
-            yield from self._decode(self.latents[:, :, done:], device)
+            yield from self._decode(self.latents[:, :, done:], plan)
 
-    def _decode(self, latents: torch.Tensor, device: str) -> Iterator[torch.Tensor]:
+    def _decode(self, latents: torch.Tensor, plan: MemoryPlan) -> Iterator[torch.Tensor]:
         return decode_latents(
-            self.vae, latents, chunk=self.plan.decode_chunk, device=device, strip_bytes=self.plan.vae_strip_bytes
+            self.vae, latents, chunk=plan.decode_chunk, device=plan.device, strip_bytes=plan.vae_strip_bytes
         )
 
 
@@ -108,7 +108,7 @@ def in_two_stages(
         made.attempts.placed.release()
         model = made.attempts.placed.model
         shared = {name: getattr(model, name) for name in parts_in_common(first, second)}
-        draft = Draft(made.latents, model.vae, made.attempts.plan, shared="vae" in shared)
+        draft = Draft(made.latents, model.vae, shared="vae" in shared)
         report.say(
             f"second stage; of the first model stays: {', '.join(shared) or 'the VAE until its frames are read'}"
         )
@@ -137,9 +137,10 @@ def _write_draft(
 ) -> None:
     """Writes the draft's own video, unless an earlier process of this run has done so."""
     own = {key: value for key, value in recipe.items() if key != "upscale"}
-    if path.exists() and not overwrite:
+    place = place_of(path)
+    if place.exists() and not overwrite:
         with contextlib.suppress(InputError):
-            if (read_metadata(path) or {}).get("request") == own["request"]:
+            if (read_metadata(place) or {}).get("request") == own["request"]:
                 return
     done = write_video(
         path,
@@ -151,4 +152,4 @@ def _write_draft(
         overwrite=overwrite,
         report=report,
     )
-    report.say(f"the draft is {shown(done.path)}")
+    report.say(f"the draft is {shown(place_of(done.path))}")
