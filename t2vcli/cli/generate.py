@@ -74,7 +74,17 @@ KeepDraftOpt = Annotated[
         "--keep-draft", help="Write the first stage's video, too, as OUTPUT-draft.", rich_help_panel=opt.SECOND_STAGE
     ),
 ]
-CONTEXT_OPTION: opt.Options = {
+BEGINNING_OPTIONS: opt.Options = {
+    "strength": (
+        Annotated[
+            float | None,
+            typer.Option(
+                help="With --init-video: how much to change, just above 0 to 1 (all noise).",
+                rich_help_panel=opt.BEGINNING,
+            ),
+        ],
+        None,
+    ),
     "context": (
         Annotated[
             int | None,
@@ -87,7 +97,7 @@ CONTEXT_OPTION: opt.Options = {
         None,
     ),
 }
-GENERATE_OPTIONS: opt.Options = {**opt.SIZE_OPTIONS, **opt.STRENGTH_OPTIONS, **CONTEXT_OPTION, **opt.REQUEST_OPTIONS}
+GENERATE_OPTIONS: opt.Options = {**opt.SIZE_OPTIONS, **BEGINNING_OPTIONS, **opt.REQUEST_OPTIONS}
 
 
 @opt.takes(GENERATE_OPTIONS)
@@ -112,7 +122,7 @@ def generate(
     as_json: opt.JsonOpt = False,
     debug: opt.DebugOpt = False,
 ) -> None:
-    """Make a clip from a prompt.
+    """Make a clip from a prompt, or from a prompt and a video.
 
     The video's path is printed on stdout when the file is complete and verified; everything else goes to stderr.
     """

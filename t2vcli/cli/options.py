@@ -244,7 +244,11 @@ SmoothOpt = Annotated[
 OutputOpt = Annotated[
     Path | None,
     typer.Option(
-        "--output", "-o", help="The mp4 to write; a name from the prompt if not given.", rich_help_panel=OUTPUT
+        "--output",
+        "-o",
+        help="What to write, by its extension: mp4, webm, mov, mkv, gif, webp, or folder/%04d.png for pictures;"
+        " an mp4 with a name of its own if not given.",
+        rich_help_panel=OUTPUT,
     ),
 ]
 OverwriteOpt = Annotated[bool, typer.Option("--overwrite", help="Replace an existing output.", rich_help_panel=OUTPUT)]
