@@ -26,12 +26,13 @@ from pydantic import (
 from t2vcli.errors import UsageError
 from t2vcli.schedulers import SCHEDULERS
 from t2vcli.sizes import parse_size
-from t2vcli.windows import Blend, Schedule
 
 Offload = Literal["none", "model", "group", "sequential"]
 DType = Literal["auto", "fp16", "bf16", "fp32"]
 Memory = Literal["auto", "fast", "balanced", "low", "lowest"]
 Noise = Literal["whole", "per-frame", "freenoise"]
+Blend = Literal["pyramid", "linear", "uniform"]
+Schedule = Literal["alternate", "fixed"]
 
 MAX_SEED = 2**63 - 1
 MAX_SIDE = 8192

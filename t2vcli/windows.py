@@ -9,16 +9,13 @@ from __future__ import annotations
 import itertools
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING
 
 from t2vcli.errors import UsageError
+from t2vcli.request import Blend, Request, UpscaleRequest
 
 if TYPE_CHECKING:
     from t2vcli.presets import Preset
-    from t2vcli.request import Request
-
-Blend = Literal["pyramid", "linear", "uniform"]
-Schedule = Literal["alternate", "fixed"]
 
 
 @dataclass(frozen=True)
@@ -166,7 +163,7 @@ def smaller_blocks(
             _blocks(request, time, blocks.rows, blocks.columns),
             f"{why}: made in windows of {time.length} frames that overlap",
         )
-    if request.tile == "auto" and hasattr(request, "strength"):
+    if request.tile == "auto" and isinstance(request, UpscaleRequest):
         rows, columns = _tiles(request, (trained.width, trained.height), vae_scale)
         if rows or columns:
             what = f"{why}: made in tiles of {trained.width}x{trained.height} that overlap"
@@ -220,7 +217,8 @@ def _tiles(request: Request, size: tuple[int, int] | None, vae_scale: int) -> tu
 
 
 def _about_strength(request: Request) -> list[str]:
-    strength = getattr(request, "strength", 1.0)
-    if strength < REDRAWS_TILES:
+    if not isinstance(request, UpscaleRequest) or request.strength < REDRAWS_TILES:
         return []
-    return [f"at a strength of {strength:g} each tile may show the prompt's subject by itself; 0.3 keeps to the input"]
+    return [
+        f"at a strength of {request.strength:g} each tile may show the prompt's subject by itself; 0.3 keeps to the input"
+    ]

@@ -73,11 +73,11 @@ def limits() -> Iterator[None]:
 
 def test_damaged_videos_are_refused_or_read() -> None:
     """In this process, and so from a seed; ten thousand of them: `make fuzz`."""
-    outcomes, failures, longest_s, _ = videos.run(seed=0, first=0, count=40, keep="")
+    outcomes, failures, longest_s, _ = videos.run(seed=0, first=0, count=24, keep="")
     assert failures == []
     assert longest_s < LIMIT_S
-    assert outcomes["read"] > 5  # some damage is none
-    assert outcomes["refused"] > 5
+    assert outcomes["read"] > 3  # some damage is none
+    assert outcomes["refused"] > 3
 
 
 @pytest.mark.parametrize("crasher", [path for path in CRASHERS if path.suffix != ".yaml"], ids=lambda path: path.name)
@@ -227,7 +227,7 @@ def test_metadata_may_be_nested_so_deep_and_no_deeper(depth: int, clip: Path, mo
         assert read_metadata(clip) == json.loads(text)
 
 
-@bounded(120)
+@bounded(60)
 @given(text=TEXTS)
 @example(text='{"a":1e999}')
 @example(text='{"a":' * 990 + "1" + "}" * 990)
@@ -303,7 +303,7 @@ LINES = st.tuples(
 BOMB = b"a: &a [x, x]\n" + b"".join(b"%c: &%c [*%c, *%c, *%c]\n" % (c + 1, c + 1, c, c, c) for c in range(97, 121))
 
 
-@bounded(80)
+@bounded(40)
 @given(
     content=st.one_of(
         st.lists(LINES, max_size=5).map(lambda lines: "\n".join(["extends: demo", *lines]).encode("utf-8", "replace")),
@@ -350,7 +350,7 @@ HEADER = st.one_of(
 ).map(lambda value: json.dumps(value).encode())
 
 
-@bounded(150)
+@bounded(75)
 @given(
     header=st.one_of(HEADER, st.binary(max_size=64), st.integers(1, 3000).map(lambda depth: b'{"a":' * depth)),
     length=st.one_of(st.none(), st.sampled_from([0, 1, 2**31, 2**63, 2**64 - 1]), st.integers(0, 2**64 - 1)),
@@ -491,7 +491,7 @@ def run_cut_short(clip: Path, *arguments: str, stdin: bytes | None = None) -> Ou
             return t2v(*arguments, stdin=stdin)
 
 
-@bounded(100)
+@bounded(50)
 @given(arguments=RUNS)
 @example(arguments=["sheet", "in.mp4", "-o", "x" * 300 + ".png"])
 @example(arguments=["sheet", "in.mp4", "--most=1024", "--scale=16", "-o", "a\0.png"])
@@ -518,7 +518,7 @@ PROMPTS = st.one_of(
 )
 
 
-@bounded(40)
+@bounded(20)
 @given(prompt=PROMPTS, way=st.sampled_from(["argument", "stdin", "file", "inside a video"]))
 @example(prompt="x" * 1_000_001, way="stdin")
 @example(prompt="x" * 1_000_000, way="argument")

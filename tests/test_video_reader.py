@@ -238,7 +238,7 @@ def test_any_damage_is_an_input_error_or_a_readable_video(tmp_path: Path) -> Non
     good = clips.make_clip(tmp_path / "good.mp4", clips.noise(4, side=32), "-movflags", "+faststart").read_bytes()
     path = tmp_path / "bad.mp4"
     index_end = good.index(b"mdat")
-    for trial in range(40):
+    for trial in range(14):  # `make fuzz` has thousands
         data = bytearray(good)
         for _ in range(chance.choice([1, 4, 40])):
             data[chance.randrange(index_end if trial % 2 else len(data))] = chance.choice(

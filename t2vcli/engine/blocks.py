@@ -12,7 +12,7 @@ from typing import Any
 import torch
 
 from t2vcli.engine.guidance import PredictNoise
-from t2vcli.windows import Axis, Blocks
+from t2vcli.windows import UNDIVIDED, Axis, Blocks
 
 
 def step_numbers(timesteps: torch.Tensor) -> dict[float, int]:
@@ -35,7 +35,7 @@ def in_blocks(
     numbers = step_numbers(timesteps)
 
     def predict(latents: torch.Tensor, timestep: torch.Tensor) -> torch.Tensor:
-        step = numbers[timestep.item()]
+        step = 0 if blocks == UNDIVIDED else numbers[timestep.item()]  # looking would make the device wait
         axes = blocks.axes(latents.shape, step)
         if all(spans == [list(range(size))] for spans, size in zip(axes, latents.shape[-3:], strict=True)):
             noise_pred = predict_noise(latents, timestep)

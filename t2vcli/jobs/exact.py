@@ -18,7 +18,7 @@ def exact_forecast(architecture: str, shape: Shape) -> Forecast:
     traced: dict[MemoryPlan, list[StageForecast]] = {}
 
     def stages_of(
-        plan: MemoryPlan, only: Sequence[Stage], *, frames: int, width: int, height: int
+        plan: MemoryPlan, only: Sequence[Stage] | None, frames: int, width: int, height: int
     ) -> list[StageForecast]:
         return [
             StageForecast(stage.name, stage.live_bytes + stage.workspace_bytes, stage.reserved_bytes, stage.peak_at)
@@ -40,17 +40,13 @@ def exact_forecast(architecture: str, shape: Shape) -> Forecast:
         if plan.weights == "fp8":
             raise UsageError("--exact cannot trace --weights fp8; leave one of them out")
         if plan not in traced:
-            frames, width, height = shape.block or (shape.frames, shape.width, shape.height)
-            # The latents of the rest of a clip, and the sum of the blocks' predictions, are a few megabytes.
-            denoise = stages_of(plan, ["denoise"], frames=frames, width=width, height=height)
-            others = stages_of(
-                plan,
-                ["text encode", "video encode", "decode"],
-                frames=shape.frames,
-                width=shape.width,
-                height=shape.height,
-            )
-            traced[plan] = [*others[:-1], *denoise, others[-1]]
+            whole = shape.frames, shape.width, shape.height
+            if shape.block in (None, whole):
+                traced[plan] = stages_of(plan, None, *whole)
+            else:
+                # The latents of the rest of a clip, and the sum of the blocks' predictions, are a few megabytes.
+                others = stages_of(plan, ["text encode", "video encode", "decode"], *whole)
+                traced[plan] = [*others[:-1], *stages_of(plan, ["denoise"], *shape.block), others[-1]]
         return traced[plan]
 
     return forecast
