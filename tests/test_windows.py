@@ -19,7 +19,7 @@ from hypothesis import given
 from hypothesis import strategies as some
 from make_goldens import FRAMES, SIDE, generate_request, our_latents, preset_of, upscale_request, video
 
-from t2vcli.engine.blocks import count_blocks, in_blocks, spread_noise, with_known_frames
+from t2vcli.engine.blocks import blocks_per_step, in_blocks, spread_noise, with_known_frames
 from t2vcli.engine.denoise import denoise
 from t2vcli.engine.latents import draw_noise, draw_noise_per_frame, make_generator, noise_state
 from t2vcli.engine.loading import make_scheduler
@@ -174,7 +174,7 @@ def test_the_unet_never_sees_more_than_one_block() -> None:
         predicting(latents, timestep)
     assert seen == {(1, 4, 8, 8, 10)}
     assert blocks.largest(1024, 12, 20) == (8, 8, 10)
-    assert done == count_blocks(blocks, latents.shape, TIMESTEPS, first=0, end=len(TIMESTEPS))
+    assert done == sum(blocks_per_step(blocks, latents.shape, TIMESTEPS))
 
 
 def test_a_long_clip_is_predicted_the_memory_of_one_window(ms_checkpoint: Path) -> None:

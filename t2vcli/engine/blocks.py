@@ -73,10 +73,10 @@ def _summed(spans: Sequence[Sequence[int]], weight: torch.Tensor, size: int) -> 
     return total
 
 
-def count_blocks(blocks: Blocks, shape: Sequence[int], timesteps: torch.Tensor, *, first: int, end: int) -> int:
-    """Returns how many blocks the steps from `first` to before `end` predict, of latents with `shape` (1, C, F, H, W)."""
+def blocks_per_step(blocks: Blocks, shape: Sequence[int], timesteps: torch.Tensor) -> list[int]:
+    """Returns how many blocks each step of a schedule predicts, of latents with `shape` (1, C, F, H, W)."""
     numbers = step_numbers(timesteps)
-    return sum(blocks.count(shape, numbers[t]) for t in timesteps[first:end].tolist())
+    return [blocks.count(shape, numbers[t]) for t in timesteps.tolist()]
 
 
 CARRIED_FRAMES = 8

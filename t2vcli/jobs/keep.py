@@ -138,11 +138,13 @@ class Keeper:
         self.report.say(f"going on from {shown(path.parent)}: {of}{where(value)}")
         return value
 
-    def keep(self, state: DenoiseState, attempts: Attempts, *, now: bool = False) -> None:
-        """Writes the state if `every_s` have gone by since the last, or `now`."""
-        if now or time.monotonic() - self._last_s >= self.every_s:
+    def keep(self, state: DenoiseState, attempts: Attempts, *, now: bool = False) -> bool:
+        """Writes the state if `every_s` have gone by since the last, or `now`. Returns whether it was time to."""
+        due = now or time.monotonic() - self._last_s >= self.every_s
+        if due:
             self._write(runs.STATE, lambda file: write_state(file, state), attempts)
             self._last_s = time.monotonic()
+        return due
 
     def keep_latents(self, latents: torch.Tensor, attempts: Attempts) -> None:
         """Writes the final latents."""

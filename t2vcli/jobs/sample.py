@@ -13,7 +13,7 @@ import numpy as np
 import torch
 
 from t2vcli import stopping
-from t2vcli.engine.blocks import count_blocks, in_blocks, spread_noise, with_known_frames
+from t2vcli.engine.blocks import blocks_per_step, in_blocks, spread_noise, with_known_frames
 from t2vcli.engine.decode import decode_latents, to_frames
 from t2vcli.engine.denoise import denoise
 from t2vcli.engine.guidance import needs_guidance, unet_prediction, with_guidance
@@ -121,17 +121,19 @@ def denoised_latents(
     """
     first, latest, timesteps = state.next_step, state, scheduler.timesteps
     steps, shape = len(timesteps), state.latents.shape
-    total = count_blocks(blocks, shape, timesteps, first=first, end=steps)
+    counts = blocks_per_step(blocks, shape, timesteps)
+    total, ends = sum(counts[first:]), set(itertools.accumulate(counts[first:]))
     report.stage("denoise", total, "step" if total == steps - first else "window")
 
     def work(placed: PlacedModel) -> None:
         nonlocal latest
-        done = count_blocks(blocks, shape, timesteps, first=first, end=latest.next_step)
+        done = sum(counts[first : latest.next_step])
 
         def on_block() -> None:
             nonlocal done
             done += 1
-            report.advance(done)
+            if done not in ends:  # the last of a step counts when the step is done, and kept if it is to be
+                report.advance(done)
 
         together = attempts.plan.guidance_together
         with placed.unet() as forward:
@@ -143,10 +145,12 @@ def denoised_latents(
                 predict_noise = with_known_frames(predict_noise, known, scheduler)
             for after in denoise(predict_noise, scheduler, latest, generator, eta=request.eta):
                 latest = after
+                was_due = kept is not None and kept.keep(after, attempts)
+                report.advance(done)
                 signal_name = stopping.asked()
-                if kept is not None:
-                    kept.keep(after, attempts, now=signal_name is not None)
                 if signal_name is not None:
+                    if kept is not None and not was_due:
+                        kept.keep(after, attempts, now=True)
                     way_on = kept.way_on() if kept is not None else "nothing was written"
                     raise Interrupted(
                         f"stopped after step {after.next_step} of {steps}; {way_on}", signal_name=signal_name
