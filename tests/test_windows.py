@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import math
-import os
-import subprocess
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -13,8 +11,6 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from clips import ffmpeg
-from commandline import command, environment
 from hypothesis import given
 from hypothesis import strategies as some
 from make_goldens import FRAMES, SIDE, generate_request, our_latents, preset_of, upscale_request, video
@@ -412,24 +408,3 @@ def test_sums_do_not_lose_half_precision() -> None:
     out = predict(latents, TIMESTEPS[0])
     assert out.dtype == torch.float16
     np.testing.assert_array_equal(out.numpy(), latents.numpy())
-
-
-@pytest.mark.slow
-def test_a_long_upscale_takes_the_memory_of_a_short_one(xl_checkpoint: Path, tmp_path: Path) -> None:
-    """240 frames of 576x320 to 1024x576 on XL's topology, beside 24: the peak of the process, measured by the system."""
-
-    def peak_bytes(frames: int) -> int:
-        source = tmp_path / f"in{frames}.mp4"
-        size = "testsrc2=size=576x320:rate=8"
-        ffmpeg("-f", "lavfi", "-i", size, "-frames:v", str(frames), "-pix_fmt", "yuv420p", str(source))
-        arguments = ["--prompt", "x", "--model", str(xl_checkpoint), "--width", "1024", "--height", "576", "-q"]
-        arguments += ["--steps", "2", "--guidance-scale", "1", "--window", "24", "--overlap", "4", "--device", "cpu"]
-        with subprocess.Popen(command("upscale", source, *arguments), env=environment()) as run:
-            _, status, used = os.wait4(run.pid, 0)
-            run.returncode = os.waitstatus_to_exitcode(status)
-        assert run.returncode == 0
-        return used.ru_maxrss * 1024
-
-    short, long = peak_bytes(24), peak_bytes(240)
-    print(f"24 frames: {short / 2**20:.0f} MiB, 240 frames: {long / 2**20:.0f} MiB")
-    assert long < 1.1 * short
