@@ -6,7 +6,6 @@ frame has one noise, whichever windows see it. One block is the whole clip, and 
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -57,10 +56,6 @@ class Axis:
         return [1.0] * length
 
 
-Block = tuple[list[int], list[int], list[int]]
-"""The frames, rows and columns that one pass sees."""
-
-
 @dataclass(frozen=True)
 class Blocks:
     """The division of a clip: `time` in frames, `rows` and `columns` in cells of the latents; None: undivided.
@@ -75,16 +70,15 @@ class Blocks:
     alternate: bool = True
 
     def axes(self, shape: Sequence[int], step: int) -> list[list[list[int]]]:
-        """Returns the spans of time, rows and columns at a step, of latents with `shape` (..., F, H, W)."""
+        """Returns the spans of time, rows and columns at a step, of latents with `shape` (..., F, H, W).
+
+        Each combination of the three is a block: the frames, rows and columns that one pass sees.
+        """
         shift = _halving(step) if self.alternate else 0.0
         return [
             [list(range(size))] if axis is None else axis.spans(size, shift)
             for axis, size in zip((self.time, self.rows, self.columns), shape[-3:], strict=True)
         ]
-
-    def at(self, shape: Sequence[int], step: int) -> Iterator[Block]:
-        """Yields the blocks of a step."""
-        yield from itertools.product(*self.axes(shape, step))
 
     def count(self, shape: Sequence[int], step: int) -> int:
         """Returns the number of blocks of a step."""

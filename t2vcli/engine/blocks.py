@@ -6,6 +6,7 @@ the same noisy latents are averaged, here with weights that fall off towards a b
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -47,7 +48,7 @@ def in_blocks(
         ]
         ramp = weights[0][:, None, None] * weights[1][:, None] * weights[2]  # (f, h, w), the same for every block
         total = torch.zeros(latents.shape, dtype=torch.float32, device=latents.device)
-        for frames, rows, columns in blocks.at(latents.shape, step):
+        for frames, rows, columns in itertools.product(*axes):
             index = torch.tensor(frames, device=latents.device)
             top, left = slice(rows[0], rows[-1] + 1), slice(columns[0], columns[-1] + 1)
             part = latents[..., top, left].index_select(2, index)

@@ -61,13 +61,14 @@ def decode(folder: Path, output: Path | None, *, report: Report, overwrite: bool
     latents = read_latents(kept)
     second = second_stage_in(folder, record)
     along = before = source = None
+    known = 0
     if isinstance(request, UpscaleRequest):
         path_of_source = source_of(folder, record)
         source = part_for(request, path_of_source, probe(path_of_source))
         along, fps = along_with(source.path, source.video, container=format_of(path)), source.video.fps
     else:
         assert isinstance(request, GenerateRequest)
-        fps = request.fps
+        fps, known = request.fps, request.known_frames
         if request.context is not None:
             path_of_source = source_of(folder, record)
             source = before = Source(path_of_source, probe(path_of_source))
@@ -102,7 +103,7 @@ def decode(folder: Path, output: Path | None, *, report: Report, overwrite: bool
     attempts = Attempts(load(decoding, report), decoding.plan, decoding.below, report, notes)
     return write_video(
         path,
-        latents[:, :, getattr(request, "known_frames", 0) :],
+        latents[:, :, known:],
         attempts,
         drawn,
         fps=fps,

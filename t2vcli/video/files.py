@@ -9,6 +9,7 @@ import functools
 import os
 import re
 import secrets
+import shlex
 import shutil
 import stat
 import time
@@ -103,6 +104,20 @@ def _remove_unless_held(path: str) -> None:
             os.unlink(path)
     finally:
         os.close(handle)
+
+
+def check_parent(path: Path, folder: Path) -> None:
+    """Raises OutputError if `folder`, into which `path` is to be written, is not there or no folder."""
+    try:
+        is_folder = stat.S_ISDIR(os.stat(folder).st_mode)
+    except FileNotFoundError:
+        raise OutputError(
+            f"the folder {shown(folder)} does not exist; create it with `mkdir -p {shlex.quote(shown(folder))}`"
+        ) from None
+    except (OSError, ValueError) as error:
+        refuse(path, error)
+    if not is_folder:
+        raise OutputError(f"{shown(folder)} is not a folder; choose another path with -o")
 
 
 def check_target(path: Path, *, overwrite: bool) -> None:

@@ -9,7 +9,6 @@ import fcntl
 import os
 import re
 import secrets
-import shlex
 import shutil
 import stat
 import sys
@@ -175,17 +174,3 @@ def _exchange(one: Path, other: Path) -> None:
         os.rename(aside, other)
         raise
     os.rename(aside, one)
-
-
-def check_parent(path: Path, folder: Path) -> None:
-    """Raises OutputError if `folder`, into which `path` is to be written, is not there or no folder."""
-    try:
-        is_folder = stat.S_ISDIR(os.stat(folder).st_mode)
-    except FileNotFoundError:
-        raise OutputError(
-            f"the folder {shown(folder)} does not exist; create it with `mkdir -p {shlex.quote(shown(folder))}`"
-        ) from None
-    except (OSError, ValueError) as error:
-        refuse(path, error)
-    if not is_folder:
-        raise OutputError(f"{shown(folder)} is not a folder; choose another path with -o")

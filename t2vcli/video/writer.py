@@ -23,9 +23,8 @@ from t2vcli.errors import OutputError
 from t2vcli.video import Frame, ffmpeg
 from t2vcli.video.along import Along
 from t2vcli.video.ffmpeg import QUIET, REINSTALL, Running, file_url, require_encoder, shown
-from t2vcli.video.files import FULL, check_target, explained, move_into_place, refuse, reserved, sweep
+from t2vcli.video.files import FULL, check_parent, check_target, explained, move_into_place, refuse, reserved, sweep
 from t2vcli.video.folders import (
-    check_parent,
     check_place,
     flush_folder,
     move_folder_into_place,
