@@ -43,7 +43,7 @@ def reserved(folder: Path, suffix: str) -> Iterator[tuple[Path, IO[bytes]]]:
             except FileExistsError:
                 continue
             afterwards.callback(_remove, temporary)
-            if _held(handle):
+            if held(handle.fileno(), temporary):
                 yield temporary, handle
                 return
 
@@ -53,15 +53,18 @@ def hidden_name(suffix: str) -> str:
     return f".t2v-{_this_machine()}{secrets.token_hex(2)}.part.{suffix}"
 
 
-def _held(handle: IO[bytes]) -> bool:
-    """Returns whether the file is ours now: a `sweep` may have come between its making and its locking."""
+def held(handle: int, path: Path) -> bool:
+    """Returns whether the file or folder is ours now: a `sweep` may have come between its making and its locking."""
     try:
         fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
         return False
     except OSError:  # some network disks have no locks, so that nothing is swept there either
         return True
-    return os.fstat(handle.fileno()).st_nlink > 0
+    try:
+        return os.path.samestat(os.stat(path), os.fstat(handle))
+    except FileNotFoundError:
+        return False
 
 
 def _remove(path: Path) -> None:

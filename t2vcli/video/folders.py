@@ -17,7 +17,7 @@ from pathlib import Path
 
 from t2vcli.errors import OutputError
 from t2vcli.video.ffmpeg import shown
-from t2vcli.video.files import hidden_name, open_folder, refuse, refuse_existing, sync_folder
+from t2vcli.video.files import held, hidden_name, open_folder, refuse, refuse_existing, sync_folder
 
 _TAKEN = (errno.ENOTEMPTY, errno.EEXIST)
 _NO_FOLDER = (errno.ENOTDIR,)
@@ -39,23 +39,9 @@ def reserved_folder(parent: Path) -> Iterator[Path]:
             afterwards.callback(shutil.rmtree, temporary, ignore_errors=True)
             handle = os.open(temporary, os.O_RDONLY | os.O_DIRECTORY)
             afterwards.callback(os.close, handle)
-            if _held(handle, temporary):
+            if held(handle, temporary):
                 yield temporary
                 return
-
-
-def _held(handle: int, folder: Path) -> bool:
-    """Returns whether the folder is ours now: a `sweep` may have come between its making and its locking."""
-    try:
-        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return False
-    except OSError:  # some network disks have no locks, so that nothing is swept there either
-        return True
-    try:
-        return os.path.samestat(os.stat(folder), os.fstat(handle))
-    except FileNotFoundError:
-        return False
 
 
 def check_place(place: Path, *, overwrite: bool, ours: re.Pattern[str]) -> None:
