@@ -71,6 +71,24 @@ def weight_bytes(architecture: str) -> dict[str, int]:
     return dict(read_table()["architectures"][architecture]["weight_bytes"])
 
 
+LATENTS_HELD = 6
+"""As how many copies of a clip's latents its own and what a scheduler remembers count, at the most (lms)."""
+
+
+def whole_clip_bytes(architecture: str, shape: Shape, plan: MemoryPlan) -> dict[str, int]:
+    """Returns by stage what latents of a whole clip are on the device while one block of it, or one chunk, is at work.
+
+    Nothing for a clip in one pass: there they are part of what is traced. Denoising holds LATENTS_HELD copies, and the
+    sum of the blocks' predictions in float32.
+    """
+    if not shape.divided:
+        return {}
+    channels = configs_of(architecture)["unet"]["in_channels"]
+    values = channels * shape.frames * shape.pixels // vae_scale_of(architecture) ** 2
+    one = values * (4 if plan.dtype == "fp32" else 2)
+    return {"video encode": one, "denoise": LATENTS_HELD * one + 4 * values, "decode": one}
+
+
 def table_forecast(architecture: str, shape: Shape) -> Forecast:
     """Returns the function from a plan to its stages' predicted peaks."""
     entry = read_table()["architectures"][architecture]
@@ -78,6 +96,7 @@ def table_forecast(architecture: str, shape: Shape) -> Forecast:
     def forecast(plan: MemoryPlan) -> Sequence[StageForecast]:
         element = 2 if plan.dtype == "fp32" else 1  # times the table's half precision
         weights: dict[str, int] = entry["weight_bytes"]
+        whole_clip = whole_clip_bytes(architecture, shape, plan)
         stages = []
         for stage, variant, part, frames, pixels in _stages(plan, shape):
             grid = entry[stage][variant]
@@ -95,9 +114,13 @@ def table_forecast(architecture: str, shape: Shape) -> Forecast:
                     others -= own // 2
                     own //= 2
             held = "weights" if own > live / 2 else "activations"
+            latents = whole_clip.get(stage, 0)
             stages.append(
                 StageForecast(
-                    stage, int(element * (live + others)), int(element * (reserved + others)), f"{held}, {variant}"
+                    stage,
+                    int(element * (live + others)) + latents,
+                    int(element * (reserved + others)) + latents,
+                    f"{held}, {variant}",
                 )
             )
         return stages

@@ -29,6 +29,10 @@ class Shape:
         return self.width * self.height
 
     @property
+    def divided(self) -> bool:
+        return self.block not in (None, (self.frames, self.width, self.height))
+
+    @property
     def in_one_pass(self) -> tuple[int, int]:
         """Returns the frames and the pixels of a frame that the UNet sees at once."""
         frames, width, height = self.block or (self.frames, self.width, self.height)

@@ -3,24 +3,29 @@
 from __future__ import annotations
 
 import math
+import os
+import subprocess
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import clips
 import numpy as np
 import pytest
 import torch
+from commandline import command, environment
 from hypothesis import given
 from hypothesis import strategies as some
 from make_goldens import FRAMES, SIDE, generate_request, our_latents, preset_of, upscale_request, video
 
 from t2vcli.engine.blocks import blocks_per_step, in_blocks, spread_noise, with_known_frames
 from t2vcli.engine.denoise import denoise
-from t2vcli.engine.latents import draw_noise, draw_noise_per_frame, make_generator, noise_state
+from t2vcli.engine.estimate.tracker import Tracker
+from t2vcli.engine.latents import DenoiseState, draw_noise, draw_noise_per_frame, make_generator, noise_state
 from t2vcli.engine.loading import make_scheduler
 from t2vcli.errors import UsageError
-from t2vcli.forecast import table_forecast
+from t2vcli.forecast import LATENTS_HELD, table_forecast
 from t2vcli.jobs.prepare import prepare
 from t2vcli.models import ModelFiles, files_in_folder
 from t2vcli.plan import MemoryPlan
@@ -29,7 +34,14 @@ from t2vcli.report import Silent
 from t2vcli.request import Request
 from t2vcli.schedulers import SCHEDULERS
 from t2vcli.shape import shape_of
+from t2vcli.video.reader import probe
 from t2vcli.windows import UNDIVIDED, Axis, Blend, Blocks, blocks_for, flags_without_effect, smaller_blocks
+
+
+@pytest.fixture(scope="module")
+def files(ms_checkpoint: Path) -> ModelFiles:
+    return files_in_folder(ms_checkpoint, source="ms", variant=None)
+
 
 BLENDS: tuple[Blend, ...] = ("pyramid", "linear", "uniform")
 
@@ -173,27 +185,69 @@ def test_the_unet_never_sees_more_than_one_block() -> None:
     assert done == sum(blocks_per_step(blocks, latents.shape, TIMESTEPS))
 
 
-def test_a_long_clip_is_predicted_the_memory_of_one_window(ms_checkpoint: Path) -> None:
+LONG = 40
+LONG_VALUES = 4 * LONG * 6 * 6  # of a clip's latents
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
+@pytest.mark.parametrize("name", SCHEDULERS)
+def test_of_a_long_clip_no_more_is_held_in_a_window_than_is_predicted(
+    name: str, dtype: torch.dtype, files: ModelFiles
+) -> None:
+    """Counted: every tensor as large as the whole clip that is alive when a window is to be predicted."""
+    scheduler = make_scheduler(name, files)
+    scheduler.set_timesteps(6)
+    generator = make_generator(1)
+    windows: list[int] = []
+
+    def predict(latents: torch.Tensor, timestep: torch.Tensor) -> torch.Tensor:
+        windows.append(tracker.mark())
+        return latents * 0.1
+
+    def first() -> DenoiseState:
+        return noise_state(scheduler, generator, shape=(1, 4, LONG, 6, 6), dtype=dtype, device="cpu")
+
+    with Tracker() as tracker:
+        for _ in denoise(in_blocks(predict, Blocks(Axis(8, 0)), scheduler.timesteps), scheduler, first(), generator):
+            pass
+    trace = tracker.trace()
+    held: dict[int, int] = {}
+    most = 0
+    for number, event in enumerate(trace.events):
+        if number in windows:
+            most = max(most, sum(held.values()))
+        size = trace.blocks[abs(event) - 1].nbytes
+        if size not in (2 * LONG_VALUES, 4 * LONG_VALUES):
+            continue
+        if event > 0:
+            held[event] = size
+        else:
+            del held[-event]
+    predicted = (LATENTS_HELD * dtype.itemsize + 4) * LONG_VALUES
+    assert most <= predicted
+    assert name != "lms" or most == predicted  # no larger than it has to be
+
+
+def test_a_long_clip_is_predicted_the_memory_of_one_window_and_its_latents(ms_checkpoint: Path) -> None:
     plan = MemoryPlan(
         device="cuda:0", dtype="fp16", offload="model", decode_chunk=1, vae_tiling=False, forward_chunking=None
     )
     blocks = Blocks(Axis(24, 12))
 
-    def peak(frames: int, blocks: Blocks) -> list[int]:
+    def peak(frames: int, blocks: Blocks) -> dict[str, int]:
         request = generate_request(ms_checkpoint, width=576, height=320)
         shape = shape_of(request, blocks, frames=frames, vae_scale=8)
-        return [stage.reserved_bytes for stage in table_forecast("modelscope-1.7b", shape)(plan) or ()]
+        return {stage.name: stage.reserved_bytes for stage in table_forecast("modelscope-1.7b", shape)(plan) or ()}
 
-    assert peak(1024, blocks) == peak(24, UNDIVIDED)
-    assert max(peak(96, UNDIVIDED)) > 2 * max(peak(96, blocks))
+    window, long = peak(24, UNDIVIDED), peak(1024, blocks)
+    latents = 4 * 1024 * (576 // 8) * (320 // 8) * 2  # in half precision
+    assert long["text encode"] == window["text encode"]
+    assert long["denoise"] == window["denoise"] + (LATENTS_HELD + 2) * latents
+    assert long["decode"] == window["decode"] + latents
+    assert max(peak(96, UNDIVIDED).values()) > 2 * max(peak(96, blocks).values())
 
 
 # Frames that are known
-
-
-@pytest.fixture(scope="module")
-def files(ms_checkpoint: Path) -> ModelFiles:
-    return files_in_folder(ms_checkpoint, source="ms", variant=None)
 
 
 @pytest.mark.parametrize("name", SCHEDULERS)
@@ -408,3 +462,24 @@ def test_sums_do_not_lose_half_precision() -> None:
     out = predict(latents, TIMESTEPS[0])
     assert out.dtype == torch.float16
     np.testing.assert_array_equal(out.numpy(), latents.numpy())
+
+
+@pytest.mark.slow
+def test_a_long_upscale_takes_the_memory_of_a_short_one(xl_checkpoint: Path, tmp_path: Path) -> None:
+    """Processes of their own, both in windows of 24 frames, from 576x320 to 1024x576. Some ten minutes."""
+    peaks = {}
+    for frames in (60, 240):
+        source = tmp_path / f"in{frames}.mp4"
+        clips.ffmpeg("-f", "lavfi", "-i", "testsrc2=size=576x320:rate=24", "-frames:v", str(frames), str(source))
+        flags = ["--model", str(xl_checkpoint), "--width", "1024", "--height", "576", "--device", "cpu", "--steps", "2"]
+        flags += ["--prompt", "x", "--guidance-scale", "1", "--window", "24", "--overlap", "4", "--quiet"]
+        process = subprocess.Popen(
+            command("upscale", source, *flags), env=environment(OMP_NUM_THREADS="2"), stdout=subprocess.DEVNULL
+        )
+        _, status, used = os.wait4(process.pid, 0)
+        process.returncode = os.waitstatus_to_exitcode(status)
+        assert process.returncode == 0
+        assert probe(tmp_path / f"in{frames}-1024x576.mp4").frames == frames
+        peaks[frames] = used.ru_maxrss / 1024
+        print(f"{frames} frames: {peaks[frames]:,.0f} MiB, {used.ru_utime + used.ru_stime:,.0f} s of CPU time")
+    assert peaks[240] < 1.2 * peaks[60]

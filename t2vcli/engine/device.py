@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
+import ctypes
 import os
+import sys
 
 import torch
 
@@ -85,8 +88,11 @@ def free_device_bytes(device: str) -> int | None:
 
 
 def free_cached_memory(device: str) -> None:
-    """Gives memory that torch keeps for reuse back to the device."""
+    """Gives memory that torch, or the C library under it, keeps for reuse back to the device."""
     if device.startswith("cuda"):
         torch.cuda.empty_cache()
     elif device == "mps":
         torch.mps.empty_cache()
+    elif sys.platform == "linux":
+        with contextlib.suppress(AttributeError):  # musl, for one, has no such function and keeps less
+            ctypes.CDLL(None).malloc_trim(0)

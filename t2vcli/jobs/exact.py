@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 from t2vcli.engine.estimate import estimate
 from t2vcli.engine.estimate.stages import Stage
 from t2vcli.errors import UsageError
-from t2vcli.forecast import configs_of
+from t2vcli.forecast import configs_of, whole_clip_bytes
 from t2vcli.plan import Forecast, MemoryPlan, StageForecast
 from t2vcli.shape import Shape
 
@@ -41,12 +42,19 @@ def exact_forecast(architecture: str, shape: Shape) -> Forecast:
             raise UsageError("--exact cannot trace --weights fp8; leave one of them out")
         if plan not in traced:
             whole = shape.frames, shape.width, shape.height
-            if shape.block in (None, whole):
+            if shape.block is None or not shape.divided:
                 traced[plan] = stages_of(plan, None, *whole)
             else:
-                # The latents of the rest of a clip, and the sum of the blocks' predictions, are a few megabytes.
                 others = stages_of(plan, ["text encode", "video encode", "decode"], *whole)
-                traced[plan] = [*others[:-1], *stages_of(plan, ["denoise"], *shape.block), others[-1]]
+                latents = {**whole_clip_bytes(architecture, shape, plan), "decode": 0}  # where the trace has them
+                traced[plan] = [
+                    replace(
+                        stage,
+                        live_bytes=stage.live_bytes + latents.get(stage.name, 0),
+                        reserved_bytes=stage.reserved_bytes + latents.get(stage.name, 0),
+                    )
+                    for stage in [*others[:-1], *stages_of(plan, ["denoise"], *shape.block), others[-1]]
+                ]
         return traced[plan]
 
     return forecast

@@ -16,6 +16,7 @@ from t2vcli import stopping
 from t2vcli.engine.blocks import blocks_per_step, in_blocks, spread_noise, with_known_frames
 from t2vcli.engine.decode import decode_latents, to_frames
 from t2vcli.engine.denoise import denoise
+from t2vcli.engine.device import free_cached_memory
 from t2vcli.engine.guidance import needs_guidance, unet_prediction, with_guidance
 from t2vcli.engine.latents import DenoiseState, draw_noise, draw_noise_per_frame, make_generator
 from t2vcli.engine.loading import make_scheduler
@@ -74,15 +75,14 @@ def made_latents(
     generator = make_generator(request.seed)
     scheduler = make_scheduler(request.scheduler, prepared.files)
     scheduler.set_timesteps(request.steps, device=prepared.plan.device)
-    state = state or first_state(scheduler, generator)
 
-    # 4. Noise to latents
+    # 4. Noise to latents, with no name here for the state that it begins with
     return denoised_latents(
         attempts,
         request,
         embeds=embeds,
         scheduler=scheduler,
-        state=state,
+        state=state or first_state(scheduler, generator),
         generator=generator,
         blocks=prepared.blocks,
         known=known,
@@ -121,6 +121,7 @@ def denoised_latents(
     """
     first, latest, timesteps = state.next_step, state, scheduler.timesteps
     steps, shape = len(timesteps), state.latents.shape
+    del state  # as large as the clip is long
     counts = blocks_per_step(blocks, shape, timesteps)
     total, ends = sum(counts[first:]), set(itertools.accumulate(counts[first:]))
     report.stage("denoise", total, "step" if total == steps - first else "window")
@@ -132,6 +133,10 @@ def denoised_latents(
         def on_block() -> None:
             nonlocal done
             done += 1
+            if attempts.plan.device == "cpu":
+                # What is left between the pieces of one block would add to the peak of the next. A GPU's allocator
+                # finds room for the same sizes again.
+                free_cached_memory("cpu")
             if done not in ends:  # the last of a step counts when the step is done, and kept if it is to be
                 report.advance(done)
 
