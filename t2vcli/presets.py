@@ -264,8 +264,8 @@ def _nearest(word: str, known: Iterable[str]) -> str | None:
 def _suggest_preset(word: str, known: Iterable[str]) -> str:
     names = sorted(known, key=str.casefold)
     near = _nearest(word, names)
-    hint = f"did you mean {near!r}? " if near else ""
-    return f"{hint}The presets are {', '.join(names)}" if names else "there are none"
+    hint = f"did you mean {near!r}? The" if near else "the"
+    return f"{hint} presets are {', '.join(names)}" if names else "there are none"
 
 
 def _shorten(text: str, most: int = 60) -> str:

@@ -104,8 +104,8 @@ def _check_scheduler(value: object) -> object:
     if isinstance(value, str) and value in SCHEDULERS:
         return value
     near = difflib.get_close_matches(str(value), SCHEDULERS, n=1, cutoff=0.4)
-    hint = f"did you mean '{near[0]}'? " if near else ""
-    raise ValueError(f"is not a scheduler; {hint}The names are {', '.join(SCHEDULERS)}")
+    hint = f"did you mean '{near[0]}'? The" if near else "the"
+    raise ValueError(f"is not a scheduler; {hint} names are {', '.join(SCHEDULERS)}")
 
 
 def _check_text(value: object) -> object:

@@ -39,6 +39,15 @@ def upscale(code: int, *arguments: str, words: tuple[str, ...]) -> Case:
 
 
 CASES = [
+    # What the parser meets
+    generate(2, "--noise", "loud", words=("'--noise'", "'loud' is not one of", "per-frame", "t2v generate --help")),
+    generate(2, "--frames", "many", words=("'--frames': must be a valid integer; `t2v",)),
+    generate(2, "--seeed", "1", words=("--seeed", "--seed")),
+    generate(2, "--no\x1b[31m", words=("no such option",)),
+    Case(2, ("generate", "x", "--seed"), ("--seed", "argument")),
+    Case(2, ("generate", "a", "boat"), ("unexpected", "boat")),
+    Case(2, ("upscale",), ("missing argument", "t2v upscale --help")),
+    Case(2, ("upscalee",), ("no such command 'upscalee'", "t2v --help")),
     # Presets
     generate(2, "--preset", "ms-1.7", words=("no preset 'ms-1.7'", "'ms-1.7b'")),
     generate(2, "--preset", "[red]", words=("no preset '[red]'",)),

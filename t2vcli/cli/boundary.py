@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 import signal
 import time
 import traceback
@@ -16,7 +17,7 @@ from typer.core import TyperGroup
 
 from t2vcli import stopping
 from t2vcli.cli.console import printable, say, say_error
-from t2vcli.errors import EXIT_CODES, Interrupted, T2VError
+from t2vcli.errors import EXIT_CODES, Interrupted, T2VError, UsageError
 
 # What Typer's own parser raises. Its base class is in a module that Typer keeps to itself, so it is reached from here.
 _TyperUsageError: Any = typer.BadParameter.__mro__[1]
@@ -60,7 +61,7 @@ def _on_signal(number: int, frame: FrameType | None) -> None:
 
 
 class ErrorBoundary(TyperGroup):
-    """Runs a command and ends the process as errors.py documents. (Typer renders usage errors of its own, exit 2.)"""
+    """Runs a command and ends the process as errors.py documents."""
 
     def make_context(self, *args: Any, **extra: Any) -> Any:  # here `--help` and `--version` print
         with _ending():
@@ -92,13 +93,27 @@ def _ending() -> Iterator[None]:
         stopped = Interrupted("interrupted")
         _leave(str(stopped), stopped.exit_code)
     except _TyperUsageError as error:
-        error.message = printable(error.message)
-        raise
+        if type(error).__name__ == "NoArgsIsHelpError":  # a group asked for nothing: it shows its help
+            raise
+        _leave(_usage_sentence(error), UsageError.exit_code)
     except (typer.Exit, typer.Abort):
         raise
     except Exception as error:  # the boundary: whatever is left is a bug, and says so
         hint = "" if _show_traceback else "; --debug shows where"
         _leave(f"this is a bug in t2v: {type(error).__name__}: {error}{hint}", 1)
+
+
+def _usage_sentence(error: Any) -> str:
+    """Returns what Typer's parser met as the other errors are told."""
+    said = printable(error.format_message()).rstrip(".")
+    for clutter, plain in _PLAIN.items():
+        said = re.sub(clutter, plain, said)
+    path = error.ctx.command_path if error.ctx else "t2v"
+    return f"{said[:1].lower()}{said[1:]}; `{path} --help` tells what there is"
+
+
+# pydantic's, which Typer parses values with
+_PLAIN = {"Value error, ": "", "Input should be ": "must be ", ", unable to parse.*": ""}
 
 
 def _leave(message: str, code: int) -> NoReturn:
