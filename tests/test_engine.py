@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import copy
 import io
+import itertools
 import math
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -26,14 +28,14 @@ from t2vcli.engine.latents import (
     skipped_steps,
     video_state,
 )
-from t2vcli.engine.loading import Model, load_model, load_tokenizer, make_scheduler
+from t2vcli.engine.loading import Model, check_steps, load_model, load_tokenizer, make_scheduler
 from t2vcli.engine.memory import PlacedModel
 from t2vcli.engine.prompt import tokenize
-from t2vcli.errors import NonFiniteError
+from t2vcli.errors import NonFiniteError, UsageError
 from t2vcli.jobs.attempt import Attempts
 from t2vcli.jobs.prepare import Prepared, encode_words
 from t2vcli.jobs.sample import decoded_frames, denoised_latents
-from t2vcli.models import ModelFiles, files_in_folder
+from t2vcli.models import EMBEDDED_FOLDER, ModelFiles, files_in_folder
 from t2vcli.plan import MemoryPlan, legal_forward_chunks
 from t2vcli.report import Silent
 from t2vcli.request import GenerateRequest
@@ -128,6 +130,32 @@ def test_the_loop_names_the_step_that_broke(files: ModelFiles) -> None:
     with pytest.raises(NonFiniteError, match=r"after step 3 of 4 in fp32; the model's weights may"):
         seen.extend(state.next_step for state in denoise(breaks_at_third, scheduler, start, generator))
     assert seen == [1, 2]
+
+
+def why_refused(name: str, files: ModelFiles, steps: int) -> str | None:
+    try:
+        check_steps(name, files, steps)
+    except UsageError as error:
+        return str(error)
+    return None
+
+
+@pytest.mark.parametrize("layout", ["demo", pytest.param("zeroscope-XL", marks=pytest.mark.slow)])
+@pytest.mark.parametrize("name", SCHEDULERS)
+def test_every_number_of_steps_runs_or_is_refused(name: str, layout: str, standin: Callable[[str], Path]) -> None:
+    folder = EMBEDDED_FOLDER if layout == "demo" else standin(layout)
+    files = files_in_folder(folder, source=layout, variant=None)
+    for steps in (1, 3, 4, 999, 1000):
+        refused = why_refused(name, files, steps)
+        if refused is not None:
+            assert f"--steps {steps} is too {'few' if steps < 4 else 'many'} for --scheduler {name}" in refused
+            assert steps > 998 or (name == "pndm" and steps < 4)
+            continue
+        scheduler, generator = make_scheduler(name, files), make_generator(1)
+        scheduler.set_timesteps(steps)
+        first = noise_state(scheduler, generator, shape=(1, 4, 1, 2, 2), dtype=torch.float32, device="cpu")
+        states = denoise(lambda latents, t: latents * 0.1, scheduler, first, generator)
+        assert list(itertools.islice(states, 3))  # where schedules fail, they do at once
 
 
 @pytest.mark.parametrize(

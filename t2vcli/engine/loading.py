@@ -19,7 +19,7 @@ from safetensors import SafetensorError
 from torch import nn
 from transformers import CLIPTextModel, CLIPTokenizer
 
-from t2vcli.errors import ModelError
+from t2vcli.errors import ModelError, UsageError
 from t2vcli.models import ModelFiles
 from t2vcli.schedulers import SCHEDULERS
 
@@ -144,3 +144,22 @@ def make_scheduler(name: str, files: ModelFiles) -> Any:
     config = {k: v for k, v in files.config("scheduler").items() if not k.startswith("_")}
     with _quietly():
         return kind.from_config({**config, **choice.settings})
+
+
+def check_steps(name: str, files: ModelFiles, steps: int) -> None:
+    """Raises UsageError if the scheduler called `name` has no sound schedule of `steps` for this model."""
+    scheduler = make_scheduler(name, files)
+    if isinstance(scheduler, diffusers.PNDMScheduler):
+        least = 1 if scheduler.config.skip_prk_steps else scheduler.pndm_order
+        if steps < least:  # it begins with that many Runge-Kutta steps
+            raise UsageError(f"--steps {steps} is too few for --scheduler {name}; use {least} or more")
+    scheduler.set_timesteps(steps)
+    trained = scheduler.config.num_train_timesteps
+    sigmas = getattr(scheduler, "sigmas", None)
+    # Schedules that count from 1 go beyond the last timestep; others visit one twice, and divide by the step between.
+    stands_still = sigmas is not None and scheduler.order == 1 and bool((sigmas.diff() == 0).any())
+    if float(scheduler.timesteps.max()) >= trained or stands_still:
+        raise UsageError(
+            f"--steps {steps} is too many for --scheduler {name}: the model knows {trained} levels of noise;"
+            f" use {trained - 2} or fewer"
+        )

@@ -13,7 +13,7 @@ from transformers import CLIPTokenizer
 
 from t2vcli.engine.device import DTYPES, choose_device, free_device_bytes, has_nvidia_driver, why_no_cuda
 from t2vcli.engine.guidance import needs_guidance
-from t2vcli.engine.loading import Model, load_model, load_tokenizer, vae_scale
+from t2vcli.engine.loading import Model, check_steps, load_model, load_tokenizer, vae_scale
 from t2vcli.engine.memory import PlacedModel, keep_in_fp8
 from t2vcli.engine.prompt import Tokens, encode_prompt, tokenize
 from t2vcli.errors import OutOfMemoryError, UsageError
@@ -81,6 +81,7 @@ def prepare(
         reason = why_no_cuda() if has_nvidia_driver() else "no GPU was found"
         report.warn(f"{reason}; a model of this size takes hours on the CPU (--device cpu says that you know)")
 
+    check_steps(request.scheduler, files, request.steps)
     blocks, plan, below = _divided_and_planned(
         request, preset, files, device=device, frames=frames, divided=divided, report=report
     )
