@@ -189,7 +189,7 @@ LONG = 40
 LONG_VALUES = 4 * LONG * 6 * 6  # of a clip's latents
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
+@pytest.mark.parametrize("dtype", [torch.float16, pytest.param(torch.float32, marks=pytest.mark.slow)])
 @pytest.mark.parametrize("name", SCHEDULERS)
 def test_of_a_long_clip_no_more_is_held_in_a_window_than_is_predicted(
     name: str, dtype: torch.dtype, files: ModelFiles
