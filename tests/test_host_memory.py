@@ -55,7 +55,10 @@ def wide(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder / "ms-1.7b"
 
 
-@pytest.mark.parametrize(("variant", "dtype"), [("fp16", "float16"), ("fp16", "float32")])
+@pytest.mark.parametrize(
+    ("variant", "dtype"),
+    [pytest.param("", "float32", marks=pytest.mark.slow), ("fp16", "float16"), ("fp16", "float32")],
+)
 def test_loading_holds_the_weights_once(variant: str, dtype: str, wide: Path) -> None:
     """At no time two copies: no module full of random numbers first, no second one for another type."""
     done = subprocess.run(

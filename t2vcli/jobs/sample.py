@@ -133,7 +133,7 @@ def denoised_latents(
         def on_block() -> None:
             nonlocal done
             done += 1
-            if attempts.plan.device == "cpu":
+            if blocks != UNDIVIDED and attempts.plan.device == "cpu":
                 # What is left between the pieces of one block would add to the peak of the next. A GPU's allocator
                 # finds room for the same sizes again.
                 free_cached_memory("cpu")
