@@ -2,42 +2,36 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+import functools
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
 
-from t2vcli.errors import OutOfMemoryError
-from t2vcli.forecast import Traffic
+from t2vcli.errors import OutOfMemoryError, UsageError
+from t2vcli.forecast import Traffic, architecture_of, configs_of, flops_of, table_forecast, traffic, vae_scale_of
 from t2vcli.hardware import find_card, free_host_bytes
+from t2vcli.models import local_model
 from t2vcli.plan import (
     CONTEXT_BYTES,
     Forecast,
     MemoryPlan,
     StageForecast,
     candidates,
-    choose_plan,
     fits,
     smallest_card,
     vram_budget,
     with_prediction,
 )
+from t2vcli.planning.decide import Memory, decide
+from t2vcli.presets import Preset
 from t2vcli.request import Request
-from t2vcli.shape import Shape
+from t2vcli.shape import Shape, shape_of
 from t2vcli.sizes import GIB, size_text
+from t2vcli.windows import Blocks, blocks_for, flags_without_effect
 
 # Assumed, for the relative times: what a mid-range card sustains in half precision, and PCIe 4.0 x16 in practice.
 ASSUMED_FLOPS_PER_S = 25e12
 ASSUMED_BYTES_PER_S = 12 * GIB
 CHUNKED_TIME = 1.1  # times the plain forward, the most that the benchmark on a CPU allows (benchmarks/chunked.py)
-
-
-@dataclass(frozen=True)
-class Memory:
-    """The memory to plan for: how much may be used (None: unknown), and in words whose it is."""
-
-    device: str
-    free_bytes: int | None
-    why: str
 
 
 @dataclass(frozen=True)
@@ -54,12 +48,14 @@ class Alternative:
 
 @dataclass(frozen=True)
 class Outlook:
-    """The ways to run a request, fastest first. `chosen` is None where none fits; `problem` then says so."""
+    """The ways to run a request divided into `blocks`, fastest first. `chosen` is None where none fits, `problem` then why."""
 
     memory: Memory
     alternatives: tuple[Alternative, ...]
     chosen: Alternative | None
     problem: str | None
+    blocks: Blocks
+    remarks: tuple[str, ...]
 
 
 def planned_memory(request: Request) -> Memory:
@@ -77,41 +73,76 @@ def planned_memory(request: Request) -> Memory:
     return Memory("cpu", free_host, f"{size_text(free_host)} of memory free" if free_host else "")
 
 
-def look_ahead(
-    request: Request,
-    shape: Shape,
-    *,
-    unet_config: Mapping[str, Any],
-    vae_scale: int,
-    forecast: Forecast,
-    traffic: Callable[[MemoryPlan], Traffic],
-    flops: float,
-) -> Outlook:
-    """Returns the outlook of a request. `flops` is the arithmetic of one denoising step."""
+ForecastOf = Callable[[str, Shape], Forecast]
+"""(architecture, shape) -> the function from a plan to its stages' peaks"""
+
+
+def outlook_for(request: Request, preset: Preset, *, frames: int, forecast_of: ForecastOf = table_forecast) -> Outlook:
+    """Returns the outlook of a request's clip of `frames`, decided as the run would. Raises UsageError.
+
+    Where nothing fits, the ways are those of the clip as it is asked for.
+    """
+    architecture = architecture_for(request, preset)
+    scale, unet_config = vae_scale_of(architecture), configs_of(architecture)["unet"]
     memory = planned_memory(request)
-    plans = candidates(request, device=memory.device, shape=shape, unet_config=dict(unet_config), vae_scale=vae_scale)
-    told = [with_prediction(plan, forecast) for plan in plans]
-    problem = None
-    chosen = None
+    forecast = functools.cache(lambda shape: forecast_of(architecture, shape))
+    decided, problem = None, None
     try:
-        chosen, _ = choose_plan(
-            plans, forecast=forecast, free_bytes=memory.free_bytes, why=memory.why, asked=request.memory != "auto"
+        decided = decide(
+            request,
+            preset,
+            frames=frames,
+            vae_scale=scale,
+            unet_config=unet_config,
+            memory=memory,
+            forecast_of=forecast,
         )
+        blocks, remarks = decided.blocks, decided.remarks
     except OutOfMemoryError as error:
         problem = str(error)
+        blocks, on_blocks = blocks_for(request, preset, frames=frames, vae_scale=scale)
+        remarks = (*on_blocks, *flags_without_effect(request, blocks, frames=frames))
+    shape = shape_of(request, blocks, frames=frames, vae_scale=scale)
+    flops = flops_of(architecture, shape)
 
     def alternative(plan: MemoryPlan) -> Alternative:
-        moved = traffic(plan)
+        moved = traffic(architecture, shape, plan)
         return Alternative(
             plan=plan,
-            stages=tuple(forecast(plan) or ()),
+            stages=tuple(forecast(shape)(plan) or ()),
             fits=None if memory.free_bytes is None else fits(plan, memory.free_bytes),
             smallest_card_gib=None if plan.device == "cpu" else smallest_card(plan),
             traffic=moved,
             relative_time=_relative_time(plan, moved, flops),
         )
 
-    return Outlook(memory, tuple(map(alternative, told)), alternative(chosen) if chosen else None, problem)
+    plans = candidates(request, device=memory.device, shape=shape, unet_config=unet_config, vae_scale=scale)
+    return Outlook(
+        memory,
+        tuple(alternative(with_prediction(plan, forecast(shape))) for plan in plans),
+        alternative(decided.plan) if decided else None,
+        problem,
+        blocks,
+        remarks,
+    )
+
+
+def architecture_for(request: Request, preset: Preset) -> str:
+    """Returns the name of the model's architecture, from its files where it is a folder, else from the preset.
+
+    Raises UsageError where neither says it.
+    """
+    files = local_model(request.model, revision=request.revision, variant=request.variant)
+    if files is not None:
+        found = architecture_of(files.config("unet"))
+        if found is None:
+            raise UsageError(f"{request.model} has a UNet of an architecture for which there are no predictions")
+        return found
+    if request.model != preset.values.get("model") or preset.architecture is None:
+        raise UsageError(
+            f"the architecture of {request.model} is not known; name a preset that has one (architecture: in its YAML)"
+        )
+    return preset.architecture
 
 
 def _relative_time(plan: MemoryPlan, moved: Traffic, flops: float) -> float:

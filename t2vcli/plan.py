@@ -157,6 +157,8 @@ def candidates(
         if (plan := _with_flags(replace(base, level=rung.level, **rung.changes), request, on_host)) is not None
     ]
     unique = list(dict.fromkeys(plans))
+    if not unique:
+        raise UsageError(f"{_pinning_flags(request)} exclude each other; leave one of them out")
     start = next((n for n, plan in enumerate(unique) if plan.level == request.memory), None)
     if request.memory != "auto" and start is None:
         raise UsageError(

@@ -137,6 +137,12 @@ def test_torch_is_not_imported() -> None:
         (("--forward-chunking", "0"), 2, "or auto for the largest"),
         (("--forward-chunking", "7", "--vram", "8GiB"), 2, "the sizes that do are 1, 2, 4, 8, 16"),
         (("--memory", "low", "--weights", "fp8", "--vram", "8GiB"), 2, "cannot be had with --weights"),
+        (("--chunk-size", "8MiB", "--weights", "fp8"), 2, "--weights and --chunk-size exclude each other"),
+        (
+            ("--chunk-size", "8MiB", "--no-vae-slicing", "--device", "cpu"),
+            2,
+            "exclude each other; leave one of them out",
+        ),
         (("--weights", "fp8", "--exact", "--vram", "24GiB"), 2, "--exact cannot trace --weights fp8"),
         (("--model", "someone/else"), 2, "the architecture of someone/else is not known"),
     ],

@@ -17,7 +17,7 @@ from t2vcli.engine.memory import keep_in_fp8
 from t2vcli.errors import OutOfMemoryError
 from t2vcli.hardware import free_host_bytes
 from t2vcli.jobs import prepare as preparing
-from t2vcli.jobs.prepare import check_host_memory, host_bytes, plan_for
+from t2vcli.jobs.prepare import check_host_memory, decided, host_bytes
 from t2vcli.models import files_in_folder, find_model
 from t2vcli.sizes import MIB
 
@@ -100,21 +100,19 @@ def test_too_little_is_refused_with_numbers(ms_checkpoint: Path, monkeypatch: py
 def test_on_the_cpu_the_plan_is_made_for_the_memory_that_is_free(monkeypatch: pytest.MonkeyPatch) -> None:
     from t2vcli.presets import load_preset
     from t2vcli.request import GenerateRequest, build_request
-    from t2vcli.shape import Shape
 
     values = {**load_preset("demo").values_for(GenerateRequest), "preset": "demo", "seed": 1, "frames": 64}
     request = build_request(GenerateRequest, {**values, "width": 256, "height": 256})
     files = find_model("embedded:demo", revision=None, variant=None)
-    shape = Shape(64, 256, 256, guided=True, encodes_video=False)
-    roomy, _ = plan_for(request, files, device="cpu", shape=shape)
+    roomy = decided(request, None, files, device="cpu", frames=64).plan
     assert roomy.level == "fast"
     assert roomy.predicted_bytes is not None
     monkeypatch.setattr(preparing, "free_host_bytes", lambda: roomy.predicted_bytes)
-    tight, _ = plan_for(request, files, device="cpu", shape=shape)
+    tight = decided(request, None, files, device="cpu", frames=64).plan
     assert tight.chunk_bytes is not None
     monkeypatch.setattr(preparing, "free_host_bytes", lambda: 30 * MIB)
     with pytest.raises(OutOfMemoryError, match=r"at the least \(predicted\), and there is 30 MiB of memory free"):
-        plan_for(request, files, device="cpu", shape=shape)
+        decided(request, None, files, device="cpu", frames=64)
 
 
 def test_the_machine_says_how_much_is_free() -> None:

@@ -112,7 +112,7 @@ def _begun_with(
     own = {name: value for name, value in given.items() if name not in ("frames", "fps", "context")}
     own |= {"start": None, "duration": None, "max_frames": given["frames"]}
     for side in ("width", "height"):
-        own[side] = own[side] or chosen.values.get(side)
+        own[side] = chosen.values.get(side) if own[side] is None else own[side]
     if own["strength"] is None:
         own["strength"] = chosen.values.get("strength", DEFAULT_STRENGTH)
     _, request, video, remarks = upscaling.requested(source, prompt, prompt_file, preset, None, own, output)
@@ -153,8 +153,8 @@ def _extending(source: Path, words: str | None, preset: Preset, given: dict[str,
         "negative_prompt": negative,
         "context": context,
         "fps": video.fps,
-        "width": given["width"] or upscaling.multiple_of_8(video.width),
-        "height": given["height"] or upscaling.multiple_of_8(video.height),
+        "width": upscaling.multiple_of_8(video.width) if given["width"] is None else given["width"],
+        "height": upscaling.multiple_of_8(video.height) if given["height"] is None else given["height"],
     }
     request = build_request(GenerateRequest, merged_values(preset, own, GenerateRequest), sources_of(preset, own))
     return Asked(preset, request, context + request.frames, video.fps, source, video, remarks=remarks)

@@ -20,13 +20,13 @@ from t2vcli.errors import OutOfMemoryError, UsageError
 from t2vcli.forecast import architecture_of, table_forecast, weight_bytes
 from t2vcli.hardware import free_host_bytes
 from t2vcli.models import EMBEDDED_PREFIX, ModelFiles, find_model, same_tokenizer
-from t2vcli.plan import MemoryPlan, candidates, choose_plan, no_forecast, vram_budget
-from t2vcli.presets import Preset, trained_range_warning
+from t2vcli.plan import MemoryPlan, no_forecast, vram_budget
+from t2vcli.planning.decide import Decision, Memory, decide
+from t2vcli.presets import Preset
 from t2vcli.report import Report, told_in_megabytes
 from t2vcli.request import Request
-from t2vcli.shape import Shape, shape_of
 from t2vcli.sizes import size_text
-from t2vcli.windows import Blocks, blocks_for, flags_without_effect, smaller_blocks
+from t2vcli.windows import Blocks
 
 # Words that carry no content, so that their absence from a small vocabulary needs no mention.
 _FILLER = frozenset(["a", "an", "the", "and", "of", "is", "are", "with", "to", "in", "on", "at"])
@@ -82,10 +82,11 @@ def prepare(
         report.warn(f"{reason}; a model of this size takes hours on the CPU (--device cpu says that you know)")
 
     check_steps(request.scheduler, files, request.steps)
-    blocks, plan, below = _divided_and_planned(
-        request, preset, files, device=device, frames=frames, divided=divided, report=report
-    )
-    check_host_memory(plan, files)
+    way = decided(request, preset, files, device=device, frames=frames, divided=divided)
+    for remark in way.remarks:
+        report.warn(remark)
+    report.say("; ".join([way.plan.summary(), *way.plan.reasons]))
+    check_host_memory(way.plan, files)
     if device == "cpu" and request.offload not in (None, "none"):
         report.warn(f"--offload {request.offload} has no effect on {device}: its memory is the host's")
     if device == "cpu" and request.vram is not None:
@@ -100,65 +101,31 @@ def prepare(
     prompt = _checked_tokens(tokenizer, request.prompt, "prompt", report, strict)
     negative = _checked_tokens(tokenizer, request.negative_prompt, "negative prompt", report, strict)
     _say_unknown_words(files, request.prompt, report)
-    return Prepared(files, plan, below, blocks, tokenizer, prompt, negative)
+    return Prepared(files, way.plan, list(way.below), way.blocks, tokenizer, prompt, negative)
 
 
-def _divided_and_planned(
+def decided(
     request: Request,
     preset: Preset | None,
     files: ModelFiles,
     *,
     device: str,
     frames: int,
-    divided: Blocks | None,
-    report: Report,
-) -> tuple[Blocks, MemoryPlan, list[MemoryPlan]]:
-    """Returns how the clip is divided, the plan, and those below it, after saying what was chosen.
-
-    Without `divided` what does not fit the memory as the request divides it is made in the largest blocks that do.
-    """
-    scale = vae_scale(files.config("vae"))
-
-    def shape(blocks: Blocks) -> Shape:
-        return shape_of(request, blocks, frames=frames, vae_scale=scale)
-
-    blocks, remarks = blocks_for(request, preset, frames=frames, vae_scale=scale)
-    blocks = divided or blocks
-    try:
-        plan, below = plan_for(request, files, device=device, shape=shape(blocks))
-    except OutOfMemoryError as error:
-        problem = error
-        smaller = smaller_blocks(request, preset, blocks, frames=frames, vae_scale=scale, problem=str(error))
-        for blocks, remark in smaller if divided is None else ():
-            try:
-                plan, below = plan_for(request, files, device=device, shape=shape(blocks))
-            except OutOfMemoryError as still:
-                problem = still
-            else:
-                remarks.append(remark)
-                break
-        else:
-            raise problem from None
-    remarks += flags_without_effect(request, blocks, frames=frames)
-    if preset is not None:
-        seen, width, height = shape(blocks).block or (frames, request.width, request.height)
-        remarks += filter(None, [trained_range_warning(preset, frames=seen, width=width, height=height)])
-    for remark in remarks:
-        report.warn(remark)
-    report.say("; ".join([plan.summary(), *plan.reasons]))
-    return blocks, plan, below
-
-
-def plan_for(request: Request, files: ModelFiles, *, device: str, shape: Shape) -> tuple[MemoryPlan, list[MemoryPlan]]:
-    """Returns the plan for this device's free memory, and those below it. Raises OutOfMemoryError if none fits."""
+    divided: Blocks | None = None,
+) -> Decision:
+    """Returns how the request runs in the memory that this device has free. Raises OutOfMemoryError if it cannot."""
     unet_config = files.config("unet")
-    plans = candidates(
-        request, device=device, shape=shape, unet_config=unet_config, vae_scale=vae_scale(files.config("vae"))
-    )
     architecture = architecture_of(unet_config)
-    forecast = no_forecast if architecture is None else table_forecast(architecture, shape)
-    free, why = _free_memory(request, device)
-    return choose_plan(plans, forecast=forecast, free_bytes=free, why=why, asked=request.memory != "auto")
+    return decide(
+        request,
+        preset,
+        frames=frames,
+        vae_scale=vae_scale(files.config("vae")),
+        unet_config=unet_config,
+        memory=Memory(device, *_free_memory(request, device)),
+        forecast_of=lambda shape: no_forecast if architecture is None else table_forecast(architecture, shape),
+        divided=divided,
+    )
 
 
 def _free_memory(request: Request, device: str) -> tuple[int | None, str]:
