@@ -24,6 +24,7 @@ from pydantic.fields import FieldInfo
 
 from t2vcli.errors import InputError, T2VError, UsageError
 from t2vcli.request import MAX_FRAMES, GenerateRequest, Request, Side, Text, UpscaleRequest, describe_problem
+from t2vcli.strangers import UnreadableError, read_bytes
 
 Task = Literal["generate", "upscale"]
 REQUESTS: dict[str, type[Request]] = {"generate": GenerateRequest, "upscale": UpscaleRequest}
@@ -173,14 +174,11 @@ def _read(path: Path) -> _Source:
     """Returns the file's keys, each checked by itself. Raises InputError."""
     shown = _show(path)
     try:
-        if not path.is_file():
-            raise InputError(f"the preset file {shown} {'is not a file' if path.exists() else 'does not exist'}")
-        with path.open("rb") as file:
-            content = file.read(MAX_FILE_BYTES + 1)
-    except OSError as error:
-        raise InputError(f"the preset file {shown} cannot be read: {error.strerror}") from None
-    if len(content) > MAX_FILE_BYTES:
-        raise InputError(f"the preset file {shown} is larger than {MAX_FILE_BYTES // 1024} KiB, so it is no preset")
+        content = read_bytes(path, MAX_FILE_BYTES)
+    except FileNotFoundError:
+        raise InputError(f"the preset file {shown} does not exist") from None
+    except UnreadableError as error:
+        raise InputError(f"the preset file {shown} cannot be read: {error}") from None
 
     raw, lines = _parse(content, shown)
     _reject_unknown(raw, _KEYS, shown, lines)

@@ -266,7 +266,7 @@ MISTAKES: dict[str, tuple[str | bytes, str]] = {
     "two documents": ("steps: 3\n---\nsteps: 4\n", "another document"),
     "bytes": (b"steps: \xff\xfe\xfa", "is not text at position 7"),
     "a NUL": (b"steps\0: 3", "is not text at position 5"),
-    "too large": ("#" * (presets.MAX_FILE_BYTES + 1), "is larger than 256 KiB"),
+    "too large": ("#" * (presets.MAX_FILE_BYTES + 1), "cannot be read: it has more than 256 KiB"),
     "too deep": ("[" * 20_000, "nested too deeply"),
     "a python tag": (
         "model: !!python/object/apply:os.system [ls]\n",

@@ -17,6 +17,7 @@ from t2vcli.cli.console import result_json, result_path, say
 from t2vcli.cli.progress import Report, choose_report, clock
 from t2vcli.errors import InputError, UsageError
 from t2vcli.runs import SUFFIX, folder_for
+from t2vcli.strangers import UnreadableError, open_regular
 
 if TYPE_CHECKING:
     from t2vcli.jobs.sample import Result
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
 
 MAX_PROMPT_BYTES = 1_000_000
 USUAL_VAE_SCALE = 8
+_OWN_STREAMS = ("/dev/fd/", "/dev/stdin", "/proc/self/fd/")
 
 AnyRequest = TypeVar("AnyRequest", bound="Request")
 
@@ -35,10 +37,16 @@ def read_prompt(prompt: str | None, prompt_file: Path | None) -> str | None:
         raise UsageError("give a prompt or --prompt-file, not both")
     if prompt_file is not None:
         try:
-            with prompt_file.open("rb") as file:
-                content = file.read(MAX_PROMPT_BYTES + 1)
+            if str(prompt_file).startswith(_OWN_STREAMS):  # what the shell gave us: --prompt-file <(date)
+                with prompt_file.open("rb") as file:
+                    content = file.read(MAX_PROMPT_BYTES + 1)
+            else:
+                with open_regular(prompt_file) as file:
+                    content = file.read(MAX_PROMPT_BYTES + 1)
         except OSError as error:
             raise InputError(f"--prompt-file {prompt_file} cannot be read ({error.strerror})") from None
+        except UnreadableError as error:
+            raise InputError(f"--prompt-file {prompt_file} cannot be read ({error})") from None
         return _decode(content, str(prompt_file))
     if prompt == "-":
         if sys.stdin is None:
