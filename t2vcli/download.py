@@ -23,6 +23,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, NoReturn
 
+from t2vcli.atomic import confirm_names, write_whole
 from t2vcli.errors import Interrupted, ModelError, OutputError
 from t2vcli.hub import GivenUp, Hub, Listing, Patience, RemoteFile, Say, Trouble
 
@@ -288,7 +289,7 @@ class _Download:
                     patience.progressed()
                 patience.bear(trouble, file.path)
         os.replace(partial, blob)
-        _sync_folder(blob.parent)
+        confirm_names(blob.parent)
 
     def _append(self, file: RemoteFile, partial: Path, tell: Callable[[int], None]) -> None:
         """Adds to the partial file what it lacks. Raises Trouble if less than that came."""
@@ -348,11 +349,11 @@ class _Download:
             if not pointer.is_file() or (blob.exists() and not pointer.samefile(blob)):
                 _link(blob, pointer)
         if listing.revision != listing.commit and self._folder.commit_of(listing.revision) != listing.commit:
-            _write_atomically(self._folder.path / "refs" / listing.revision, listing.commit)
+            _write_text(self._folder.path / "refs" / listing.revision, listing.commit)
         if self._folder.recorded(listing.commit) is None:
             files = [asdict(file) for file in listing.files.values()]
             with contextlib.suppress(OSError):  # only a convenience: a whole cache on a read-only disk is whole
-                _write_atomically(self._folder.path / ".t2v" / f"{listing.commit}.json", json.dumps({"files": files}))
+                _write_text(self._folder.path / ".t2v" / f"{listing.commit}.json", json.dumps({"files": files}))
 
 
 def what_is_wrong(path: Path, file: RemoteFile, on_bytes: Callable[[int], None] = lambda done: None) -> str | None:
@@ -390,15 +391,9 @@ def _link(blob: Path, pointer: Path) -> None:
     os.replace(blob, pointer)  # what the hub's client does there, too
 
 
-def _write_atomically(path: Path, text: str) -> None:
+def _write_text(path: Path, text: str) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f"{path.name}.{secrets.token_hex(4)}.tmp")
-    try:
-        temporary.write_text(text, encoding="utf-8")
-        os.replace(temporary, path)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise
+    write_whole(path, lambda file: file.write(text.encode()))
 
 
 def _size(path: Path) -> int:
@@ -406,12 +401,3 @@ def _size(path: Path) -> int:
         return path.stat().st_size
     except FileNotFoundError:
         return 0
-
-
-def _sync_folder(folder: Path) -> None:
-    fd = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        with contextlib.suppress(OSError):  # some network disks cannot; the hash is verified whatever comes
-            os.fsync(fd)
-    finally:
-        os.close(fd)

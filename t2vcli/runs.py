@@ -24,6 +24,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
 
+from t2vcli.atomic import confirm_names, write_whole
 from t2vcli.errors import InputError, OutputError
 
 SUFFIX = ".t2v-run"
@@ -108,18 +109,7 @@ class Run:
 
     def write(self, name: str, write: Callable[[IO[bytes]], object]) -> None:
         """Writes a file of the folder whole or not at all. Raises OSError."""
-        part = self.folder / (name + ".part")
-        try:
-            with open(part, "wb") as file:
-                write(file)
-                file.flush()
-                os.fsync(file.fileno())
-            os.replace(part, self.folder / name)
-        except BaseException:
-            with contextlib.suppress(OSError):
-                part.unlink(missing_ok=True)
-            raise
-        self._sync()
+        write_whole(self.folder / name, write, part=self.folder / (name + ".part"))
 
     def path(self, name: str) -> Path | None:
         """Returns where a file of the folder is, or None, also if the disk does not let it be seen."""
@@ -135,7 +125,7 @@ class Run:
         for name in (*WORK, RECORD):
             for path in (self.folder / name, self.folder / (name + ".part")):
                 path.unlink(missing_ok=True)
-        self._sync()
+        confirm_names(self.folder)
         self.began = False
 
     def remove(self) -> None:
@@ -153,17 +143,6 @@ class Run:
     def close(self) -> None:
         """Gives the folder free as it is."""
         self._lock.close()
-
-    def _sync(self) -> None:
-        """Has the disk keep the names as they are. Raises OSError."""
-        folder = os.open(self.folder, os.O_RDONLY | os.O_DIRECTORY)
-        try:
-            os.fsync(folder)
-        except OSError as error:
-            if error.errno not in (errno.EINVAL, errno.EOPNOTSUPP):  # some network disks cannot
-                raise
-        finally:
-            os.close(folder)
 
     def _remove_empty(self) -> None:
         with contextlib.suppress(OSError):

@@ -18,6 +18,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
+from t2vcli import atomic
+
 _BY_PATH = ("open", "stat", "lstat", "link", "replace", "rename", "unlink", "scandir", "access")
 
 
@@ -34,6 +36,7 @@ class DiskFaults:
     def __enter__(self) -> Self:
         for name in _BY_PATH:
             self._replace(os, name, self._by_path(name, getattr(os, name)))
+        self._replace(atomic, "rename", self._by_path("renameat2", atomic.rename))
         self._replace(os, "fsync", self._by_descriptor("fsync", os.fsync))
         for module in (builtins, io, _io):
             self._replace(module, "open", self._opening(module.open))

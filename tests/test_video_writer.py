@@ -19,6 +19,7 @@ import numpy as np
 import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
+from test_atomic import DISKS, be_disk
 
 from t2vcli.errors import InputError, OutputError
 from t2vcli.video import Frame, ffmpeg, files, writer
@@ -230,39 +231,36 @@ def test_an_existing_file_is_kept_unless_told_otherwise(out: Path) -> None:
     assert names(out.parent) == ["clip.mp4"]
 
 
-@pytest.mark.parametrize("links", [True, False], ids=["links", "no-links"])
+@pytest.mark.parametrize("disk", DISKS)
 def test_a_file_that_appears_meanwhile_is_never_clobbered(
-    out: Path, links: bool, monkeypatch: pytest.MonkeyPatch
+    out: Path, disk: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def frames() -> Iterator[Frame]:
         yield from clips.ramp(5)
         out.write_bytes(b"somebody else's")
 
-    if not links:
-        monkeypatch.setattr(os, "link", without_links)
+    be_disk(monkeypatch, disk)
     with pytest.raises(OutputError, match="exists already"):
         write(out, frames())
     assert out.read_bytes() == b"somebody else's"
     assert names(out.parent) == ["clip.mp4"]
 
 
-def without_links(*_: object) -> None:
-    raise PermissionError(1, "Operation not permitted")
-
-
-def test_a_disk_without_hard_links_will_do(out: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(os, "link", without_links)
+@pytest.mark.parametrize("disk", DISKS)
+def test_any_disk_will_do(out: Path, disk: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    be_disk(monkeypatch, disk)
     assert write(out).frames == 5
     assert names(out.parent) == ["clip.mp4"]
 
 
-@pytest.mark.parametrize("operation", ["fsync", "link", "replace"])
+@pytest.mark.parametrize("operation", ["fsync", "link", "rename", "replace"])
 def test_a_disk_that_fails_at_the_end_leaves_nothing(
     out: Path, operation: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def fail(*_: object) -> None:
         raise OSError(5, "Input/output error")
 
+    be_disk(monkeypatch, "links" if operation == "link" else "neither" if operation == "rename" else "renames")
     monkeypatch.setattr(os, operation, fail)
     with pytest.raises(OutputError, match=r"cannot be written \(Input/output error\)"):
         write(out, overwrite=operation == "replace")

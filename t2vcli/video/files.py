@@ -17,6 +17,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import IO, NoReturn
 
+from t2vcli.atomic import open_folder, sync_folder, take_name
 from t2vcli.errors import OutputError, UsageError
 from t2vcli.video.ffmpeg import shown
 
@@ -25,7 +26,6 @@ STALE_S = 3600.0
 
 _STALE_NAME = re.compile(r"\.t2v-([0-9a-f]{4})[0-9a-f]{4}\.part\.(mp4|webm|mov|mkv|gif|webp|png|frames)")
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
-_NO_LINKS = (errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK, errno.EINVAL)
 
 
 @contextlib.contextmanager
@@ -157,7 +157,10 @@ def move_into_place(temporary: Path, path: Path, *, overwrite: bool) -> None:
         if overwrite:
             os.replace(temporary, path)
         else:
-            _name_exclusively(temporary, path)
+            try:
+                take_name(temporary, path)
+            except FileExistsError:
+                refuse_existing(path)
         try:
             sync_folder(folder)
         except OSError as error:
@@ -171,49 +174,6 @@ def move_into_place(temporary: Path, path: Path, *, overwrite: bool) -> None:
     finally:
         if folder is not None:
             os.close(folder)
-
-
-def _name_exclusively(temporary: Path, path: Path) -> None:
-    try:
-        os.link(temporary, path)
-    except FileExistsError:
-        refuse_existing(path)
-    except OSError as error:
-        if error.errno not in _NO_LINKS:
-            raise
-        _move_without_links(temporary, path)
-
-
-def _move_without_links(temporary: Path, path: Path) -> None:
-    """For disks that have no hard links (exFAT): the name is taken first, exclusively, then replaced."""
-    try:
-        open(path, "xb").close()
-    except FileExistsError:
-        refuse_existing(path)
-    try:
-        os.replace(temporary, path)
-    except BaseException:
-        path.unlink(missing_ok=True)
-        raise
-
-
-def open_folder(folder: Path) -> int | None:
-    """Returns a descriptor to flush the folder by; None where it may be written to but not read."""
-    try:
-        return os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
-    except PermissionError:
-        return None
-
-
-def sync_folder(folder: int | None) -> None:
-    """Has the disk confirm the names in an opened folder, where it can. Raises OSError."""
-    if folder is None:
-        return
-    try:
-        os.fsync(folder)
-    except OSError as error:
-        if error.errno not in (errno.EINVAL, errno.EOPNOTSUPP):  # some network disks cannot
-            raise
 
 
 @contextlib.contextmanager

@@ -3,21 +3,19 @@
 from __future__ import annotations
 
 import contextlib
-import ctypes
 import errno
 import fcntl
 import os
 import re
-import secrets
 import shutil
 import stat
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 
+from t2vcli.atomic import confirm_names, exchange, open_folder, sync_folder
 from t2vcli.errors import OutputError
 from t2vcli.video.ffmpeg import shown
-from t2vcli.video.files import held, hidden_name, open_folder, refuse, refuse_existing, sync_folder
+from t2vcli.video.files import held, hidden_name, refuse, refuse_existing
 
 _TAKEN = (errno.ENOTEMPTY, errno.EEXIST)
 _NO_FOLDER = (errno.ENOTDIR,)
@@ -81,12 +79,7 @@ def flush_folder(folder: Path) -> None:
             os.fsync(handle)
         finally:
             os.close(handle)
-    opened = open_folder(folder)
-    try:
-        sync_folder(opened)
-    finally:
-        if opened is not None:
-            os.close(opened)
+    confirm_names(folder)
 
 
 def move_folder_into_place(temporary: Path, place: Path, *, overwrite: bool, ours: re.Pattern[str]) -> None:
@@ -128,35 +121,11 @@ def _replace(temporary: Path, place: Path, ours: re.Pattern[str]) -> None:
     try:
         with contextlib.suppress(OSError):  # so that no sweep takes it before it has been looked at
             fcntl.flock(old, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        _exchange(temporary, place)
+        exchange(temporary, place)
         try:
             _refuse_strangers(temporary, ours, place)
         except BaseException:
-            _exchange(temporary, place)
+            exchange(temporary, place)
             raise
     finally:
         os.close(old)
-
-
-_LIBC = ctypes.CDLL(None, use_errno=True) if sys.platform == "linux" else None
-_AT_FDCWD = -100
-_RENAME_EXCHANGE = 2
-
-
-def _exchange(one: Path, other: Path) -> None:
-    """Exchanges two folders: at once where the system can (renameat2(2)), else through a third name that no sweep takes."""
-    rename = getattr(_LIBC, "renameat2", None)
-    if rename is not None:
-        if rename(_AT_FDCWD, os.fsencode(one), _AT_FDCWD, os.fsencode(other), _RENAME_EXCHANGE) == 0:
-            return
-        number = ctypes.get_errno()
-        if number not in (errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP):
-            raise OSError(number, os.strerror(number))
-    aside = other.parent / f".t2v-{secrets.token_hex(4)}.old"
-    os.rename(other, aside)
-    try:
-        os.rename(one, other)
-    except BaseException:
-        os.rename(aside, other)
-        raise
-    os.rename(aside, one)
