@@ -19,6 +19,7 @@ from urllib.parse import quote, urlsplit
 
 from t2vcli import __version__
 from t2vcli.errors import ModelError
+from t2vcli.paths import expanded
 
 BRANCH = "main"
 
@@ -113,7 +114,7 @@ class Hub:
 
         return cls(
             endpoint=constants.ENDPOINT,
-            cache=Path(constants.HF_HUB_CACHE).expanduser().absolute(),
+            cache=expanded(constants.HF_HUB_CACHE).absolute(),
             timeout_s=constants.HF_HUB_DOWNLOAD_TIMEOUT,
             token=None if constants.HF_HUB_DISABLE_IMPLICIT_TOKEN else get_token(),
             wait=time.sleep,

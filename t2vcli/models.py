@@ -20,6 +20,7 @@ from typing import Any
 from t2vcli.download import CacheFolder, Fetched, OnBytes, bytes_text, fetch, nobody
 from t2vcli.errors import ModelError, UsageError
 from t2vcli.hub import BRANCH, GivenUp, Hub, Say
+from t2vcli.paths import expanded
 
 EMBEDDED_PREFIX = "embedded:"
 EMBEDDED = EMBEDDED_PREFIX + "demo"
@@ -185,11 +186,11 @@ def local_model(model: str, *, revision: str | None, variant: str | None) -> Mod
             if value is not None:
                 raise UsageError(f"{flag} {value} has no effect on the embedded model; leave it out")
         return files_in_folder(EMBEDDED_FOLDER, source=model, variant=None, remedy="install t2v again")
-    path = os.path.expanduser(model)
+    path = expanded(model)
     if os.path.isdir(path):
         if revision is not None:
             raise UsageError(f"--revision {revision} has no effect on the folder {model}; leave it out")
-        return files_in_folder(Path(path), source=os.path.realpath(path), variant=variant)
+        return files_in_folder(path, source=os.path.realpath(path), variant=variant)
     if os.path.isfile(path) or not is_repository_id(model):
         raise ModelError(f"--model {model!r} is neither a folder nor a repository id such as 'owner/name'")
     if revision is not None and (".." in PurePosixPath(revision).parts or revision.startswith("/") or not revision):

@@ -23,6 +23,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationEr
 from pydantic.fields import FieldInfo
 
 from t2vcli.errors import InputError, T2VError, UsageError
+from t2vcli.paths import expanded, expanded_model
 from t2vcli.request import MAX_FRAMES, GenerateRequest, Request, Side, Text, UpscaleRequest, describe_problem
 from t2vcli.strangers import UnreadableError, read_bytes
 
@@ -284,7 +285,7 @@ def preset_folders() -> list[Path]:
     """Returns the folders that are searched, the first to be asked first."""
     given = os.environ.get("T2V_PRESETS", "").split(os.pathsep)
     user = platformdirs.user_config_path("t2v") / "presets"
-    return [*(Path(os.path.expanduser(folder)) for folder in given if folder.strip()), user, shipped_folder()]
+    return [*(expanded(folder) for folder in given if folder.strip()), user, shipped_folder()]
 
 
 def _index() -> dict[str, list[Path]]:
@@ -326,7 +327,7 @@ def load_preset(name_or_path: str) -> Preset:
     Raises UsageError for a name that is not found, InputError for a file that is no good preset.
     """
     if _is_path(name_or_path):
-        return _load(Path(os.path.expanduser(name_or_path)))
+        return _load(expanded(name_or_path))
     index = _index()
     if name_or_path not in index:
         hint = _suggest_preset(name_or_path, index)
@@ -402,7 +403,7 @@ def _follow(path: Path) -> Iterator[_Source]:
 def _parent(source: _Source) -> Path:
     name = source.extends or ""
     if _is_path(name):
-        return source.path.parent / os.path.expanduser(name)
+        return source.path.parent / expanded(name)
     index = _index()
     files = index.get(name, [])
     if name == source.path.stem:  # the file extends what it hides
@@ -419,10 +420,10 @@ def _parent(source: _Source) -> Path:
 
 
 def _local_model(model: str, path: Path) -> str:
-    """Returns the model; one that starts with ./ or ../ is a folder beside the preset's file, ~/ one at home."""
+    """Returns the model; one that starts with ./ or ../ is a folder beside the preset's file, ~ one at home."""
     if model.startswith(("./", "../")):
         return str(path.resolve().parent / model)
-    return os.path.expanduser(model) if model.startswith("~/") else model
+    return expanded_model(model)
 
 
 def _check_complete(preset: Preset, where: Mapping[str, str], shown: str) -> None:

@@ -22,6 +22,7 @@ from t2vcli.cli.shared import (
     taking_up,
 )
 from t2vcli.errors import UsageError
+from t2vcli.paths import expanded
 
 if TYPE_CHECKING:
     from t2vcli.jobs.sample import Result
@@ -38,6 +39,7 @@ InitVideoOpt = Annotated[
     typer.Option(
         "--init-video",
         metavar="FILE",
+        parser=expanded,
         help="Begin with this video, as much of it as --strength leaves, at the preset's size.",
         rich_help_panel=opt.BEGINNING,
     ),
@@ -47,6 +49,7 @@ ExtendOpt = Annotated[
     typer.Option(
         "--extend",
         metavar="FILE",
+        parser=expanded,
         help="Go on with this video: its frames, then --frames new ones, at its size and rate.",
         rich_help_panel=opt.BEGINNING,
     ),

@@ -13,11 +13,12 @@ import typer
 from t2vcli.cli.console import printable, result, result_json, result_path
 from t2vcli.cli.options import DebugOpt, JsonOpt
 from t2vcli.errors import OutputError, UsageError
+from t2vcli.paths import expanded
 
 MAX_INDENT = 20  # deeper, a recipe's values are shown as JSON: a stranger's file may be nested without end
 MAX_SHEET_PIXELS = 100_000_000
 
-FileArg = Annotated[Path, typer.Argument(metavar="FILE", help="A video.", show_default=False)]
+FileArg = Annotated[Path, typer.Argument(metavar="FILE", parser=expanded, help="A video.", show_default=False)]
 
 
 def info(file: FileArg, as_json: JsonOpt = False, debug: DebugOpt = False) -> None:
@@ -64,7 +65,14 @@ def _print_tree(values: Mapping[str, Any], indent: str = "") -> None:
 def sheet(
     file: FileArg,
     output: Annotated[
-        Path | None, typer.Option("--output", "-o", help="The PNG to write; the video's name with .png if not given.")
+        Path | None,
+        typer.Option(
+            "--output",
+            "-o",
+            parser=expanded,
+            metavar="PATH",
+            help="The PNG to write; the video's name with .png if not given.",
+        ),
     ] = None,
     columns: Annotated[int, typer.Option(help="Frames in a row.", min=1, max=64)] = 8,
     most: Annotated[int, typer.Option(help="Frames at the most, evenly picked.", min=1, max=1024)] = 16,

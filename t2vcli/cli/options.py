@@ -12,6 +12,7 @@ from typing import Annotated, Any
 import typer
 
 from t2vcli.cli.boundary import enable_debug
+from t2vcli.paths import expanded, expanded_model
 from t2vcli.schedulers import SCHEDULERS
 
 
@@ -68,7 +69,12 @@ PresetOpt = Annotated[
 ]
 ModelOpt = Annotated[
     str | None,
-    typer.Option(help="A repository id or a local folder, in place of the preset's.", rich_help_panel=MODEL),
+    typer.Option(
+        parser=expanded_model,
+        metavar="NAME",
+        help="A repository id or a local folder, in place of the preset's.",
+        rich_help_panel=MODEL,
+    ),
 ]
 RevisionOpt = Annotated[str | None, typer.Option(help="The repository's branch, tag or commit.", rich_help_panel=MODEL)]
 VariantOpt = Annotated[
@@ -246,6 +252,8 @@ OutputOpt = Annotated[
     typer.Option(
         "--output",
         "-o",
+        parser=expanded,
+        metavar="PATH",
         help="What to write, by its extension: mp4, webm, mov, mkv, gif, webp, or folder/%04d.png for pictures;"
         " an mp4 with a name of its own if not given.",
         rich_help_panel=OUTPUT,
@@ -275,7 +283,14 @@ DebugOpt = Annotated[
     typer.Option("--debug", help="Show the traceback of an error.", callback=enable_debug, rich_help_panel=OUTPUT),
 ]
 PromptFileOpt = Annotated[
-    Path | None, typer.Option("--prompt-file", help="Read the prompt from a UTF-8 text file.", rich_help_panel=SAMPLING)
+    Path | None,
+    typer.Option(
+        "--prompt-file",
+        parser=expanded,
+        metavar="FILE",
+        help="Read the prompt from a UTF-8 text file.",
+        rich_help_panel=SAMPLING,
+    ),
 ]
 
 

@@ -9,6 +9,7 @@ import typer
 
 from t2vcli.cli import options as opt
 from t2vcli.cli.shared import run_and_report
+from t2vcli.paths import expanded
 from t2vcli.runs import read_record
 
 if TYPE_CHECKING:
@@ -16,7 +17,13 @@ if TYPE_CHECKING:
     from t2vcli.report import Report
 
 RunArg = Annotated[
-    Path, typer.Argument(metavar="RUN", help="The folder of an unfinished run: OUTPUT.t2v-run.", show_default=False)
+    Path,
+    typer.Argument(
+        metavar="RUN",
+        parser=expanded,
+        help="The folder of an unfinished run: OUTPUT.t2v-run.",
+        show_default=False,
+    ),
 ]
 
 

@@ -22,6 +22,7 @@ from t2vcli.cli.shared import (
     taking_up,
 )
 from t2vcli.errors import InputError, UsageError
+from t2vcli.paths import expanded
 
 if TYPE_CHECKING:
     from t2vcli.jobs.sample import Result
@@ -32,7 +33,13 @@ if TYPE_CHECKING:
 
 
 SourceArg = Annotated[
-    Path, typer.Argument(metavar="IN", help="The video, or folder of PNGs, to make anew, larger.", show_default=False)
+    Path,
+    typer.Argument(
+        metavar="IN",
+        parser=expanded,
+        help="The video, or folder of PNGs, to make anew, larger.",
+        show_default=False,
+    ),
 ]
 PromptOpt = Annotated[
     str | None,

@@ -24,6 +24,7 @@ from pathlib import Path
 from typing import IO
 
 from t2vcli.errors import OutputError
+from t2vcli.paths import expanded
 
 HANG_LIMIT_S = 120.0
 """How long ffmpeg may neither take nor give a byte, nor exit, before it counts as hung."""
@@ -68,7 +69,9 @@ def find_ffmpeg() -> str:
     Raises OutputError when it does not exist or may not be run.
     """
     path = os.environ.get("IMAGEIO_FFMPEG_EXE", "")
-    if not path:
+    if path:
+        path = str(expanded(path))
+    else:
         try:
             import imageio_ffmpeg
 

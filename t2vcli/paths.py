@@ -1,0 +1,46 @@
+"""Paths as people write them: on the command line, in a preset, in a variable."""
+
+from __future__ import annotations
+
+import os
+import re
+from pathlib import Path
+
+from t2vcli.errors import UsageError
+
+_ADDRESS = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://")
+_ON_THE_HUB = re.compile(r"https?://(?:www\.)?(?:huggingface|hf)\.co/([\w.-]+/[\w.-]+)", re.ASCII)
+
+
+def expanded(text: str | os.PathLike[str]) -> Path:
+    """Returns the path, with `~` and `~user` at its beginning put in full.
+
+    A shell does that only at the beginning of a word: not in `--output=~/clip.mp4`, nor in quotes, in YAML or in the
+    unit of a service. A name such as `~draft.mp4`, of no user, is left alone; `./~` is a folder of that name.
+
+    Raises UsageError for `~` where there is no home folder, and for an address such as https://..., which pathlib would
+    take for a folder.
+    """
+    written = os.fspath(text)
+    if _ADDRESS.match(written) and not os.path.lexists(written):
+        raise UsageError(f"{written} is an address, and t2v takes the paths of files; {_instead_of(written)}")
+    whole = os.path.expanduser(written)
+    # With an empty HOME, `~/x` would be `/x`.
+    if re.match(r"~(/|$)", written) and (whole == written or os.environ.get("HOME") == ""):
+        raise UsageError(f"{written} is in the home folder, and there is none; set HOME, or write the path in full")
+    return Path(whole)
+
+
+def expanded_model(name: str) -> str:
+    """Returns the name of a model's repository, or the path of its folder as `expanded`. Raises UsageError as that does."""
+    path = expanded(name)
+    return str(path) if name.startswith("~") else name
+
+
+def _instead_of(address: str) -> str:
+    """Returns what to write in place of an address, as the end of a sentence."""
+    on_the_hub = _ON_THE_HUB.match(address)
+    if on_the_hub:
+        return f"a model is named by its repository, {on_the_hub[1]}"
+    local = address.removeprefix("file://")
+    return f"write {local}" if local.startswith("/") else "download it, and give its path"
