@@ -212,7 +212,7 @@ def test_the_real_decoder_is_killed_at_any_frame(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("megabytes", [1, 20])
-def test_however_much_it_says_it_goes_on_and_only_the_end_is_kept(
+def test_however_much_it_says_it_goes_on_and_only_its_ends_are_kept(
     out: Path, tmp_path: Path, megabytes: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     flood = f'yes complaint | head -c {megabytes}000000 >&2; exec "$REAL" "$@"'
@@ -220,7 +220,7 @@ def test_however_much_it_says_it_goes_on_and_only_the_end_is_kept(
     assert write(out).frames == FRAMES
     done = ffmpeg.run(["-version"], limit_s=60)
     assert done.status == 0
-    assert len(done.log) <= ffmpeg.LOG_BYTES
+    assert len(done.log) <= 2 * ffmpeg.LOG_BYTES
     assert done.output.startswith(b"ffmpeg version")
 
 

@@ -80,3 +80,36 @@ def test_a_path_in_a_message_stays_on_its_line() -> None:
     assert shown("a\nb\x1b[31m.mp4") == "a\\nb\\x1b[31m.mp4"
     assert shown("🐈 é.mp4") == "🐈 é.mp4"
     assert shown("\udce9.mp4") == "\\udce9.mp4"
+
+
+def test_only_what_ffmpeg_itself_says_is_taken_for_its_words() -> None:
+    log = (
+        "[in#0/matroska,webm @ 0x55f0] [error] File ended prematurely\n"
+        "[info]     title           : [mov @ 0x1] [error] moov atom not found\n"
+        "partial file\n"
+        "[vist#0:0/h264 @ 0x1] [dec:h264 @ 0x2] [warning] corrupt\x85[error] decoded\u2028frame\n"
+    )
+    assert ffmpeg.messages(log) == [
+        ("in#0/matroska,webm @ 0x55f0", "error", "File ended prematurely"),
+        ("", "info", "    title           : [mov @ 0x1] [error] moov atom not found"),
+        ("vist#0:0/h264 @ 0x1] [dec:h264 @ 0x2", "warning", "corrupt\x85[error] decoded\u2028frame"),
+    ]
+
+
+def test_of_a_long_log_no_line_begins_where_it_was_cut(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    line = "[info] " + "[error] partial file " * 40
+    flood = f"echo first >&2; yes '{line}' | head -n 1000 >&2; echo last >&2"
+    monkeypatch.setenv("IMAGEIO_FFMPEG_EXE", clips.shell_ffmpeg(tmp_path, flood))
+    lines = ffmpeg.run([], limit_s=60).log.splitlines()
+    assert (lines[0], lines[-1]) == ("first", "last")
+    assert set(lines[1:-1]) == {line}
+
+
+def test_ffmpeg_has_as_many_outputs_as_are_asked_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    script = """for to in "$@"; do yes "$to" | head -n 100000 >"/dev/fd/${to#pipe:}" & done; wait"""
+    monkeypatch.setenv("IMAGEIO_FFMPEG_EXE", clips.shell_ffmpeg(tmp_path, script))
+    done = ffmpeg.run(
+        [ffmpeg.SIDE.format(0), "pipe:1", ffmpeg.SIDE.format(1)], limit_s=60, limit_bytes=10_000_000, sides=2
+    )
+    assert [len(set(output.split())) for output in (done.output, *done.sides)] == [1, 1, 1]
+    assert len({done.output, *done.sides}) == 3

@@ -1,7 +1,7 @@
 """Finding ffmpeg, and running it so that it can neither hang, nor outlive this process, nor fill the memory.
 
 Every ffmpeg that runs here has no terminal, its own process group (Ctrl-C reaches it only through us), a drained
-stderr of which the last 64 KiB are kept, and dies with its parent (Linux). `start` ... `stop` in a try/finally is the
+stderr of which the first and the last 64 KiB are kept, and dies with its parent (Linux). `start` ... `stop` in a try/finally is the
 only way to run one.
 """
 
@@ -21,7 +21,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO
+from typing import IO, NamedTuple
 
 from t2vcli.errors import OutputError
 from t2vcli.paths import expanded
@@ -33,6 +33,9 @@ STARTUP_LIMIT_S = 20.0
 """How long `ffmpeg -encoders` may take."""
 
 LOG_BYTES = 64 * 1024
+SIDE = "pipe:side{}"
+"""The address, in what is given to `run`, of the pipe of that number beside stdout."""
+
 REINSTALL = (
     "reinstall it with `pip install --force-reinstall imageio-ffmpeg`, or point IMAGEIO_FFMPEG_EXE at a working ffmpeg"
 )
@@ -55,6 +58,28 @@ _NOISE = re.compile(
     r"|Exiting normally|Could not find tag|Press )",
 )
 _PREFIX = re.compile(r"^(\[[^\]]*\] ?)+")
+_MESSAGE = re.compile(
+    r"((?:\[[^\[\]]* @ (?:0x)?[0-9a-fA-F]+\] )*)\[(panic|fatal|error|warning|info|verbose|debug|trace)\] (.*)", re.S
+)
+
+
+class Message(NamedTuple):
+    """A line of ffmpeg's own: who says it (`in#0/mov,mp4 @ 0x55...`, "" for ffmpeg itself), at which level, and what."""
+
+    source: str
+    level: str
+    text: str
+
+
+def messages(log: str) -> list[Message]:
+    """Returns the lines of a log that ffmpeg wrote with `-loglevel level+...`; all else in it is left out.
+
+    A name or a tag that ffmpeg repeats stands behind the prefix of its line: a text is ffmpeg's own where it begins or
+    ends a message, never where it is only within one. At the level info, ffmpeg also lists the tags of its input, and
+    the name of one (not its value) may hold a line break, as may a path: see `reader`.
+    """
+    found = (_MESSAGE.fullmatch(line) for line in log.split("\n"))  # not splitlines: it knows more than ffmpeg does
+    return [Message(line[1].strip("[] "), line[2], line[3]) for line in found if line]
 
 
 def shown(path: Path | str) -> str:
@@ -148,7 +173,7 @@ def input_arguments(path: Path | str) -> list[str]:
 
 @dataclass(frozen=True)
 class Running:
-    """An ffmpeg at work. `log` gives the last 64 KiB of its stderr so far."""
+    """An ffmpeg at work. `log` gives the first and the last 64 KiB of its stderr so far, in whole lines."""
 
     process: subprocess.Popen[bytes]
     drain: threading.Thread
@@ -157,13 +182,17 @@ class Running:
 
 @dataclass(frozen=True)
 class Finished:
-    """How an ffmpeg ended: exit status (negative: the signal), stdout, the end of stderr, and why we ended it, if we did."""
+    """How an ffmpeg ended: exit status (negative: the signal), stdout, the log, and why we ended it, if we did.
+
+    `sides` is what came through the pipes beside stdout.
+    """
 
     status: int
     output: bytes
     log: str
     hung: bool = False
     overflowed: bool = False
+    sides: tuple[bytes, ...] = ()
 
 
 def start(
@@ -190,11 +219,11 @@ def start(
         )
     except (OSError, subprocess.SubprocessError) as error:
         raise OutputError(f"ffmpeg at {shown(exe)} could not be started ({error}); {REINSTALL}") from None
-    kept = bytearray()
+    kept = _Log()
     assert process.stderr is not None
-    drain = threading.Thread(target=_keep_tail, args=(process.stderr, kept), name="ffmpeg-stderr", daemon=True)
+    drain = threading.Thread(target=kept.fill, args=(process.stderr,), name="ffmpeg-stderr", daemon=True)
     drain.start()
-    return Running(process, drain, lambda: bytes(kept).decode("utf-8", "replace"))
+    return Running(process, drain, kept.text)
 
 
 def stop(running: Running) -> int:
@@ -216,28 +245,62 @@ def stop(running: Running) -> int:
     return status
 
 
-def run(arguments: Sequence[str], *, limit_s: float, limit_bytes: int = 1 << 20, exe: str = "") -> Finished:
-    """Returns how ffmpeg ended, at the latest after `limit_s` seconds or `limit_bytes` of stdout: then it is killed."""
-    running = start(arguments, stdin=False, stdout=True, exe=exe)
-    deadline = time.monotonic() + limit_s
-    output = bytearray()
+def run(
+    arguments: Sequence[str],
+    *,
+    limit_s: float,
+    limit_bytes: int = 1 << 20,
+    exe: str = "",
+    sides: int = 0,
+    while_silent: bool = False,
+) -> Finished:
+    """Returns how ffmpeg ended, at the latest after `limit_s` seconds or `limit_bytes` of output: then it is killed.
+
+    With `while_silent`, the seconds are those without any output. It has as many pipes beside stdout as `sides` says;
+    SIDE is their address among the arguments.
+    """
+    pipes = [os.pipe() for _ in range(sides)]
+    addresses = {SIDE.format(number): f"pipe:{ends[1]}" for number, ends in enumerate(pipes)}
+    outputs = [bytearray() for _ in range(1 + sides)]
     hung = overflowed = False
-    try:
-        assert running.process.stdout is not None
-        fd = running.process.stdout.fileno()
-        while not (hung or overflowed):
-            if not _ready(fd, select.POLLIN, max(0.0, deadline - time.monotonic())):
-                hung = True
-            elif chunk := os.read(fd, 1 << 16):
-                output += chunk
-                overflowed = len(output) > limit_bytes
-            else:
-                break
-        if not (hung or overflowed):
-            hung = not wait_for_exit(running, max(0.0, deadline - time.monotonic()))
-    finally:
-        status = stop(running)
-    return Finished(status, bytes(output), running.log(), hung, overflowed)
+    with contextlib.ExitStack() as afterwards:
+        for ends in pipes:
+            afterwards.callback(os.close, ends[0])
+        try:
+            running = start(
+                [addresses.get(argument, argument) for argument in arguments],
+                stdin=False,
+                stdout=True,
+                pass_fds=[ends[1] for ends in pipes],
+                exe=exe,
+            )
+        finally:
+            for ends in pipes:
+                os.close(ends[1])
+        deadline = time.monotonic() + limit_s
+        try:
+            assert running.process.stdout is not None
+            waiting = {running.process.stdout.fileno(): outputs[0]}
+            waiting |= {ends[0]: output for ends, output in zip(pipes, outputs[1:], strict=True)}
+            poll = select.poll()
+            for fd in waiting:
+                poll.register(fd, select.POLLIN)
+            while waiting and not (hung or overflowed):
+                ready = poll.poll(max(0.0, deadline - time.monotonic()) * 1000)
+                hung = not ready
+                for fd, _ in ready:
+                    if chunk := os.read(fd, 1 << 16):
+                        waiting[fd] += chunk
+                        deadline = time.monotonic() + limit_s if while_silent else deadline
+                    else:
+                        poll.unregister(fd)
+                        del waiting[fd]
+                overflowed = sum(map(len, outputs)) > limit_bytes
+            if not (hung or overflowed):
+                hung = not wait_for_exit(running, max(0.0, deadline - time.monotonic()))
+        finally:
+            status = stop(running)
+    return Finished(status, bytes(outputs[0]), running.log(), hung, overflowed, tuple(map(bytes, outputs[1:])))
 
 
 def wait_for_exit(running: Running, limit_s: float) -> bool:
@@ -310,11 +373,26 @@ def _ready(fd: int, event: int, limit_s: float) -> bool:
     return bool(poll.poll(limit_s * 1000))
 
 
-def _keep_tail(pipe: IO[bytes], kept: bytearray) -> None:
-    while chunk := os.read(pipe.fileno(), 1 << 16):
-        kept += chunk
-        if len(kept) > LOG_BYTES:
-            del kept[:-LOG_BYTES]
+class _Log:
+    """The first and the last LOG_BYTES of what comes through a pipe, in whole lines where there was more."""
+
+    def __init__(self) -> None:
+        self._first, self._last, self._more = bytearray(), bytearray(), False
+
+    def fill(self, pipe: IO[bytes]) -> None:
+        while chunk := os.read(pipe.fileno(), 1 << 16):
+            room = LOG_BYTES - len(self._first)
+            self._first += chunk[:room]
+            self._last += chunk[room:]
+            if len(self._last) > LOG_BYTES:
+                del self._last[:-LOG_BYTES]
+                self._more = True
+
+    def text(self) -> str:
+        first, last = bytes(self._first), bytes(self._last)
+        if self._more:  # what follows a cut would look as if it began a line
+            first, last = first.rpartition(b"\n")[0] + b"\n", last.partition(b"\n")[2]
+        return (first + last).decode("utf-8", "replace")
 
 
 def _kill_group(process: subprocess.Popen[bytes]) -> None:
