@@ -221,7 +221,9 @@ def choose_plan(
             need = size_text(fitted.predicted_bytes or 0)
             choice = "asked for" if asked and number == 0 else "the fastest that fits"
             reason = f"{choice}: {need} predicted, {why}"
-            return replace(fitted, reasons=(*fitted.reasons, reason)), told[number + 1 :]
+            # What keeps some of the weights on the device fills it to the margin: the same without them comes next.
+            below = told[number + 1 :] if fitted == plan else told[number:]
+            return replace(fitted, reasons=(*fitted.reasons, reason)), below
     least = min(told, key=lambda plan: plan.predicted_bytes or 0)
     if (least.predicted_bytes or 0) <= free_bytes:  # within the margin: worth a try
         reason = f"a tight fit: {size_text(least.predicted_bytes or 0)} predicted, {why}"

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import gc
+import os
 import weakref
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -16,12 +18,13 @@ from make_goldens import generate_request, preset_of, upscale_request, video
 from torch import nn
 from torch.utils.hooks import RemovableHandle
 
+from t2vcli.engine.latents import DenoiseState
 from t2vcli.engine.loading import Model, load_model
 from t2vcli.engine.memory import memory_shortage
-from t2vcli.errors import OutOfMemoryError
+from t2vcli.errors import InputError, OutOfMemoryError
 from t2vcli.jobs import generate as generate_job
 from t2vcli.jobs import prepare as preparing
-from t2vcli.jobs import sample
+from t2vcli.jobs import sample, stages
 from t2vcli.jobs import upscale as upscale_job
 from t2vcli.models import ModelFiles
 from t2vcli.report import Silent
@@ -45,6 +48,7 @@ class Shortage:
     def __init__(self) -> None:
         self.layer: str | None = None
         self.at: set[int] = set()
+        self.error: Exception = SHORTAGES[0]
         self.calls = 0
         self.failed_tries: list[weakref.ref[torch.Tensor]] = []
         self.left_over = 0
@@ -71,7 +75,7 @@ class Shortage:
         if self.calls in self.at:
             scratch = torch.zeros(7)  # what a failed try has made so far
             self.failed_tries.append(weakref.ref(scratch))
-            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB. GPU 0 has a total of 4 GiB")
+            raise self.error
 
 
 class Listening(Silent):
@@ -255,4 +259,80 @@ def test_the_host_running_out_is_known_too() -> None:
         host_runs_out()
     assert "allocate" in (memory_shortage(caught.value) or "")
     assert memory_shortage(MemoryError()) == "the allocation failed"
+    assert memory_shortage(OSError(errno.ENOMEM, os.strerror(errno.ENOMEM))) is not None
     assert memory_shortage(ValueError("no")) is None
+
+
+# As torch words them; each is a plain RuntimeError but for the first two.
+SHORTAGES = (
+    torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB. GPU 0 has a total of 4 GiB"),
+    torch.AcceleratorError("CUDA error: out of memory\nCUDA kernel errors might be asynchronously reported", 2),
+    RuntimeError("CUDA error: out of memory\nSearch for `cudaErrorMemoryAllocation' in https://docs.nvidia.com"),
+    RuntimeError("CUDA driver error: out of memory"),
+    RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`"),
+    RuntimeError("cuDNN error: CUDNN_STATUS_ALLOC_FAILED"),
+    RuntimeError("cuDNN error: CUDNN_STATUS_INTERNAL_ERROR_DEVICE_ALLOCATION_FAILED"),
+    RuntimeError("MPS backend out of memory (MPS allocated: 5.0 GB, other allocations: 1 GB, max allowed: 6 GB)."),
+    RuntimeError("unable to mmap 3000000000 bytes from file </m/unet.bin>: Cannot allocate memory (12)"),
+)
+
+
+@pytest.mark.parametrize("error", SHORTAGES, ids=lambda error: str(error)[:40])
+def test_every_way_in_which_memory_runs_out_takes_the_ladder(
+    error: RuntimeError, ms_checkpoint: Path, shortage: Shortage, written: dict[str, Any]
+) -> None:
+    shortage.layer, shortage.at, shortage.error = "unet, first layer", {2}, error
+    generated(ms_checkpoint, steps=2)
+    (note,) = written["recipe"]["notes"]
+    assert note.startswith("out of memory while denoising; going on with")
+    said = memory_shortage(error)
+    assert said is not None
+    assert "\n" not in said
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        torch.AcceleratorError("CUDA error: an illegal memory access was encountered", 700),
+        RuntimeError("CUDA error: CUBLAS_STATUS_EXECUTION_FAILED when calling `cublasSgemm`"),
+        RuntimeError("cuDNN error: CUDNN_STATUS_NOT_SUPPORTED"),
+        InputError("CUDA error: out of memory.mp4 cannot be read"),
+    ],
+    ids=str,
+)
+def test_what_another_try_cannot_mend_is_not_tried_again(error: Exception) -> None:
+    assert memory_shortage(error) is None
+
+
+@pytest.mark.parametrize("task", ["generate", "upscale"])
+def test_the_first_state_may_run_out_of_memory_too(
+    task: str,
+    ms_checkpoint: Path,
+    xl_checkpoint: Path,
+    clip: Path,
+    shortage: Shortage,
+    written: dict[str, Any],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The same noise is drawn again, so the frames are the same."""
+
+    def run() -> None:
+        generated(ms_checkpoint, steps=2) if task == "generate" else upscaled(xl_checkpoint, clip)
+
+    clean = undisturbed(run, written, shortage, "decode")
+    name = "noise_state" if task == "generate" else "video_state"
+    make, calls = getattr(stages, name), 0
+
+    def failing(*arguments: Any, **options: Any) -> DenoiseState:
+        nonlocal calls
+        calls += 1
+        state: DenoiseState = make(*arguments, **options)
+        if calls == 1:
+            raise torch.AcceleratorError("CUDA error: out of memory", 2)
+        return state
+
+    monkeypatch.setattr(stages, name, failing)
+    run()
+    assert calls == 2
+    assert written["recipe"]["notes"][0].startswith("out of memory while ")
+    assert np.abs(written["frames"].astype(int) - clean.astype(int)).max() <= ONE_LEVEL

@@ -94,7 +94,7 @@ def with_known_frames(predict_noise: PredictNoise, known: torch.Tensor, schedule
     things are, and they jump (measured in docs/windows.md).
     Takes what `scale_model_input` gives, whose variance is 1 at every step.
     """
-    signal = scheduler.alphas_cumprod.double().cpu()
+    signal = scheduler.alphas_cumprod.cpu().double()  # in this order: Metal has no float64
     kind = scheduler.config.prediction_type
     count = known.shape[2]
 

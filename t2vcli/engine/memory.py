@@ -7,7 +7,9 @@ afterwards: nothing is copied back, and the host holds one copy only (mapped fro
 from __future__ import annotations
 
 import contextlib
+import errno
 import gc
+import re
 from collections.abc import Iterator
 from typing import Any
 
@@ -99,10 +101,20 @@ class PlacedModel:
         with self._whole(self.model.vae, self._placed().offload in ("model", "group")):
             yield self.model.vae
 
-    def use_fp32_vae(self) -> None:
-        """Decodes in float32 from here on: some VAEs overflow in half precision where the UNet does not."""
-        self.release()
-        self.model.vae.to(torch.float32)
+    @contextlib.contextmanager
+    def fp32_vae(self) -> Iterator[None]:
+        """Has the VAE in float32 while the block runs: some overflow in half precision where the UNet does not.
+
+        Afterwards its weights are what they were, bit for bit: the wider type holds every value of the narrower.
+        """
+        kept = self.model.vae.dtype
+        self.release()  # also what is lent, which would come back in the type before
+        cast(self.model.vae, torch.float32)
+        try:
+            yield
+        finally:
+            self.release()
+            cast(self.model.vae, kept)
 
     def _placed(self) -> MemoryPlan:
         assert self.plan is not None, "place() comes first"
@@ -160,6 +172,11 @@ def tensors_of(module: nn.Module, *, deep: bool = False) -> list[torch.Tensor]:
     return [*module.parameters(recurse=deep), *module.buffers(recurse=deep)]
 
 
+def cast(part: nn.Module, dtype: torch.dtype) -> None:
+    """Changes the type of a part's weights for good; without the warning about that which diffusers' own `to` prints."""
+    nn.Module.to(part, dtype)
+
+
 class _Loan:
     """Weights that can be lent to their modules as copies on a device."""
 
@@ -199,13 +216,28 @@ def keep_in_fp8(unet: UNet3DConditionModel) -> None:
     unet.enable_layerwise_casting(storage_dtype=torch.float8_e4m3fn, compute_dtype=unet.dtype)
 
 
+# How torch says that memory ran out where it has no class of its own for it: the host's allocator and its mapping of
+# files, the driver under the allocator (also of pinned memory, of kernels that are loaded late, and of a launch before
+# this call), the libraries that take workspaces of their own, and Metal. Only these: after any other error of a device
+# its context is lost, and there is nothing to try again with.
+_SHORTAGES = re.compile(
+    r"DefaultCPUAllocator: |unable to mmap .*Cannot allocate memory"
+    r"|^CUDA (driver )?error: out of memory|^HIP error: out of memory"
+    r"|\b(CUBLAS|CUDNN|CUSOLVER|CUSPARSE|HIPBLAS|MIOPEN)_STATUS_(\w+_)?ALLOC(ATION)?_FAILED"
+    r"|^MPS backend out of memory"
+)
+
+
 def memory_shortage(error: BaseException) -> str | None:
     """Returns what torch said if `error` means that memory ran out, in one line, else None."""
-    # torch has no class of its own for the host's memory.
-    ours = isinstance(error, (torch.OutOfMemoryError, MemoryError)) or (
-        isinstance(error, RuntimeError) and "DefaultCPUAllocator" in str(error)
+    # The message alone: an AcceleratorError may hold the driver's error number beside it.
+    message = str(error.args[0]) if isinstance(error, RuntimeError) and error.args else str(error)
+    ours = (
+        isinstance(error, (torch.OutOfMemoryError, MemoryError))
+        or (isinstance(error, RuntimeError) and _SHORTAGES.search(message) is not None)
+        or (isinstance(error, OSError) and error.errno == errno.ENOMEM)
     )
     if not ours:
         return None
-    said = str(error).strip().rpartition("DefaultCPUAllocator: ")[2]
+    said = message.strip().rpartition("DefaultCPUAllocator: ")[2]
     return said.split(". ")[0].splitlines()[0][:200] if said else "the allocation failed"

@@ -6,9 +6,11 @@ import traceback
 from collections.abc import Callable, Sequence
 from typing import TypeVar
 
+import torch
+
 from t2vcli.engine.loading import Model
 from t2vcli.engine.memory import PlacedModel, memory_shortage
-from t2vcli.errors import OutOfMemoryError
+from t2vcli.errors import NonFiniteError, OutOfMemoryError
 from t2vcli.plan import MemoryPlan
 from t2vcli.report import Report
 from t2vcli.sizes import size_text
@@ -31,12 +33,16 @@ class Attempts:
         self.report = report
         self.notes = list(notes)
 
-    def run(self, doing: str, work: Callable[[PlacedModel], T]) -> T:
+    def run(self, doing: str, work: Callable[[PlacedModel], T], *, generator: torch.Generator | None = None) -> T:
         """Returns what `work` returns, done again one rung lower each time that it runs out of memory.
 
-        `work` must be able to begin again, and keeps what it has finished. Raises OutOfMemoryError below the last rung.
+        `work` must be able to begin again, and keeps what it has finished; each try finds the `generator` that it draws
+        from as the first did. Raises OutOfMemoryError below the last rung.
         """
+        before = None if generator is None else generator.get_state()
         while True:
+            if generator is not None and before is not None:
+                generator.set_state(before)
             try:
                 self.placed.place(self.plan)
                 return work(self.placed)
@@ -49,11 +55,21 @@ class Attempts:
             self.placed.release()
             self._step_down(doing, reason)
 
-    def use_fp32_vae(self, why: str) -> None:
-        """Runs the VAE in float32 from here on, and notes `why`."""
-        self.placed.use_fp32_vae()
-        self.notes.append(why)
-        self.report.warn(why)
+    def run_vae(self, doing: str, work: Callable[[PlacedModel], T], *, generator: torch.Generator | None = None) -> T:
+        """Returns what `run` does, done again with the VAE in float32 if it makes NaN or infinity in half precision."""
+        before = None if generator is None else generator.get_state()
+        try:
+            return self.run(doing, work, generator=generator)
+        except NonFiniteError as error:
+            if self.placed.model.vae.dtype == torch.float32:
+                raise
+            line = f"{str(error).partition(';')[0]}; the latents are sound, so the VAE was run in fp32"
+        self.notes.append(line)
+        self.report.warn(line)
+        if generator is not None and before is not None:
+            generator.set_state(before)
+        with self.placed.fp32_vae():
+            return self.run(doing, work, generator=generator)
 
     def _step_down(self, doing: str, reason: str) -> None:
         if not self.below:

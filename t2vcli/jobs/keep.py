@@ -326,9 +326,11 @@ def with_kept_plan(prepared: Prepared, record: Mapping[str, Any]) -> Prepared:
     if plan is None or (plan.device, plan.dtype) != (prepared.plan.device, prepared.plan.dtype):
         return prepared
     plans = [prepared.plan, *prepared.below]
-    # Not among them: it needs more than what is free today, so all of them are below it.
-    place = next((n for n, each in enumerate(plans) if _way(each) == _way(plan)), -1)
-    return replace(prepared, plan=plan, below=plans[place + 1 :])
+    same = [n for n, each in enumerate(plans) if _way(each) == _way(plan)]
+    # Not among them: it needs more than what is free today, so all of them are below it. With weights that stay on the
+    # device, the same without them is below it.
+    first = 0 if not same else same[-1] if plan.resident_bytes else same[-1] + 1
+    return replace(prepared, plan=plan, below=plans[first:])
 
 
 def _way(plan: MemoryPlan) -> MemoryPlan:

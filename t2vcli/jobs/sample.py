@@ -21,7 +21,7 @@ from t2vcli.engine.guidance import needs_guidance, unet_prediction, with_guidanc
 from t2vcli.engine.latents import DenoiseState, draw_noise, draw_noise_per_frame, make_generator
 from t2vcli.engine.loading import make_scheduler
 from t2vcli.engine.memory import PlacedModel
-from t2vcli.errors import Interrupted, NonFiniteError
+from t2vcli.errors import Interrupted
 from t2vcli.jobs.attempt import Attempts
 from t2vcli.jobs.keep import Keeper
 from t2vcli.jobs.prepare import Prepared, encode_words
@@ -74,7 +74,9 @@ def made_latents(
     )
     generator = make_generator(request.seed)
     scheduler = make_scheduler(request.scheduler, prepared.files)
-    scheduler.set_timesteps(request.steps, device=prepared.plan.device)
+    attempts.run(
+        "preparing the schedule", lambda placed: scheduler.set_timesteps(request.steps, device=prepared.plan.device)
+    )
 
     # 4. Noise to latents, with no name here for the state that it begins with
     return denoised_latents(
@@ -228,11 +230,4 @@ def write_video(
         )
         return Result(path, video, whole)
 
-    try:
-        return attempts.run("decoding", work)
-    except NonFiniteError as error:
-        if attempts.placed.model.vae.dtype == torch.float32:
-            raise
-        line = f"{str(error).partition(';')[0]}; the latents are sound, so the VAE was run in fp32"
-    attempts.use_fp32_vae(line)
-    return attempts.run("decoding", work)
+    return attempts.run_vae("decoding", work)

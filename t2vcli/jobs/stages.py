@@ -52,14 +52,18 @@ def from_prompt(
 
     def noise(scheduler: Any, generator: torch.Generator) -> DenoiseState:
         shape = latent_shape(attempts.placed.model, request)
-        return noise_state(
-            scheduler,
-            generator,
-            shape=shape,
-            dtype=prepared.dtype,
-            device=prepared.plan.device,
-            noise=first_noise(request, shape, prepared.blocks, generator),
-        )
+
+        def draw(placed: PlacedModel) -> DenoiseState:
+            return noise_state(
+                scheduler,
+                generator,
+                shape=shape,
+                dtype=prepared.dtype,
+                device=prepared.plan.device,
+                noise=first_noise(request, shape, prepared.blocks, generator),
+            )
+
+        return attempts.run("drawing the noise", draw, generator=generator)
 
     latents = made_latents(attempts, prepared, request, noise, state=state, known=known, kept=kept, report=report)
     return Made(latents, attempts)
@@ -78,7 +82,10 @@ ReadFrames = Callable[[PlacedModel], Iterator[np.ndarray]]
 
 @dataclass(frozen=True)
 class Origin:
-    """The frames that an upscale begins with, and the parts of its model that are loaded already."""
+    """The frames that an upscale begins with, and the parts of its model that are loaded already.
+
+    Where the VAE is one of those, the frames come out of it.
+    """
 
     count: int
     read: ReadFrames
@@ -99,16 +106,27 @@ def from_video(
 
     def noisy(scheduler: Any, generator: torch.Generator) -> DenoiseState:
         assert origin is not None
-        clean = _encoded(attempts, origin.read, origin.count, generator=generator, report=report)
-        first = video_state(
-            scheduler,
-            generator,
-            clean,
-            first_step=skipped_steps(request.steps, request.strength) * scheduler.order,
-            dtype=prepared.dtype,
-            device=prepared.plan.device,
-            noise=first_noise(request, clean.shape, prepared.blocks, generator),
+        clean = _encoded(
+            attempts,
+            origin.read,
+            origin.count,
+            generator=generator,
+            report=report,
+            decodes_too="vae" in origin.shared,
         )
+
+        def draw(placed: PlacedModel) -> DenoiseState:
+            return video_state(
+                scheduler,
+                generator,
+                clean,
+                first_step=skipped_steps(request.steps, request.strength) * scheduler.order,
+                dtype=prepared.dtype,
+                device=prepared.plan.device,
+                noise=first_noise(request, clean.shape, prepared.blocks, generator),
+            )
+
+        first = attempts.run("adding the noise", draw, generator=generator)
         kept.keep(first, attempts)  # encoding a long video takes a while, too
         return first
 
@@ -126,14 +144,20 @@ def from_video(
 
 
 def _encoded(
-    attempts: Attempts, read: ReadFrames, count: int, *, generator: torch.Generator | None, report: Report
+    attempts: Attempts,
+    read: ReadFrames,
+    count: int,
+    *,
+    generator: torch.Generator | None,
+    report: Report,
+    decodes_too: bool = False,
 ) -> torch.Tensor:
-    """Returns the latents (1, C, F, H / 8, W / 8) of frames; of the posterior its mean, without a generator."""
-    before = None if generator is None else generator.get_state()
+    """Returns the latents (1, C, F, H / 8, W / 8) of frames; of the posterior its mean, without a generator.
+
+    `decodes_too`: the frames come out of the same VAE.
+    """
 
     def work(placed: PlacedModel) -> torch.Tensor:
-        if generator is not None and before is not None:
-            generator.set_state(before)
         plan = attempts.plan
         with placed.vae() as vae:
             return encode_video(
@@ -147,4 +171,5 @@ def _encoded(
                 on_frames=report.advance,
             )
 
-    return attempts.run("encoding the video", work)
+    run = attempts.run_vae if decodes_too else attempts.run
+    return run("encoding the video", work, generator=generator)

@@ -14,7 +14,7 @@ import torch
 from diffusers import AutoencoderKL
 
 from t2vcli.engine.decode import decode_latents
-from t2vcli.engine.memory import PlacedModel, lent
+from t2vcli.engine.memory import PlacedModel, cast, lent
 from t2vcli.errors import InputError, NonFiniteError
 from t2vcli.jobs.keep import Keeper, with_kept_plan
 from t2vcli.jobs.prepare import Prepared
@@ -54,31 +54,32 @@ class Draft:
         def read(placed: PlacedModel) -> Iterator[np.ndarray]:
             plan = placed.plan
             assert plan is not None
-            own = lent(self.vae, plan.device) if not self.shared and plan.device != "cpu" else contextlib.nullcontext()
-            with own:
-                for pictures in self._decoded(plan, report):
-                    for picture in pictures.permute(0, 2, 3, 1).numpy():
-                        yield resize_picture(picture, width=width, height=height)
+            for pictures in self._decoded(plan, report):
+                for picture in pictures.permute(0, 2, 3, 1).numpy():
+                    yield resize_picture(picture, width=width, height=height)
 
         return read
 
     def _decoded(self, plan: MemoryPlan, report: Report) -> Iterator[torch.Tensor]:
+        """Yields the frames. A VAE of its own is run in float32 if it overflows; of one that is shared the model takes care."""
         done = 0
         try:
             for pictures in self._decode(self.latents, plan):
                 yield pictures
                 done += len(pictures)
         except NonFiniteError as error:
-            if self.vae.dtype == torch.float32:
+            if self.shared or self.vae.dtype == torch.float32:
                 raise
             report.warn(f"{str(error).partition(';')[0]}; the latents are sound, so the VAE is run in fp32")
-            self.vae.to(torch.float32)
+            cast(self.vae, torch.float32)  # while nothing of it is lent, which would come back in the type before
             yield from self._decode(self.latents[:, :, done:], plan)
 
     def _decode(self, latents: torch.Tensor, plan: MemoryPlan) -> Iterator[torch.Tensor]:
-        return decode_latents(
-            self.vae, latents, chunk=plan.decode_chunk, device=plan.device, strip_bytes=plan.vae_strip_bytes
-        )
+        own = lent(self.vae, plan.device) if not self.shared and plan.device != "cpu" else contextlib.nullcontext()
+        with own:
+            yield from decode_latents(
+                self.vae, latents, chunk=plan.decode_chunk, device=plan.device, strip_bytes=plan.vae_strip_bytes
+            )
 
 
 def in_two_stages(
