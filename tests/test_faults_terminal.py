@@ -14,7 +14,7 @@ from clips import ramp
 from commandline import LIMIT_S, command, contents, environment, sentence, spawn, t2v
 from PIL import Image
 
-from t2vcli.cli.console import error_console, say, say_error
+from t2vcli.cli.console import error_console, forget_impossible_sizes, say, say_error
 from t2vcli.cli.progress import LiveReport
 from t2vcli.video.writer import write_video
 
@@ -46,6 +46,36 @@ def run(
         timeout=LIMIT_S,
         check=False,
     )
+
+
+# Sizes that no terminal has
+
+
+@pytest.mark.parametrize("name", ["COLUMNS", "LINES"])
+@pytest.mark.parametrize("size", ["0", "1", "-1", "", "\u00b2", "\u0663", "wide", "9" * 12, "9" * 5000])
+def test_no_word_is_lost_whatever_the_environment_says_of_the_terminal(
+    name: str, size: str, place: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(name, size)
+    forget_impossible_sizes()
+    refused = t2v("info", "nosuch.mp4")
+    assert (refused.code, sentence(refused)) == (4, "nosuch.mp4 does not exist")
+    assert "zeroscope-576w" in t2v("presets").stdout
+    assert "The folder of an unfinished run" in " ".join(t2v("resume", "--help").stdout.split())
+
+
+@pytest.mark.parametrize("size", ["0", "30"])
+def test_a_narrow_terminal_gets_whole_words(size: str, place: Path) -> None:
+    done = run(["presets"], place, COLUMNS=size)
+    assert done.returncode == 0
+    for words in ("zeroscope-576w", "576x320", "CC-BY-NC-4.0", "description", "without a"):
+        assert words in done.stdout.decode()
+
+
+def test_the_help_is_shown_whatever_width_the_environment_names(place: Path) -> None:
+    done = run(["resume", "--help"], place, TERMINAL_WIDTH="wide", COLUMNS="0")
+    assert (done.returncode, done.stderr) == (0, b"")
+    assert "The folder of an unfinished run" in " ".join(done.stdout.decode().split())
 
 
 # Closed, full, gone

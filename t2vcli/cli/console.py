@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import re
 import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -32,6 +33,22 @@ def prepare_streams() -> None:
         sys.stdout = _guarded(sys.stdout, _abandon_result)
     if sys.stderr is not None:
         sys.stderr = _guarded(sys.stderr, _abandon)
+    forget_impossible_sizes()
+
+
+LEAST_COLUMNS, MOST_COLUMNS = 20, 10_000
+TABLE_COLUMNS = 72  # narrower, a table's cells are broken in the middle of words; the terminal breaks its lines instead
+
+
+def forget_impossible_sizes() -> None:
+    """Takes the size of the terminal out of the environment where it is none.
+
+    rich prints nothing at all at a width of 0, and fails on what is no number (as on \u00b2, a digit to Python).
+    """
+    for name, least in (("COLUMNS", LEAST_COLUMNS), ("LINES", 1), ("TERMINAL_WIDTH", LEAST_COLUMNS)):
+        size = os.environ.get(name)
+        if size is not None and not (re.fullmatch("[0-9]{1,5}", size) and least <= int(size) <= MOST_COLUMNS):
+            del os.environ[name]
 
 
 Fail: TypeAlias = Callable[[IO[str], OSError], None]
@@ -94,7 +111,9 @@ def error_console() -> Console:
 
 def result_console() -> Console:
     """Returns the console for tables, in which no text is markup. Printing there raises OutputError."""
-    return _console(sys.stdout, _abandon_result, markup=False)
+    console = _console(sys.stdout, _abandon_result, markup=False)
+    console.width = max(console.width, TABLE_COLUMNS)
+    return console
 
 
 def printable(text: str) -> str:
