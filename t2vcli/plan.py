@@ -4,13 +4,14 @@
     choose_plan(...)         -> the first whose predicted peak fits the memory that is free
     the next of the candidates when memory runs out all the same (jobs/attempt.py)
 
-Peaks are predictions (predict.py, or engine/estimate live), never measurements, and are said to be that.
+Peaks are predictions (forecast.py, or engine/estimate live), never measurements, and are said to be that.
 """
 
 from __future__ import annotations
 
+import itertools
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any, Literal
 
@@ -151,20 +152,25 @@ def candidates(
         weights=request.weights,
         reasons=tuple(reasons),
     )
+    plans = _plans(request, base)
+    if not plans:
+        raise UsageError(_conflict(request, base))
+    return plans
+
+
+def _plans(request: Request, base: MemoryPlan) -> list[MemoryPlan]:
+    """Returns every different plan that the flags allow, from the level that is asked for on; none if it is not among them."""
+    on_host = base.device == "cpu"
     plans = [
         plan
         for rung in (CPU_RUNGS if on_host else GPU_RUNGS)
         if (plan := _with_flags(replace(base, level=rung.level, **rung.changes), request, on_host)) is not None
     ]
     unique = list(dict.fromkeys(plans))
-    if not unique:
-        raise UsageError(f"{_pinning_flags(request)} exclude each other; leave one of them out")
-    start = next((n for n, plan in enumerate(unique) if plan.level == request.memory), None)
-    if request.memory != "auto" and start is None:
-        raise UsageError(
-            f"--memory {request.memory} cannot be had with {_pinning_flags(request)}; leave one of them out"
-        )
-    return unique[start or 0 :]
+    if request.memory == "auto":
+        return unique
+    start = next((n for n, plan in enumerate(unique) if plan.level == request.memory), len(unique))
+    return unique[start:]
 
 
 def _with_flags(plan: MemoryPlan, request: Request, on_host: bool) -> MemoryPlan | None:
@@ -193,15 +199,48 @@ def _with_flags(plan: MemoryPlan, request: Request, on_host: bool) -> MemoryPlan
     return plan
 
 
-def _pinning_flags(request: Request) -> str:
-    given = {
-        "--offload": request.offload,
-        "--weights": request.weights if request.weights != "full" else None,
-        "--forward-chunking": request.forward_chunking,
-        "--no-vae-slicing": request.vae_slicing is False or None,
-        "--chunk-size": request.chunk_size,
-    }
-    return " and ".join(name for name, value in given.items() if value is not None)
+def _conflict(request: Request, base: MemoryPlan) -> str:
+    """Returns which flags exclude each other, no others among them, and the fewest to leave out, as one sentence."""
+    given = {name: field for name, (field, is_given) in _PINNING_FLAGS.items() if is_given(getattr(request, field))}
+
+    def works(names: Iterable[str]) -> bool:
+        left_out = {given[name]: type(request).model_fields[given[name]].default for name in given if name not in names}
+        return bool(_plans(type(request).model_validate({**dict(request), **left_out}), base))
+
+    some = [set(names) for count in range(len(given) + 1) for names in itertools.combinations(given, count)]
+    excluding: list[set[str]] = []
+    for names in some:
+        if not works(names) and not any(fewer <= names for fewer in excluding):
+            excluding.append(names)
+    ways_out = [names for names in some if works(given.keys() - names)]
+    shortest = [names for names in ways_out if len(names) == len(ways_out[0])]
+
+    def told(names: set[str]) -> str:
+        return " and ".join(
+            f"{name} {getattr(request, field)}" if field in ("memory", "offload", "weights") else name
+            for name, field in given.items()
+            if name in names
+        )
+
+    conflicts = ", and so do ".join(
+        f"{told(names)} exclude each other" if not n else told(names) for n, names in enumerate(excluding)
+    )
+    return f"{conflicts}; leave out {', or '.join(told(names) for names in shortest)}"
+
+
+def _is_not_none(value: object) -> bool:
+    return value is not None
+
+
+# The flags that decide how a request runs: each with its field, and what tells that it was given.
+_PINNING_FLAGS: dict[str, tuple[str, Callable[[Any], bool]]] = {
+    "--memory": ("memory", lambda value: value != "auto"),
+    "--offload": ("offload", _is_not_none),
+    "--weights": ("weights", lambda value: value != "full"),
+    "--forward-chunking": ("forward_chunking", _is_not_none),
+    "--no-vae-slicing": ("vae_slicing", lambda value: value is False),
+    "--chunk-size": ("chunk_size", _is_not_none),
+}
 
 
 def choose_plan(

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
+import re
+from collections.abc import Iterable
 from dataclasses import replace
 from fractions import Fraction
 from typing import Any
@@ -161,8 +164,47 @@ def test_a_chunk_size_asked_for_is_kept() -> None:
 
 
 def test_flags_that_exclude_each_other_are_named() -> None:
-    with pytest.raises(UsageError, match=r"--memory low cannot be had with --weights"):
+    with pytest.raises(
+        UsageError,
+        match=r"^--memory low and --weights fp8 exclude each other; leave out --memory low, or --weights fp8$",
+    ):
         ways(memory="low", weights="fp8")
+
+
+GIVEN: dict[str, dict[str, Any]] = {
+    "--memory": {"memory": "lowest"},
+    "--offload": {"offload": "sequential"},
+    "--weights": {"weights": "fp8"},
+    "--forward-chunking": {"forward_chunking": "auto"},
+    "--no-vae-slicing": {"vae_slicing": False},
+    "--chunk-size": {"chunk_size": "64KiB"},
+}
+
+
+def refused_or_ways(names: Iterable[str], device: str) -> int | UsageError:
+    """Returns how many plans there are with these flags, or how they are refused."""
+    try:
+        return len(ways(device, **{key: value for name in names for key, value in GIVEN[name].items()}))
+    except UsageError as refused:
+        return refused
+
+
+@pytest.mark.parametrize("device", ["cpu", "cuda:0"])
+def test_exactly_the_flags_that_conflict_are_named_and_the_way_out_is_one(device: str) -> None:
+    """For every set of flags: each pair that is named is refused by itself, and without what is to be left out it runs."""
+    refusals = 0
+    for names in (set(few) for n in range(len(GIVEN) + 1) for few in itertools.combinations(GIVEN, n)):
+        refused = refused_or_ways(names, device)
+        if not isinstance(refused, UsageError):
+            assert refused > 0
+            continue
+        refusals += 1
+        conflicts, way_out = str(refused).split("; leave out ")
+        for conflict in conflicts.split(", and so do "):
+            assert isinstance(refused_or_ways(re.findall("--[a-z-]+", conflict), device), UsageError), str(refused)
+        for few in way_out.split(", or "):
+            assert isinstance(refused_or_ways(names - set(re.findall("--[a-z-]+", few)), device), int), str(refused)
+    assert refusals > 10
 
 
 def test_forward_chunks_are_the_largest_legal_ones_when_no_number_is_given() -> None:
