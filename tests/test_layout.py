@@ -12,7 +12,13 @@ ROOT = Path(__file__).parent.parent
 PACKAGE = ROOT / "t2vcli"
 
 # What each room may import of the package, besides itself and the facts (modules directly in t2vcli/, and their rooms).
-MAY_IMPORT = {"cli": {"jobs", "video"}, "jobs": {"engine", "video"}, "engine": set(), "video": set()}
+MAY_IMPORT = {
+    "cli": {"batch", "jobs", "video"},
+    "batch": {"jobs", "video"},
+    "jobs": {"engine", "video"},
+    "engine": set(),
+    "video": set(),
+}
 FACTS = {"", "planning"}
 HEAVY = {"torch", "diffusers", "transformers"}
 TALK = {"typer", "rich"}
