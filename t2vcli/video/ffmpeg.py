@@ -114,40 +114,40 @@ def find_ffmpeg() -> str:
 
 
 def require_encoder(encoder: str = "libx264") -> str:
-    """Returns the path of an ffmpeg that was just seen to run and to have `encoder`.
+    """Returns the path of an ffmpeg that was seen to run, in this process, and to have `encoder`.
 
     To be called before a model loads. Raises OutputError when ffmpeg fails, hangs or lacks the encoder.
     """
     exe = find_ffmpeg()
-    done = run(["-hide_banner", "-nostdin", "-encoders"], limit_s=STARTUP_LIMIT_S, exe=exe)
-    if done.hung:
-        raise OutputError(f"ffmpeg at {shown(exe)} did not answer within {STARTUP_LIMIT_S:g} seconds; {REINSTALL}")
-    if done.status != 0:
-        raise OutputError(f"ffmpeg at {shown(exe)} does not run ({how_it_ended(done.status, done.log)}); {REINSTALL}")
-    if encoder not in _second_words(done.output):
+    if encoder not in _names_in("-encoders", exe):
         raise OutputError(f"ffmpeg at {shown(exe)} was built without the encoder {encoder}; {REINSTALL}")
     return exe
 
 
-@functools.cache
-def _decoders(exe: str) -> frozenset[str]:
-    done = run(["-hide_banner", "-nostdin", "-decoders"], limit_s=STARTUP_LIMIT_S, exe=exe)
-    return frozenset(_second_words(done.output))
-
-
 def has_decoder(name: str) -> bool:
-    """Returns whether the ffmpeg at hand has the decoder."""
-    return name in _decoders(find_ffmpeg())
+    """Returns whether the ffmpeg at hand has the decoder. Raises OutputError when it fails or hangs."""
+    return name in _names_in("-decoders", find_ffmpeg())
 
 
 def has_filters(*names: str) -> bool:
-    """Returns whether the ffmpeg at hand has all of these filters."""
-    return _filters(find_ffmpeg()).issuperset(names)
+    """Returns whether the ffmpeg at hand has all of these filters. Raises OutputError when it fails or hangs."""
+    return _names_in("-filters", find_ffmpeg()).issuperset(names)
+
+
+def _names_in(listing: str, exe: str) -> frozenset[str]:
+    """Returns the names that ffmpeg lists; it is asked once in a process. Raises OutputError when it does not answer."""
+    found = os.stat(exe)
+    return _asked_once(listing, exe, (found.st_mtime_ns, found.st_size, found.st_ino))
 
 
 @functools.cache
-def _filters(exe: str) -> frozenset[str]:
-    done = run(["-hide_banner", "-nostdin", "-filters"], limit_s=STARTUP_LIMIT_S, exe=exe)
+def _asked_once(listing: str, exe: str, which: tuple[int, ...]) -> frozenset[str]:
+    """`which` tells one program from another that takes its place."""
+    done = run(["-hide_banner", "-nostdin", listing], limit_s=STARTUP_LIMIT_S, exe=exe)
+    if done.hung:
+        raise OutputError(f"ffmpeg at {shown(exe)} did not answer within {STARTUP_LIMIT_S:g} seconds; {REINSTALL}")
+    if done.status != 0:
+        raise OutputError(f"ffmpeg at {shown(exe)} does not run ({how_it_ended(done.status, done.log)}); {REINSTALL}")
     return frozenset(_second_words(done.output))
 
 
