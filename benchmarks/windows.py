@@ -27,13 +27,13 @@ from diffusers import AutoencoderKL
 from PIL import Image
 from scipy import ndimage
 
+from t2vcli.asking.source import Source
 from t2vcli.engine.decode import decode_latents, to_frames
 from t2vcli.engine.latents import encode_video
 from t2vcli.engine.memory import PlacedModel
 from t2vcli.jobs.keep import Keeper
 from t2vcli.jobs.prepare import load, prepare
 from t2vcli.jobs.sample import decoded_frames
-from t2vcli.jobs.source import Source
 from t2vcli.jobs.stages import Made, Origin, from_prompt, from_video
 from t2vcli.presets import load_preset
 from t2vcli.report import Silent

@@ -15,8 +15,9 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any, Literal
 
+from t2vcli.choices import Offload
 from t2vcli.errors import OutOfMemoryError, UsageError
-from t2vcli.request import Offload, Request
+from t2vcli.request import Request
 from t2vcli.shape import Shape
 from t2vcli.sizes import GIB, MIB, size_text
 

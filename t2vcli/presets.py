@@ -24,7 +24,7 @@ from pydantic.fields import FieldInfo
 
 from t2vcli.errors import InputError, T2VError, UsageError
 from t2vcli.paths import expanded, expanded_model
-from t2vcli.request import MAX_FRAMES, GenerateRequest, Request, Side, Text, UpscaleRequest, describe_problem
+from t2vcli.request import MAX_FRAMES, TRAITS, GenerateRequest, Request, Side, Text, UpscaleRequest, describe_problem
 from t2vcli.strangers import UnreadableError, read_bytes
 
 Task = Literal["generate", "upscale"]
@@ -62,6 +62,10 @@ class Preset:
     sources: Mapping[str, str]
     longest_pass: int | None = None  # the most frames that are known to hold together in one pass
     upscaler: str | None = None  # the preset that enlarges its clips
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Returns what is pickled: views of mappings cannot be."""
+        return {**vars(self), "values": dict(self.values), "sources": dict(self.sources)}
 
     def values_for(self, kind: type[Request]) -> dict[str, Any]:
         """Returns the values that such a request has: an upscale takes no `frames`, a generation no `strength`."""
@@ -106,9 +110,8 @@ class _Header(BaseModel):
     notes: list[Text] = []
 
 
-_PER_RUN = ("preset", "prompt", "seed", "device", "vram", "start", "duration", "max_frames", "context")
 _REQUEST_FIELDS = {
-    name: field for kind in REQUESTS.values() for name, field in kind.model_fields.items() if name not in _PER_RUN
+    name: field for kind in REQUESTS.values() for name, field in kind.model_fields.items() if TRAITS[name].in_presets
 }
 
 
@@ -241,7 +244,7 @@ def _reject_unknown(
             continue
         where = f"{shown}:{lines[inside or key]}"
         name = f"{inside}.{key}" if inside else key
-        if key in _PER_RUN and not inside:
+        if key in TRAITS and not inside:
             raise InputError(f"{name!r} in {where} is chosen for each run; it cannot be set in a preset")
         near = _nearest(key, known)
         hint = f"did you mean {near!r}?" if near else f"the keys are {', '.join(known)}"

@@ -9,6 +9,7 @@ import difflib
 import math
 import re
 from collections.abc import Mapping
+from dataclasses import dataclass
 from fractions import Fraction
 from typing import Annotated, Any, Literal, Self, TypeVar
 
@@ -23,16 +24,10 @@ from pydantic import (
     model_validator,
 )
 
+from t2vcli.choices import Blend, DType, Memory, Noise, Offload, Schedule, Weights
 from t2vcli.errors import UsageError
 from t2vcli.schedulers import SCHEDULERS
 from t2vcli.sizes import parse_size
-
-Offload = Literal["none", "model", "group", "sequential"]
-DType = Literal["auto", "fp16", "bf16", "fp32"]
-Memory = Literal["auto", "fast", "balanced", "low", "lowest"]
-Noise = Literal["whole", "per-frame", "freenoise"]
-Blend = Literal["pyramid", "linear", "uniform"]
-Schedule = Literal["alternate", "fixed"]
 
 MAX_SEED = 2**63 - 1
 MAX_SIDE = 8192
@@ -199,49 +194,69 @@ SchedulerName = Annotated[str, BeforeValidator(_check_scheduler)]
 Text = Annotated[str, BeforeValidator(_check_text)]
 
 
+@dataclass(frozen=True)
+class Traits:
+    """What a field is for, said where it is declared, so that no list can forget one.
+
+    `stage`: of two stages, the one that a flag of `generate --upscale` sets. `decides`: whether it decides what is made,
+    or only how. `in_presets`: whether a preset may hold it.
+    """
+
+    stage: Literal["draft", "last", "both"] = "both"
+    decides: bool = True
+    in_presets: bool = True
+
+
+BOTH, DRAFT, LAST = Traits(), Traits(stage="draft"), Traits(stage="last")
+OF_A_RUN, DRAFT_OF_A_RUN = Traits(in_presets=False), Traits(stage="draft", in_presets=False)
+HOW = Traits(decides=False)
+DEVICE = Traits(decides=False, in_presets=False)
+NAME = Traits(decides=False, in_presets=False)  # of the preset that the values are from
+
+
 class Request(BaseModel):
     """What `generate` and `upscale` have in common. Sizes in pixels, `fps` in frames per second."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
 
-    preset: str
-    model: str
-    revision: str | None = None
-    variant: str | None = None
+    preset: Annotated[str, NAME]
+    model: Annotated[str, DRAFT]
+    revision: Annotated[str | None, DRAFT] = None
+    variant: Annotated[str | None, DRAFT] = None
 
-    prompt: Text = ""
-    negative_prompt: Text = ""
-    width: Side
-    height: Side
-    steps: Annotated[int, Field(ge=1, le=MAX_STEPS)]
-    guidance_scale: Annotated[float, Field(ge=0, le=100, allow_inf_nan=False)]
-    scheduler: SchedulerName
-    seed: Annotated[int, Field(ge=0, le=MAX_SEED)]
-    eta: Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)] = 0.0
-    clip_skip: Annotated[int, Field(ge=1, le=48)] | None = None
-    noise: Noise = "whole"
+    prompt: Annotated[Text, OF_A_RUN] = ""
+    negative_prompt: Annotated[Text, BOTH] = ""
+    width: Annotated[Side, DRAFT]
+    height: Annotated[Side, DRAFT]
+    steps: Annotated[int, Field(ge=1, le=MAX_STEPS), DRAFT]
+    guidance_scale: Annotated[float, Field(ge=0, le=100, allow_inf_nan=False), DRAFT]
+    scheduler: Annotated[SchedulerName, DRAFT]
+    seed: Annotated[int, Field(ge=0, le=MAX_SEED), DRAFT_OF_A_RUN]
+    eta: Annotated[float, Field(ge=0, le=1, allow_inf_nan=False), DRAFT] = 0.0
+    clip_skip: Annotated[Annotated[int, Field(ge=1, le=48)] | None, BOTH] = None
+    noise: Annotated[Noise, BOTH] = "whole"
 
     # Long clips and large frames (windows.py). Overlaps in frames and in pixels; None: a share of the window or tile.
-    window: Annotated[int | Literal["auto", "off"], BeforeValidator(_check_window)] = "auto"
-    overlap: Annotated[int, Field(ge=0, le=MAX_FRAMES)] | None = None
-    blend: Blend = "pyramid"
-    window_schedule: Schedule = "alternate"
-    loop: bool = False
-    tile: Annotated[str, BeforeValidator(_check_tile)] = "auto"
-    tile_overlap: Annotated[int, BeforeValidator(_check_tile_overlap)] | None = None
-    smooth: Fps | None = None
+    window: Annotated[int | Literal["auto", "off"], BeforeValidator(_check_window), BOTH] = "auto"
+    overlap: Annotated[Annotated[int, Field(ge=0, le=MAX_FRAMES)] | None, BOTH] = None
+    blend: Annotated[Blend, BOTH] = "pyramid"
+    window_schedule: Annotated[Schedule, BOTH] = "alternate"
+    loop: Annotated[bool, BOTH] = False
+    tile: Annotated[str, BeforeValidator(_check_tile), LAST] = "auto"
+    tile_overlap: Annotated[Annotated[int, BeforeValidator(_check_tile_overlap)] | None, LAST] = None
+    smooth: Annotated[Fps | None, LAST] = None
 
     # None: the plan decides.
-    dtype: DType = "auto"
-    device: DeviceName = "auto"
-    memory: Memory = "auto"
-    vram: Annotated[int | None, BeforeValidator(_check_size)] = None
-    offload: Offload | None = None
-    vae_slicing: bool | None = None
-    vae_tiling: bool = False
-    forward_chunking: Annotated[int | Literal["auto"] | None, BeforeValidator(_check_forward_chunk)] = None
-    chunk_size: Annotated[int | None, BeforeValidator(_check_chunk_size)] = None
-    weights: Literal["full", "fp8"] = "full"
+    dtype: Annotated[DType, BOTH] = "auto"
+    device: Annotated[DeviceName, DEVICE] = "auto"
+    memory: Annotated[Memory, HOW] = "auto"
+    vram: Annotated[int | None, BeforeValidator(_check_size), DEVICE] = None
+    offload: Annotated[Offload | None, HOW] = None
+    vae_slicing: Annotated[bool | None, HOW] = None
+    vae_tiling: Annotated[bool, BOTH] = False
+    forward_chunking: Annotated[int | Literal["auto"] | None, BeforeValidator(_check_forward_chunk), HOW] = None
+    chunk_size: Annotated[int | None, BeforeValidator(_check_chunk_size), HOW] = None
+    weights: Annotated[Weights, BOTH] = "full"
 
     @property
     def tile_sides(self) -> tuple[int, int] | None:
@@ -267,9 +282,9 @@ class Request(BaseModel):
 class GenerateRequest(Request):
     """A clip from a prompt. With `context` it goes on with another, whose last so many frames the new ones are held to."""
 
-    frames: Annotated[int, Field(ge=1, le=MAX_FRAMES)]
-    fps: Fps
-    context: Annotated[int, Field(ge=1, le=MAX_FRAMES)] | None = None
+    frames: Annotated[int, Field(ge=1, le=MAX_FRAMES), DRAFT]
+    fps: Annotated[Fps, DRAFT]
+    context: Annotated[Annotated[int, Field(ge=1, le=MAX_FRAMES)] | None, DRAFT_OF_A_RUN] = None
 
     @property
     def known_frames(self) -> int:
@@ -288,10 +303,10 @@ class UpscaleRequest(Request):
     `strength` follows diffusers: at 1.0 the input is all noise, and `min(int(steps * strength), steps)` steps run.
     """
 
-    strength: Annotated[float, Field(gt=0, le=1, allow_inf_nan=False)]
-    start: Seconds | None = None
-    duration: Annotated[Seconds | None, AfterValidator(_check_duration)] = None
-    max_frames: Annotated[int, Field(ge=1, le=MAX_FRAMES)] | None = None
+    strength: Annotated[float, Field(gt=0, le=1, allow_inf_nan=False), DRAFT]
+    start: Annotated[Seconds | None, DRAFT_OF_A_RUN] = None
+    duration: Annotated[Seconds | None, AfterValidator(_check_duration), DRAFT_OF_A_RUN] = None
+    max_frames: Annotated[Annotated[int, Field(ge=1, le=MAX_FRAMES)] | None, DRAFT_OF_A_RUN] = None
 
     @property
     def steps_run(self) -> int:
@@ -309,6 +324,21 @@ class UpscaleRequest(Request):
 
 
 AnyRequest = TypeVar("AnyRequest", bound=Request)
+
+
+def _traits() -> dict[str, Traits]:
+    found: dict[str, Traits] = {}
+    for kind in (GenerateRequest, UpscaleRequest):
+        for name, field in kind.model_fields.items():
+            marks = [mark for mark in field.metadata if isinstance(mark, Traits)]
+            if len(marks) != 1:
+                raise TypeError(f"{kind.__name__}.{name} must be declared with its Traits")
+            found[name] = marks[0]
+    return found
+
+
+TRAITS = _traits()
+"""The traits of every field of a request."""
 
 
 def check_smooth(smooth: Fraction | None, fps: Fraction) -> None:

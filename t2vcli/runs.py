@@ -34,11 +34,6 @@ WORK = (STATE, LATENTS, DRAFT + STATE, DRAFT + LATENTS)
 FORMAT = 1
 MAX_RECORD_BYTES = 4 * 2**20
 
-NO_PART_IN_THE_RESULT = frozenset(
-    ["preset", "device", "memory", "vram", "offload", "vae_slicing", "forward_chunking", "chunk_size"]
-)
-"""Fields of a request that do not decide what is made, but how."""
-
 
 def folder_for(output: Path) -> Path:
     """Returns the run folder of an output: beside it, under its name (or a hash of it, where that would be too long)."""
@@ -50,7 +45,9 @@ def folder_for(output: Path) -> Path:
 
 def deciding_fields(request: Mapping[str, Any]) -> dict[str, Any]:
     """Returns the fields of a request (as JSON values) that decide what is made."""
-    return {key: value for key, value in request.items() if key not in NO_PART_IN_THE_RESULT}
+    from t2vcli.request import TRAITS
+
+    return {key: value for key, value in request.items() if key not in TRAITS or TRAITS[key].decides}
 
 
 def read_record(folder: Path) -> dict[str, Any]:

@@ -10,8 +10,9 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from t2vcli.choices import Blend
 from t2vcli.errors import UsageError
-from t2vcli.request import Blend, Request, UpscaleRequest
+from t2vcli.request import Request, UpscaleRequest
 
 if TYPE_CHECKING:
     from t2vcli.presets import Preset

@@ -16,7 +16,7 @@ import pytest
 from clips import ffmpeg, make_clip, noise, ramp
 from commandline import LIMIT_S, contents, environment, sentence, t2v
 
-from t2vcli.cli.shared import MAX_PROMPT_BYTES
+from t2vcli.cli.words import MAX_PROMPT_BYTES
 from t2vcli.video.writer import write_video
 
 GENERATE = ("generate", "a red boat", "-o", "new.mp4")

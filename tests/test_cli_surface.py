@@ -19,6 +19,8 @@ from clips import make_clip, ramp
 from commandline import LIMIT_S, environment, sentence, t2v
 
 import t2vcli
+from t2vcli.asking.job import Policy
+from t2vcli.asking.work import Work
 from t2vcli.cli.main import app
 from t2vcli.errors import EXIT_CODES
 from t2vcli.presets import list_presets
@@ -260,18 +262,14 @@ def called(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Called:
     """Returns the function that gives a command's arguments to the job in its place: the request and the rest."""
     got: list[tuple[Any, dict[str, Any]]] = []
 
-    def generate(request: Any, preset: Any, output: Path, **rest: Any) -> Any:
-        got.append((request, {"preset": preset, "output": output, **rest}))
+    def run(work: Work, policy: Policy, report: Any) -> Any:
+        got.append((work.last, {**vars(work), **vars(policy), "video": work.source and work.source.video}))
         video = SimpleNamespace(frames=1, width=16, height=16, fps=Fraction(8))
-        return SimpleNamespace(path=output, video=video, recipe={})
+        return SimpleNamespace(path=work.output, video=video, recipe={})
 
-    def upscale(request: Any, preset: Any, source: Path, video: Any, output: Path, **rest: Any) -> Any:
-        return generate(request, preset, output, source=source, video=video, **rest)
-
-    for job in (generate, upscale):
-        module = ModuleType(f"t2vcli.jobs.{job.__name__}")
-        setattr(module, job.__name__, job)
-        monkeypatch.setitem(sys.modules, module.__name__, module)
+    module = ModuleType("t2vcli.jobs.run")
+    setattr(module, "run", run)  # noqa: B010
+    monkeypatch.setitem(sys.modules, module.__name__, module)
     folder = tmp_path / "presets"
     folder.mkdir()
     (folder / "base.yaml").write_text("extends: zeroscope-XL\nvariant: fp16\nwidth: 128\nheight: 128\n")
@@ -279,8 +277,8 @@ def called(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Called:
     monkeypatch.setenv("T2V_PRESETS", str(folder))
     monkeypatch.chdir(tmp_path)
     # Each costs a few runs of ffmpeg, and these tests look at the same clip again and again.
-    monkeypatch.setattr("t2vcli.video.reader.probe", functools.cache(probe))
-    monkeypatch.setattr("t2vcli.video.reader.read_metadata", functools.cache(read_metadata))
+    monkeypatch.setattr("t2vcli.asking.source.probe", functools.cache(probe))
+    monkeypatch.setattr("t2vcli.asking.source.read_metadata", functools.cache(read_metadata))
     monkeypatch.setattr("t2vcli.video.writer.require_format", lambda path, **options: format_of(path))
     make_clip(tmp_path / "in.mp4", ramp(2, width=64, height=48), rate="30000/1001")
 
@@ -416,8 +414,8 @@ def test_an_upscale_takes_the_prompts_inside_the_video(called: Called, tmp_path:
     assert (request.prompt, request.negative_prompt) == ("a blue boat", "")
     request, _ = called("upscale", "ours.mp4", "-n", "dark")
     assert (request.prompt, request.negative_prompt) == ("a red boat [/red]", "dark")
-    assert "prompt from ours.mp4: a red boat [/red]" in t2v("upscale", "ours.mp4").stderr
-    assert "in.mp4 holds no prompt" in t2v("upscale", "in.mp4").stderr
+    assert "prompt from ours.mp4: a red boat [/red]" in called("upscale", "ours.mp4")[1]["remarks"]
+    assert any("in.mp4 holds no prompt" in remark for remark in called("upscale", "in.mp4")[1]["remarks"])
 
 
 @pytest.mark.parametrize("inside", [{"request": 5}, {"request": {"prompt": ["a"]}}, {}, {"other": "[/red]"}])

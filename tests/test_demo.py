@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from t2vcli.asking.source import Source
 from t2vcli.jobs.generate import generate
 from t2vcli.jobs.upscale import upscale
 from t2vcli.presets import load_preset
@@ -98,7 +99,7 @@ def test_upscale_enlarges_the_clip_and_keeps_what_it_shows(eight: Path, tmp_path
     preset = load_preset("demo-XL")
     values = {**preset.values_for(UpscaleRequest), "preset": "demo-XL", "seed": 1}
     request = build_request(UpscaleRequest, {**values, "prompt": "a red ball moving left on the grass"})
-    done = upscale(request, preset, eight, probe(eight), tmp_path / "large.mp4", report=Silent())
+    done = upscale(request, preset, Source.opened(eight), tmp_path / "large.mp4", report=Silent())
     frames = np.stack(list(read_frames(done.path)))
     assert frames.shape == (8, 128, 128, 3)
     assert done.video.fps == probe(eight).fps

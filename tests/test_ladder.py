@@ -18,6 +18,7 @@ from make_goldens import generate_request, preset_of, upscale_request, video
 from torch import nn
 from torch.utils.hooks import RemovableHandle
 
+from t2vcli.asking.source import Source
 from t2vcli.engine.latents import DenoiseState
 from t2vcli.engine.loading import Model, load_model
 from t2vcli.engine.memory import memory_shortage
@@ -133,7 +134,7 @@ def clip(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def upscaled(folder: Path, clip: Path, report: Any = None) -> None:
     request = upscale_request(folder, vae_slicing=None, steps=2)
     upscale_job.upscale(
-        request, preset_of("upscale"), clip, probe(clip), folder / "none.mp4", report=report or Silent()
+        request, preset_of("upscale"), Source.opened(clip), folder / "none.mp4", report=report or Silent()
     )
 
 

@@ -13,9 +13,9 @@ PACKAGE = ROOT / "t2vcli"
 
 # What each room may import of the package, besides itself and the facts (modules directly in t2vcli/, and their rooms).
 MAY_IMPORT = {
-    "cli": {"batch", "jobs", "video"},
-    "batch": {"jobs", "video"},
-    "jobs": {"engine", "video"},
+    "cli": {"asking", "jobs", "video"},
+    "jobs": {"asking", "engine", "video"},
+    "asking": {"video"},
     "engine": set(),
     "video": set(),
 }

@@ -33,6 +33,7 @@ from make_goldens import (
 )
 from standins import LAYOUTS, write_standin
 
+from t2vcli.asking.source import Source
 from t2vcli.engine.decode import decode_latents
 from t2vcli.engine.latents import draw_noise, encode_video, make_generator
 from t2vcli.engine.prompt import tokenize
@@ -41,7 +42,7 @@ from t2vcli.jobs import sample
 from t2vcli.jobs import upscale as upscale_job
 from t2vcli.report import Silent
 from t2vcli.schedulers import SCHEDULERS
-from t2vcli.video.reader import probe, read_frames
+from t2vcli.video.reader import read_frames
 
 try:
     from diffusers import TextToVideoSDPipeline, VideoToVideoSDPipeline  # noqa: F401
@@ -248,7 +249,7 @@ def test_the_upscale_job(written: list[np.ndarray], xl: Pipelines, xl_checkpoint
     clip = tmp_path / "in.mp4"
     make_clip(clip, video())
     request = upscale_request(xl_checkpoint, scheduler="euler-a")
-    upscale_job.upscale(request, preset_of("upscale"), clip, probe(clip), tmp_path / "out.mp4", report=Silent())
+    upscale_job.upscale(request, preset_of("upscale"), Source.opened(clip), tmp_path / "out.mp4", report=Silent())
     theirs = reference(xl, request, frames=list(read_frames(clip)), decoded=True)
     assert np.array_equal(np.stack(written), to_uint8(theirs))
 

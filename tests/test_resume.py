@@ -21,6 +21,7 @@ from make_goldens import generate_request, preset_of, upscale_request, video
 from safetensors.torch import load_file, save_file
 
 from t2vcli import runs, stopping
+from t2vcli.asking.source import Source
 from t2vcli.cli.progress import PlainReport
 from t2vcli.engine.loading import Model, load_model, load_tokenizer
 from t2vcli.errors import InputError, Interrupted, OutputError
@@ -30,13 +31,12 @@ from t2vcli.jobs import resume as resume_job
 from t2vcli.jobs import sample
 from t2vcli.jobs import upscale as upscale_job
 from t2vcli.jobs.keep import Keeping
-from t2vcli.jobs.source import Source
 from t2vcli.models import ModelFiles
 from t2vcli.report import Silent
 from t2vcli.schedulers import SCHEDULERS
 from t2vcli.video import writer
 from t2vcli.video.formats import format_of
-from t2vcli.video.reader import VideoInfo, probe, read_frames, read_metadata
+from t2vcli.video.reader import probe, read_frames, read_metadata
 from t2vcli.video.writer import write_video
 
 EVERY_STEP = Keeping(every_s=0)
@@ -113,16 +113,21 @@ def models(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(preparing, "load_model", load)
     monkeypatch.setattr(preparing, "load_tokenizer", load_words)
     monkeypatch.setattr(writer, "require_format", lambda path, **options: format_of(path))
-    monkeypatch.setattr(Source, "described", lambda source: _seen(source.path, source.path.stat().st_mtime_ns)[1])
+    monkeypatch.setattr(
+        Source, "described", property(lambda source: _seen(source.path, source.path.stat().st_mtime_ns).described)
+    )
+    monkeypatch.setattr(Source, "opened", lambda path: _seen(path, path.stat().st_mtime_ns))
 
 
-_described = Source.described
+class Known(Source):
+    """A clip that was looked at before."""
+
+    described = Source.described  # the real one
 
 
 @functools.cache
-def _seen(path: Path, changed_ns: int) -> tuple[VideoInfo, dict[str, Any]]:
-    info = probe(path)
-    return info, _described(Source(path, info))
+def _seen(path: Path, changed_ns: int) -> Source:
+    return Known(path, probe(path))
 
 
 _MODELS: dict[tuple[Path, torch.dtype], Model] = {}
@@ -180,8 +185,8 @@ def job(ms_checkpoint: Path, clip: Path, tmp_path: Path) -> Job:
             generate_job.generate(generate_request(model, **changes), preset, out, **options)
         else:
             request = upscale_request(model, **changes)
-            info, _ = _seen(source, source.stat().st_mtime_ns)
-            upscale_job.upscale(request, preset, source, info, out, **options)
+            seen = _seen(source, source.stat().st_mtime_ns)
+            upscale_job.upscale(request, preset, seen, out, **options)
 
     return run
 

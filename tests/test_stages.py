@@ -21,6 +21,7 @@ from standins import write_standin
 import t2vcli.jobs.prepare as preparing
 import t2vcli.jobs.two_stages as staging
 from t2vcli import stopping
+from t2vcli.asking.source import Source
 from t2vcli.engine.loading import Model, load_model, load_tokenizer
 from t2vcli.engine.memory import PlacedModel
 from t2vcli.errors import Interrupted, OutputError
@@ -28,7 +29,6 @@ from t2vcli.jobs.generate import generate
 from t2vcli.jobs.keep import Keeping
 from t2vcli.jobs.resume import decode, resume
 from t2vcli.jobs.sample import Result
-from t2vcli.jobs.source import Source
 from t2vcli.jobs.two_stages import SecondStage
 from t2vcli.jobs.upscale import upscale
 from t2vcli.models import ModelFiles, equal_parts, files_in_folder
@@ -136,8 +136,8 @@ class Listening(Silent):
 
 def by_two_commands(models: tuple[Path, Path], folder: Path) -> np.ndarray:
     generate(draft_request(models), preset_of("generate"), folder / "draft.mkv", report=Silent())
-    info = probe(folder / "draft.mkv")
-    upscale(enlarging(models), preset_of("upscale"), folder / "draft.mkv", info, folder / "large.mkv", report=Silent())
+    draft = Source.opened(folder / "draft.mkv")
+    upscale(enlarging(models), preset_of("upscale"), draft, folder / "large.mkv", report=Silent())
     return frames_of(folder / "large.mkv")
 
 

@@ -17,8 +17,7 @@ from typer.core import TyperGroup
 
 from t2vcli import stopping
 from t2vcli.cli.console import printable, say, say_error
-from t2vcli.errors import EXIT_CODES, HOW_IT_STOPPED, Interrupted, T2VError, UsageError
-from t2vcli.limits import limit_met
+from t2vcli.errors import EXIT_CODES, Interrupted, T2VError, UsageError
 
 # What Typer's own parser raises. Its base class is in a module that Typer keeps to itself, so it is reached from here.
 _TyperUsageError: Any = typer.BadParameter.__mro__[1]
@@ -34,7 +33,7 @@ def enable_debug(value: bool) -> bool:
 
 
 class _Terminated(KeyboardInterrupt):
-    """SIGTERM or SIGHUP, as what no `except Exception` on the way can swallow."""
+    """SIGTERM, as what no `except Exception` on the way can swallow."""
 
 
 CLEANING_S = 5.0
@@ -58,7 +57,7 @@ def _on_signal(number: int, frame: FrameType | None) -> None:
     if _interrupted_s is not None and now_s - _interrupted_s < CLEANING_S:
         return
     _interrupted_s = now_s
-    stopping.interrupt(KeyboardInterrupt() if number == signal.SIGINT else _Terminated())
+    raise _Terminated if number == signal.SIGTERM else KeyboardInterrupt
 
 
 class ErrorBoundary(TyperGroup):
@@ -72,16 +71,12 @@ class ErrorBoundary(TyperGroup):
         global _interrupted_s
         _interrupted_s = None
         stopping.forget()
-        for number in (signal.SIGTERM, signal.SIGHUP):
-            if signal.getsignal(number) is signal.SIG_DFL:  # not where nohup has it ignored
-                signal.signal(number, _on_signal)
+        if signal.getsignal(signal.SIGTERM) is signal.SIG_DFL:
+            signal.signal(signal.SIGTERM, _on_signal)
         if signal.getsignal(signal.SIGINT) is signal.default_int_handler:  # not where a shell has it ignored
             signal.signal(signal.SIGINT, _on_signal)
-        try:
-            with _ending():
-                return super().invoke(ctx)
-        finally:
-            stopping.forget()
+        with _ending():
+            return super().invoke(ctx)
 
 
 @contextlib.contextmanager
@@ -91,9 +86,11 @@ def _ending() -> Iterator[None]:
         yield
     except T2VError as error:
         _leave(str(error), error.exit_code)
-    except KeyboardInterrupt as error:
-        name = stopping.asked() or ("SIGTERM" if isinstance(error, _Terminated) else "SIGINT")
-        stopped = Interrupted(HOW_IT_STOPPED[name], signal_name=name)
+    except _Terminated:
+        stopped = Interrupted("terminated", signal_name="SIGTERM")
+        _leave(str(stopped), stopped.exit_code)
+    except KeyboardInterrupt:
+        stopped = Interrupted("interrupted")
         _leave(str(stopped), stopped.exit_code)
     except _TyperUsageError as error:
         if type(error).__name__ == "NoArgsIsHelpError":  # a group asked for nothing: it shows its help
@@ -101,11 +98,7 @@ def _ending() -> Iterator[None]:
         _leave(_usage_sentence(error), UsageError.exit_code)
     except (typer.Exit, typer.Abort):
         raise
-    except Exception as error:
-        met = limit_met(error)
-        if met is not None:
-            _leave(str(met), met.exit_code)
-        # the boundary: whatever is left is a bug, and says so
+    except Exception as error:  # the boundary: whatever is left is a bug, and says so
         hint = "" if _show_traceback else "; --debug shows where"
         _leave(f"this is a bug in t2v: {type(error).__name__}: {error}{hint}", 1)
 

@@ -5,68 +5,25 @@ from __future__ import annotations
 import functools
 import inspect
 from collections.abc import Callable, Mapping
-from enum import StrEnum
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from t2vcli.choices import Blend, DType, Memory, Noise, Offload, Schedule, Weights
 from t2vcli.cli.boundary import enable_debug
+from t2vcli.cli.words import read_prompt
 from t2vcli.paths import expanded, expanded_model
 from t2vcli.schedulers import SCHEDULERS
 
-
-class DTypeName(StrEnum):
-    auto = "auto"
-    fp16 = "fp16"
-    bf16 = "bf16"
-    fp32 = "fp32"
-
-
-class OffloadName(StrEnum):
-    none = "none"
-    model = "model"
-    group = "group"
-    sequential = "sequential"
-
-
-class MemoryName(StrEnum):
-    auto = "auto"
-    fast = "fast"
-    balanced = "balanced"
-    low = "low"
-    lowest = "lowest"
-
-
-class WeightsName(StrEnum):
-    full = "full"
-    fp8 = "fp8"
-
-
-class BlendName(StrEnum):
-    pyramid = "pyramid"
-    linear = "linear"
-    uniform = "uniform"
-
-
-class ScheduleName(StrEnum):
-    alternate = "alternate"
-    fixed = "fixed"
-
-
-class NoiseName(StrEnum):
-    whole = "whole"
-    per_frame = "per-frame"
-    freenoise = "freenoise"
+if TYPE_CHECKING:
+    from t2vcli.asking.job import Job, Policy
 
 
 LARGE, BEGINNING, SECOND_STAGE = "Long clips and large frames", "A video to begin with", "Second stage"
 MODEL, SAMPLING, MEMORY, OUTPUT = "Model", "Sampling", "Memory and device", "Output"
 
 # --- model
-PresetOpt = Annotated[
-    str, typer.Option("--preset", "-p", help="A preset's name (t2v presets) or a YAML file.", rich_help_panel=MODEL)
-]
 ModelOpt = Annotated[
     str | None,
     typer.Option(
@@ -120,7 +77,7 @@ StrictOpt = Annotated[
 ]
 
 NoiseOpt = Annotated[
-    NoiseName | None,
+    Noise | None,
     typer.Option(
         help="Whole: diffusers' draw; per-frame: a frame's depends on seed and number alone; freenoise: shuffled windows.",
         rich_help_panel=SAMPLING,
@@ -143,11 +100,11 @@ OverlapOpt = Annotated[
     ),
 ]
 BlendOpt = Annotated[
-    BlendName | None,
+    Blend | None,
     typer.Option(help="How predictions are weighted where windows or tiles overlap.", rich_help_panel=LARGE),
 ]
 WindowScheduleOpt = Annotated[
-    ScheduleName | None,
+    Schedule | None,
     typer.Option(help="Alternate: windows and tiles lie elsewhere at each step.", rich_help_panel=LARGE),
 ]
 LoopOpt = Annotated[
@@ -171,12 +128,12 @@ TileOverlapOpt = Annotated[
 
 # --- memory
 DTypeOpt = Annotated[
-    DTypeName | None,
+    DType | None,
     typer.Option("--dtype", help="Auto: fp16 on a GPU, fp32 on a CPU.", rich_help_panel=MEMORY),
 ]
 DeviceOpt = Annotated[str | None, typer.Option(help="auto, cpu, cuda, cuda:N or mps.", rich_help_panel=MEMORY)]
 MemoryOpt = Annotated[
-    MemoryName | None,
+    Memory | None,
     typer.Option(
         help="Auto: the fastest plan that is predicted to fit; else where to begin, down to lowest. The picture stays.",
         rich_help_panel=MEMORY,
@@ -187,7 +144,7 @@ VramOpt = Annotated[
     typer.Option(metavar="SIZE", help="Plan for this much GPU memory, not what is free: 6GiB.", rich_help_panel=MEMORY),
 ]
 OffloadOpt = Annotated[
-    OffloadName | None,
+    Offload | None,
     typer.Option(
         help="What waits in host memory: nothing, the models, the blocks, or every layer not in use.",
         rich_help_panel=MEMORY,
@@ -222,7 +179,7 @@ ChunkSizeOpt = Annotated[
     ),
 ]
 WeightsOpt = Annotated[
-    WeightsName | None,
+    Weights | None,
     typer.Option(help="fp8 keeps the UNet's weights in 8 bits; changes the picture.", rich_help_panel=MEMORY),
 ]
 DryRunOpt = Annotated[
@@ -349,27 +306,53 @@ REQUEST_OPTIONS: Options = {
 }
 
 
-def takes(options: Options) -> Callable[[Callable[..., None]], Callable[..., None]]:
-    """Returns the decorator that puts `options` where a command has the parameter `given`, and their values into it.
+POLICY_OPTIONS: Options = {
+    "offline": (OfflineOpt, False),
+    "strict": (StrictOpt, False),
+    "overwrite": (OverwriteOpt, False),
+    "no_resume": (NoResumeOpt, False),
+    "keep_every": (KeepEveryOpt, 10),
+}
 
-    So each option is listed once, however many commands take it.
+
+def preset_option(default: str) -> Options:
+    """Returns --preset, of a command that takes `default` where it is not given."""
+    option = typer.Option(
+        "--preset",
+        "-p",
+        help=f"A preset's name (t2v presets) or a YAML file; {default} if not given.",
+        rich_help_panel=MODEL,
+    )
+    return {"preset": (Annotated[str | None, option], None)}
+
+
+def takes(command: str, options: Options) -> Callable[[Callable[..., None]], Callable[..., None]]:
+    """Returns the decorator that puts `options` where a function has the parameter `job`, and what they say into it.
+
+    In the same way those of a Policy are put where it has `policy`. So each option is listed once, however many commands
+    take it.
     """
 
-    def decorate(command: Callable[..., None]) -> Callable[..., None]:
+    def decorate(function: Callable[..., None]) -> Callable[..., None]:
+        signature = inspect.signature(function)
+        expanded: dict[str, Options] = {"job": options, "policy": POLICY_OPTIONS}
         parameters = []
-        for parameter in inspect.signature(command, eval_str=True).parameters.values():
-            if parameter.name == "given":
+        for parameter in signature.parameters.values():
+            if parameter.name in expanded:
                 parameters += [
                     inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, annotation=annotation, default=default)
-                    for name, (annotation, default) in options.items()
+                    for name, (annotation, default) in expanded[parameter.name].items()
                 ]
             else:
-                parameters.append(parameter.replace(kind=inspect.Parameter.KEYWORD_ONLY))
+                annotation = eval(parameter.annotation, function.__globals__)
+                parameters.append(parameter.replace(kind=inspect.Parameter.KEYWORD_ONLY, annotation=annotation))
 
-        @functools.wraps(command)
+        @functools.wraps(function)
         def called(**values: Any) -> None:
-            given = {name: values.pop(name) for name in options}
-            command(given=given, **values)
+            job = _job(command, {name: values.pop(name) for name in options})
+            if "policy" in signature.parameters:
+                values["policy"] = _policy(**{name: values.pop(name) for name in POLICY_OPTIONS})
+            function(job=job, **values)
 
         # Typer reads a function's signature and its hints.
         called.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
@@ -377,3 +360,18 @@ def takes(options: Options) -> Callable[[Callable[..., None]], Callable[..., Non
         return called
 
     return decorate
+
+
+def _job(command: str, given: dict[str, Any]) -> Job:
+    from t2vcli.asking.job import Job
+
+    prompt = read_prompt(given.pop("prompt", None), given.pop("prompt_file", None))
+    return Job.read({**given, "command": command, "prompt": prompt})
+
+
+def _policy(*, offline: bool, strict: bool, overwrite: bool, no_resume: bool, keep_every: float) -> Policy:
+    from t2vcli.asking.job import Policy
+
+    return Policy(
+        overwrite=overwrite, strict=strict, offline=offline, keep=not no_resume, keep_every_s=float(keep_every)
+    )

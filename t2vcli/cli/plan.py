@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 from rich.table import Table
@@ -12,51 +12,36 @@ from t2vcli.errors import OutOfMemoryError
 from t2vcli.sizes import size_text
 
 if TYPE_CHECKING:
+    from t2vcli.asking.job import Job
     from t2vcli.outlook import Alternative, Outlook
-    from t2vcli.presets import Preset
-    from t2vcli.request import Request
 
 
-@dataclass(frozen=True)
-class Planned:
-    """What a command would make: a request, the preset that it is from, and the frames of its clip."""
+def show_plan(job: Job, *, exact: bool, as_json: bool) -> None:
+    """Prints how each stage of a job would run. Raises OutOfMemoryError, after printing, if no plan fits."""
+    from t2vcli.asking.work import planned, work_for
 
-    request: Request
-    preset: Preset
-    frames: int
-
-
-def show_plan(first: Planned, second: Planned | None = None, *, exact: bool, as_json: bool) -> None:
-    """Prints the outlook of a request, and of its second stage. Raises OutOfMemoryError, after printing, if no plan fits."""
-    stages = [first] if second is None else [first, second]
-    outlooks = [_outlook(stage, exact=exact) for stage in stages]
-    if as_json:
-        shown = [_as_json(outlook) for outlook in outlooks]
-        result_json(shown[0] if second is None else {**shown[0], "upscale": shown[1]})
-    else:
-        for number, (stage, outlook) in enumerate(zip(stages, outlooks, strict=True)):
-            if number:
-                result("")
-            request = stage.request
-            _print(outlook, f"{stage.preset.name}, {stage.frames} frames of {request.width}x{request.height}")
-    for outlook in outlooks:
-        if outlook.problem is not None:
-            raise OutOfMemoryError(outlook.problem)
-
-
-def _outlook(stage: Planned, *, exact: bool) -> Outlook:
-    from t2vcli.forecast import table_forecast
-    from t2vcli.outlook import outlook_for
-
-    forecast_of = table_forecast
+    forecast_of = None
     if exact:
         from t2vcli.jobs.exact import exact_forecast
 
         forecast_of = exact_forecast
-    outlook = outlook_for(stage.request, stage.preset, frames=stage.frames, forecast_of=forecast_of)
-    for remark in outlook.remarks:
-        say(f"warning: {remark}")
-    return outlook
+    work = work_for(job, take_up=False)
+    outlooks = planned(work, forecast_of)
+    for outlook in outlooks:
+        for remark in outlook.remarks:
+            say(f"warning: {remark}")
+    if as_json:
+        first, *second = (_as_json(outlook) for outlook in outlooks)
+        result_json({**first, "upscale": second[0]} if second else first)
+    else:
+        for number, (stage, outlook) in enumerate(zip(work.stages, outlooks, strict=True)):
+            if number:
+                result("")
+            request = stage.request
+            _print(outlook, f"{request.preset}, {work.frames} frames of {request.width}x{request.height}")
+    for outlook in outlooks:
+        if outlook.problem is not None:
+            raise OutOfMemoryError(outlook.problem)
 
 
 def _print(outlook: Outlook, title: str) -> None:

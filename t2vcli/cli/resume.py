@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from t2vcli.cli import options as opt
-from t2vcli.cli.shared import run_and_report
+from t2vcli.cli.running import show_run
 from t2vcli.paths import expanded
 from t2vcli.runs import read_record
 
@@ -46,7 +46,7 @@ def resume(
 
         return go_on(run, report=report, overwrite=overwrite, keep_every_s=keep_every)
 
-    run_and_report(job, quiet=quiet, as_json=as_json, seed=seed)
+    show_run(job, quiet=quiet, as_json=as_json, seed=seed)
 
 
 def decode(
@@ -65,7 +65,7 @@ def decode(
 
         return make(run, output, report=report, overwrite=overwrite)
 
-    run_and_report(job, quiet=quiet, as_json=as_json, seed=seed)
+    show_run(job, quiet=quiet, as_json=as_json, seed=seed)
 
 
 def seed_in(run: Path) -> int:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from t2vcli.asking.source import Source
 from t2vcli.jobs.keep import (
     KEEP,
     Keeping,
@@ -17,7 +18,6 @@ from t2vcli.jobs.keep import (
 )
 from t2vcli.jobs.prepare import prepare
 from t2vcli.jobs.sample import Result, write_video
-from t2vcli.jobs.source import Source
 from t2vcli.jobs.stages import from_prompt
 from t2vcli.jobs.two_stages import SecondStage, in_two_stages
 from t2vcli.metadata import build_recipe, with_second_stage
@@ -51,7 +51,7 @@ def generate(
         request,
         output,
         source=extended.path if extended else None,
-        described=extended.described() if extended else None,
+        described=extended.described if extended else None,
         upscale=second.request if second else None,
         draft=second.draft if second else None,
     )

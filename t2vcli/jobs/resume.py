@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from t2vcli import runs
+from t2vcli.asking.source import Source
 from t2vcli.engine.checkpoint import read_latents
 from t2vcli.errors import InputError
 from t2vcli.jobs.attempt import Attempts
@@ -13,16 +14,13 @@ from t2vcli.jobs.generate import generate
 from t2vcli.jobs.keep import Keeping, Work, divided_before, how_it_went, identity_of, with_kept_plan
 from t2vcli.jobs.prepare import load, prepare
 from t2vcli.jobs.sample import Result, write_video
-from t2vcli.jobs.source import Source
 from t2vcli.jobs.two_stages import SecondStage
-from t2vcli.jobs.upscale import part_for, upscale
+from t2vcli.jobs.upscale import upscale
 from t2vcli.metadata import build_recipe, with_second_stage
 from t2vcli.report import Report
 from t2vcli.request import GenerateRequest, Request, UpscaleRequest, build_request
-from t2vcli.video.along import along_with
 from t2vcli.video.ffmpeg import shown
 from t2vcli.video.formats import format_of, place_of
-from t2vcli.video.reader import probe
 from t2vcli.video.writer import check_writable
 
 
@@ -37,12 +35,12 @@ def resume(folder: Path, *, report: Report, overwrite: bool = False, keep_every_
         extended = None
         if request.context is not None:
             source = source_of(folder, record)
-            extended = Source(source, probe(source))
+            extended = Source.opened(source)
         second = second_stage_in(folder, record)
         return generate(request, None, output, extended=extended, second=second, **options)
     assert isinstance(request, UpscaleRequest)
     source = source_of(folder, record)
-    return upscale(request, None, source, probe(source), output, **options)
+    return upscale(request, None, part_for(request, source), output, **options)
 
 
 def decode(folder: Path, output: Path | None, *, report: Report, overwrite: bool = False) -> Result:
@@ -63,15 +61,13 @@ def decode(folder: Path, output: Path | None, *, report: Report, overwrite: bool
     along = before = source = None
     known = 0
     if isinstance(request, UpscaleRequest):
-        path_of_source = source_of(folder, record)
-        source = part_for(request, path_of_source, probe(path_of_source))
-        along, fps = along_with(source.path, source.video, container=format_of(path)), source.video.fps
+        source = part_for(request, source_of(folder, record))
+        along, fps = source.along(format_of(path)), source.video.fps
     else:
         assert isinstance(request, GenerateRequest)
         fps, known = request.fps, request.known_frames
         if request.context is not None:
-            path_of_source = source_of(folder, record)
-            source = before = Source(path_of_source, probe(path_of_source))
+            source = before = Source.opened(source_of(folder, record))
     drawn = request if second is None else second.request
     check_writable(path, overwrite=overwrite, width=drawn.width, height=drawn.height, fps=fps, smooth=drawn.smooth)
     divided, divided_second = divided_before(record)
@@ -81,7 +77,7 @@ def decode(folder: Path, output: Path | None, *, report: Report, overwrite: bool
         request,
         path,
         source=source.path if source else None,
-        described=source.described() if source else None,
+        described=source.described if source else None,
         upscale=second.request if second else None,
     )
     recipe = build_recipe(
@@ -114,6 +110,11 @@ def decode(folder: Path, output: Path | None, *, report: Report, overwrite: bool
         along=along,
         before=before,
     )
+
+
+def part_for(request: UpscaleRequest, path: Path) -> Source:
+    """Returns the part of the video at `path` that a request takes."""
+    return Source.opened(path).part(start=request.start, duration=request.duration, max_frames=request.max_frames)
 
 
 _KINDS: dict[str, type[Request]] = {"generate": GenerateRequest, "upscale": UpscaleRequest}

@@ -13,6 +13,7 @@ import numpy as np
 import torch
 
 from t2vcli import stopping
+from t2vcli.asking.source import Source
 from t2vcli.engine.blocks import blocks_per_step, in_blocks, spread_noise, with_known_frames
 from t2vcli.engine.decode import decode_latents, to_frames
 from t2vcli.engine.denoise import denoise
@@ -25,7 +26,6 @@ from t2vcli.errors import Interrupted
 from t2vcli.jobs.attempt import Attempts
 from t2vcli.jobs.keep import Keeper
 from t2vcli.jobs.prepare import Prepared, encode_words
-from t2vcli.jobs.source import Source
 from t2vcli.metadata import comment_for
 from t2vcli.report import Report
 from t2vcli.request import Request

@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from torch import nn
 
+from t2vcli.asking.source import Source
 from t2vcli.engine.latents import DenoiseState, encode_video, noise_state, skipped_steps, video_state
 from t2vcli.engine.loading import Model
 from t2vcli.engine.memory import PlacedModel
@@ -17,7 +18,6 @@ from t2vcli.jobs.attempt import Attempts
 from t2vcli.jobs.keep import Keeper
 from t2vcli.jobs.prepare import Prepared, load
 from t2vcli.jobs.sample import first_noise, made_latents
-from t2vcli.jobs.source import Source
 from t2vcli.report import Report
 from t2vcli.request import GenerateRequest, UpscaleRequest
 

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
+from t2vcli.asking.source import Source
 from t2vcli.engine.memory import PlacedModel
 from t2vcli.jobs.keep import (
     KEEP,
@@ -20,23 +21,18 @@ from t2vcli.jobs.keep import (
 )
 from t2vcli.jobs.prepare import prepare
 from t2vcli.jobs.sample import Result, write_video
-from t2vcli.jobs.source import Source
 from t2vcli.jobs.stages import Origin, from_video
 from t2vcli.metadata import build_recipe
 from t2vcli.presets import Preset
 from t2vcli.report import Report
 from t2vcli.request import UpscaleRequest
-from t2vcli.video.along import along_with
-from t2vcli.video.part import part_of
-from t2vcli.video.reader import VideoInfo
 from t2vcli.video.writer import check_writable
 
 
 def upscale(
     request: UpscaleRequest,
     preset: Preset | None,
-    path: Path,
-    video: VideoInfo,
+    source: Source,
     output: Path,
     *,
     report: Report,
@@ -45,10 +41,9 @@ def upscale(
     offline: bool = False,
     keeping: Keeping = KEEP,
 ) -> Result:
-    """Makes the clip at `path`, which `video` describes, anew as `request` says. Raises a T2VError, with nothing written."""
+    """Makes `source` anew as `request` says. Raises a T2VError, with nothing written."""
     # 1. Everything that can be wrong without the model
-    source = part_for(request, path, video)
-    work = Work("upscale", request, output, source=path, described=source.described())
+    work = Work("upscale", request, output, source=source.path, described=source.described)
     made_before = finished_before(work, keeping=keeping, overwrite=overwrite, report=report)
     if made_before is not None:
         return Result(output, *made_before)
@@ -61,7 +56,7 @@ def upscale(
         smooth=request.smooth,
     )
     source.refuse_as_output(output)
-    along = along_with(path, source.video, container=kind)
+    along = source.along(kind)
 
     # 2. The model's files, what of the request depends on them, and what an earlier process has left of this run
     divided, _ = divided_before(kept_record(work, keeping))
@@ -91,9 +86,3 @@ def upscale(
         )
         kept.finished()
     return result
-
-
-def part_for(request: UpscaleRequest, path: Path, video: VideoInfo) -> Source:
-    """Returns the part of a video that a request takes."""
-    part = part_of(video, path, start=request.start, duration=request.duration, max_frames=request.max_frames)
-    return Source(path, part)

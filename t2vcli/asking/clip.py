@@ -1,0 +1,119 @@
+"""`generate`: a clip from a prompt, in one stage or two; a continuation; or a video to begin with, which is an upscale."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from t2vcli.asking.job import Job
+from t2vcli.asking.larger import check_input, enlarged, nearest_side, second_stage, words_for
+from t2vcli.asking.values import build
+from t2vcli.asking.work import Stage, Work
+from t2vcli.errors import UsageError
+from t2vcli.presets import Preset, load_preset
+from t2vcli.request import TRAITS, GenerateRequest
+
+DEFAULT_PRESET = "ms-1.7b"
+DEFAULT_STRENGTH = 0.6  # of --init-video, where neither flag nor preset has one; as the presets that upscale have
+CONTEXT_FRAMES = 8  # of --extend, for a model whose trained length is not known
+
+
+def clip(job: Job) -> Work:
+    """Returns the work, without a name, that makes the job's clip. Raises UsageError, or InputError."""
+    _refuse_what_does_not_go_together(job)
+    preset = load_preset(job.preset or DEFAULT_PRESET)
+    if job.init_video is not None:
+        return _begun_with(job.init_video, job, preset)
+    if job.extend is not None:
+        return _extending(job.extend, job, preset)
+    if job.prompt is None:
+        raise UsageError('give a prompt, as in: t2v generate "a red boat moving right on the sea"')
+    given = {"prompt": job.prompt, **job.values}
+    if job.upscale is None:
+        request = build(GenerateRequest, preset, given)
+        return Work("generate", (Stage(request, preset),), request.frames, request.fps, Path())
+    own = {name: value for name, value in given.items() if TRAITS[name].stage != "last"}
+    draft = build(GenerateRequest, preset, own)
+    stages = Stage(draft, preset), second_stage(draft, preset, job)
+    return Work("generate", stages, draft.frames, draft.fps, Path())
+
+
+def _refuse_what_does_not_go_together(job: Job) -> None:
+    if job.init_video is not None and job.extend is not None:
+        raise UsageError("give --init-video or --extend, not both")
+    source = "--init-video" if job.init_video is not None else "--extend" if job.extend is not None else None
+    if source and job.upscale is not None:
+        raise UsageError(f"--upscale does not go with {source}; give the finished video to t2v upscale")
+    if source and job.given("fps") is not None:
+        raise UsageError(f"--fps does not go with {source}: the video's own rate is kept")
+    if job.init_video is None and job.given("strength") is not None:
+        raise UsageError("--strength has no effect without --init-video (of --upscale it is --upscale-strength)")
+    if job.extend is None and job.given("context") is not None:
+        raise UsageError("--context has no effect without --extend")
+    if job.extend is not None and job.given("loop"):
+        raise UsageError("--loop does not go with --extend: a clip that goes on does not flow into its beginning")
+    if job.upscale is None and job.upscale_strength is not None:
+        raise UsageError("--upscale-strength has no effect without --upscale")
+    if job.upscale is None and job.keep_draft:
+        raise UsageError("--keep-draft has no effect without --upscale: there is one stage")
+
+
+def _begun_with(path: Path, job: Job, preset: Preset) -> Work:
+    """Returns the work for a video made anew at the preset's size, frame by frame, as `t2v upscale` would."""
+    own: dict[str, Any] = {name: value for name, value in job.values.items() if name not in ("frames", "context")}
+    for side in ("width", "height"):
+        own.setdefault(side, preset.values.get(side))
+    own.setdefault("strength", preset.values.get("strength", DEFAULT_STRENGTH))
+    frames = job.given("frames")
+    if frames is not None:
+        own["max_frames"] = frames
+    work = enlarged(
+        Job(
+            command="upscale",
+            source=path,
+            preset=job.preset or DEFAULT_PRESET,
+            prompt=job.prompt,
+            output=job.output,
+            values={name: value for name, value in own.items() if value is not None},
+        )
+    )
+    if frames is not None and work.frames < frames:
+        raise UsageError(
+            f"{path} has {work.frames} frames, fewer than --frames {frames};"
+            " take as many, or make it longer first with --extend"
+        )
+    return work
+
+
+def _extending(path: Path, job: Job, preset: Preset) -> Work:
+    """Returns the work for new frames after those of a video."""
+    from t2vcli.asking.source import Source
+    from t2vcli.video.along import Along
+    from t2vcli.video.remarks import remarks_on
+
+    # The flags, before the video is opened
+    build(GenerateRequest, preset, {**job.values, "prompt": job.prompt or ""})
+    source = Source.opened(path)
+    check_input(source)
+    words, video = words_for(source, job), source.video
+    remarks = [*words.remarks, *remarks_on(path, video, Along(path))]
+    if any(stream.kind == "audio" for stream in video.streams):
+        remarks.append(f"the sound of {path} is dropped: the clip gets longer than it")
+    most = preset.trained.most_frames // 2 if preset.trained else CONTEXT_FRAMES
+    context = job.given("context")
+    if context is None:
+        context = max(1, min(most, video.frames))
+    if context > video.frames:
+        raise UsageError(f"--context {context} is more than the {video.frames} frames of {path}")
+    own = {
+        "width": nearest_side(video.width),
+        "height": nearest_side(video.height),
+        **job.values,
+        "prompt": words.prompt,
+        **words.negative,
+        "context": context,
+        "fps": video.fps,
+    }
+    request = build(GenerateRequest, preset, own)
+    frames = context + request.frames
+    return Work("generate", (Stage(request, preset),), frames, video.fps, Path(), source=source, remarks=tuple(remarks))

@@ -1,0 +1,137 @@
+"""`upscale`: a video made anew at another size; what of it is taken, how large it becomes, and by which words."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from t2vcli.asking.job import Job
+from t2vcli.asking.values import build, changed
+from t2vcli.asking.work import Stage, Work
+from t2vcli.errors import InputError, UsageError
+from t2vcli.presets import Preset, load_preset
+from t2vcli.request import MAX_FRAMES, GenerateRequest, UpscaleRequest, can_be_kept
+
+if TYPE_CHECKING:
+    from t2vcli.asking.source import Source
+    from t2vcli.video.reader import VideoInfo
+
+DEFAULT_UPSCALER = "zeroscope-XL"
+
+
+def enlarged(job: Job) -> Work:
+    """Returns the work, without a name, that makes the job's source anew. Raises UsageError, or InputError."""
+    from t2vcli.asking.source import Source
+    from t2vcli.video.formats import MP4, format_of
+    from t2vcli.video.remarks import remarks_on
+
+    if job.source is None:
+        raise UsageError("give the video that is to be made anew, as in: t2v upscale clip.mp4")
+    container = format_of(job.output) if job.output else MP4
+    preset = load_preset(job.preset or DEFAULT_UPSCALER)
+    width, height = job.given("width"), job.given("height")
+    _check_scale(job.scale, width, height)
+    # The flags, before the video is opened
+    asked = build(UpscaleRequest, preset, {**job.values, "prompt": job.prompt or ""})
+    source = Source.opened(job.source).part(start=asked.start, duration=asked.duration, max_frames=asked.max_frames)
+    check_input(source)
+    words = words_for(source, job)
+    sides = _choose_size(source.video, preset, width, height, job.scale)
+    request = changed(asked, prompt=words.prompt, width=sides[0], height=sides[1], **words.negative)
+    video = source.video
+    remarks = (*words.remarks, *remarks_on(source.path, video, source.along(container)))
+    return Work("upscale", (Stage(request, preset),), video.frames, video.fps, Path(), source=source, remarks=remarks)
+
+
+def second_stage(draft: GenerateRequest, preset: Preset, job: Job) -> Stage:
+    """Returns the stage that enlarges a draft, as `t2v upscale` would with the same flags for memory and windows."""
+    from t2vcli.request import TRAITS
+    from t2vcli.video.resize import fit_size
+
+    assert job.upscale is not None
+    chosen = load_preset((preset.upscaler or DEFAULT_UPSCALER) if job.upscale == "auto" else job.upscale)
+    width, height = fit_size(draft.width, draft.height, pixels=_pixels(chosen))
+    given = {name: value for name, value in job.values.items() if TRAITS[name].stage != "draft"}
+    given |= {"prompt": draft.prompt, "seed": draft.seed, "strength": job.upscale_strength}
+    return Stage(build(UpscaleRequest, chosen, {**given, "width": width, "height": height}), chosen)
+
+
+def check_input(source: Source) -> None:
+    """Raises InputError for a video, or a part of one, whose length or rate an output cannot have."""
+    video = source.video
+    if video.frames > MAX_FRAMES:
+        raise InputError(
+            f"{source.path} has {video.frames:,} frames; the most is {MAX_FRAMES:,}:"
+            " take a part with --start and --duration"
+        )
+    if not can_be_kept(video.fps):
+        raise InputError(
+            f"{source.path} has {video.fps} frames per second, which cannot be kept exactly;"
+            f" encode it again at {video.fps.limit_denominator(1001)}"
+        )
+
+
+@dataclass(frozen=True)
+class Words:
+    """A prompt, the negative prompt where there is one to be set, and remarks on where they are from."""
+
+    prompt: str
+    negative: dict[str, str]
+    remarks: tuple[str, ...] = ()
+
+
+def words_for(source: Source, job: Job) -> Words:
+    """Returns the words that are given, else those that the video was made from.
+
+    Raises InputError for a video whose metadata could not be carried on.
+    """
+    from t2vcli.metadata import prompt_in
+
+    inside = prompt_in(source.recipe)
+    negative = job.given("negative_prompt")
+    given = {} if negative is None else {"negative_prompt": negative}
+    if job.prompt is not None:
+        return Words(job.prompt, given)
+    if inside is None:
+        return Words("", given, (f"{source.path} holds no prompt; going on with an empty one",))
+    prompt, inside_negative = inside
+    if negative is None and inside_negative:
+        given = {"negative_prompt": inside_negative}
+    return Words(prompt, given, (f"prompt from {source.path}: {prompt}",))
+
+
+def _check_scale(scale: float | None, width: Any, height: Any) -> None:
+    if scale is None:
+        return
+    if width is not None or height is not None:
+        raise UsageError("give --scale, or --width and --height, not both")
+    if not 0 < scale <= 64:  # also refuses NaN
+        raise UsageError(f"--scale {scale:g} must be above 0 and at most 64")
+
+
+def _choose_size(
+    video: VideoInfo, preset: Preset, width: int | None, height: int | None, scale: float | None
+) -> tuple[int, int]:
+    """Returns the output's (width, height): as given, or in the input's shape to the nearest multiples of 8."""
+    from t2vcli.video.resize import fit_size
+
+    if scale is not None:
+        return nearest_side(video.width * scale), nearest_side(video.height * scale)
+    if width is not None and height is not None:
+        return width, height
+    if width is not None:
+        return width, nearest_side(width * video.height / video.width)
+    if height is not None:
+        return nearest_side(height * video.width / video.height), height
+    return fit_size(video.width, video.height, pixels=_pixels(preset))
+
+
+def _pixels(preset: Preset) -> int:
+    pixels: int = preset.values["width"] * preset.values["height"]
+    return pixels
+
+
+def nearest_side(side: float) -> int:
+    """Returns the nearest side that a model can make: a multiple of 8."""
+    return max(16, round(side / 8) * 8)

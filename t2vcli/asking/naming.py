@@ -1,0 +1,77 @@
+"""Where a work's video goes when nobody said it, and whether an unfinished run of the same is to be gone on with."""
+
+from __future__ import annotations
+
+import os
+import re
+import unicodedata
+from dataclasses import replace
+from glob import escape
+from pathlib import Path
+
+from t2vcli import runs
+from t2vcli.asking.job import Job
+from t2vcli.asking.work import Work
+
+
+def named(work: Work, job: Job, *, take_up: bool) -> Work:
+    """Returns the work with its output, and with the seed of the unfinished run that it goes on with, if there is one."""
+    from t2vcli.video.formats import format_of, place_of
+
+    if job.command == "upscale" and work.source is not None:
+        last = work.last
+        folder, begins = work.source.path.parent, f"{work.source.path.stem}-{last.width}x{last.height}"
+        pattern = f"{escape(begins)}*.mp4"
+    else:
+        folder, name = Path(), slug(work.first.prompt) or "video"
+        begins, pattern = f"{name}-{work.seed}", f"{name}-*.mp4"
+    work = replace(work, seed_drawn=job.given("seed") is None, output_chosen=job.output is None)
+    unfinished = None
+    if take_up:
+        found = [runs.folder_for(place_of(job.output))] if job.output else sorted(folder.glob(pattern + runs.SUFFIX))
+        unfinished = find_unfinished(work, found)
+        if unfinished is not None:
+            work = replace(work.with_seed(unfinished.seed), taken_up=True)
+    output = job.output or (unfinished.output if unfinished else free_name(folder, begins))
+    work = replace(work, output=output, draft=draft_beside(output) if job.keep_draft else None)
+    about_rate = format_of(output).about_rate(work.last.smooth or work.fps)
+    return replace(work, remarks=(*work.remarks, *filter(None, [about_rate])))
+
+
+def find_unfinished(work: Work, folders: list[Path]) -> runs.Unfinished | None:
+    """Returns the unfinished run of the same work in `folders`, if there is one; what killed runs left there is swept."""
+    runs.sweep(folders)
+    first, *others = (stage.request.model_dump(mode="json") for stage in work.stages)
+    return runs.find_unfinished(
+        folders,
+        work.command,
+        first,
+        any_seed=work.seed_drawn,
+        source=work.source.path if work.source else None,
+        upscale=others[0] if others else None,
+    )
+
+
+def slug(text: str) -> str:
+    """Returns at most 40 characters of `text` that are safe in any file name, or "" if none are."""
+    ascii_text = unicodedata.normalize("NFKD", text).encode("ascii", "ignore").decode().lower()
+    return re.sub(r"[^a-z0-9]+", "-", ascii_text).strip("-")[:40].rstrip("-")
+
+
+def free_name(folder: Path, stem: str) -> Path:
+    """Returns `stem`.mp4 in `folder`, or with -2, -3, ... where that exists."""
+    path = folder / f"{stem}.mp4"
+    number = 2
+    while os.path.lexists(path):  # False also for a name that is too long; writing will say so
+        path = folder / f"{stem}-{number}.mp4"
+        number += 1
+    return path
+
+
+def draft_beside(path: Path) -> Path:
+    """Returns where the first stage's video goes: beside the last, in the same kind."""
+    from t2vcli.video.formats import place_of
+
+    place = place_of(path)
+    beside = place.with_name(f"{place.stem}-draft{place.suffix}")
+    return beside if place == path else beside / path.name

@@ -1,0 +1,42 @@
+"""A preset's values with the given ones laid over them, and the request that they make."""
+
+from __future__ import annotations
+
+import secrets
+from collections.abc import Mapping
+from typing import Any
+
+from t2vcli.presets import Preset
+from t2vcli.request import AnyRequest, Request, build_request
+
+
+def merged_values(preset: Preset, given: Mapping[str, Any], kind: type[Request]) -> dict[str, Any]:
+    """Returns the preset's values that the request has a field for, with the given ones laid over them.
+
+    A seed that nobody gave is drawn here.
+    """
+    values = {**preset.values_for(kind), **_without_none(given)}
+    if given.get("model") is not None:
+        # Another model's revision and variant are not this one's.
+        values["revision"], values["variant"] = given.get("revision"), given.get("variant")
+    if values.get("variant") == "":
+        values["variant"] = None
+    values["preset"] = preset.name
+    if values.get("seed") is None:
+        values["seed"] = secrets.randbelow(2**32)
+    return values
+
+
+def build(kind: type[AnyRequest], preset: Preset, given: Mapping[str, Any]) -> AnyRequest:
+    """Returns the request that a preset and the given values make. Raises UsageError that says where each is from."""
+    sources = {name: where for name, where in preset.sources.items() if given.get(name) is None}
+    return build_request(kind, merged_values(preset, given, kind), sources)
+
+
+def changed(request: AnyRequest, **values: Any) -> AnyRequest:
+    """Returns the request with other values, checked as any. Raises UsageError."""
+    return build_request(type(request), {**dict(request), **values})
+
+
+def _without_none(given: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in given.items() if value is not None}

@@ -1,0 +1,152 @@
+"""A Work: what will be made, exactly. `work_for` is the way from a Job to it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from fractions import Fraction
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from t2vcli import runs
+from t2vcli.asking.job import Job
+from t2vcli.request import Request
+from t2vcli.windows import blocks_for
+
+if TYPE_CHECKING:
+    from t2vcli.asking.source import Source
+    from t2vcli.outlook import ForecastOf, Outlook
+    from t2vcli.planning.decide import Decision
+    from t2vcli.presets import Preset
+    from t2vcli.video.formats import Format
+
+USUAL_VAE_SCALE = 8  # pixels a latent cell is wide, of every model known so far; the model's own is not read yet
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One model's part in a work.
+
+    `preset` is what the request is from, None if it is taken up from a run folder. `decided` is how it runs, where that
+    was decided beforehand: for a group of works alike, or by another process.
+    """
+
+    request: Request
+    preset: Preset | None
+    decided: Decision | None = None
+
+
+@dataclass(frozen=True)
+class Work:
+    """Everything that decides a run: one stage, or a draft and its upscale, and where the video goes.
+
+    `command` is what the first stage does: "generate" a clip (after `source`, if there is one: its continuation) or
+    "upscale" `source`. `frames` is how many each stage makes, those of `source` that are gone on from among them, and
+    `fps` their rate. `draft` is where the first of two stages is written as a video of its own.
+
+    `seed_drawn` and `output_chosen` say that nobody gave them; `taken_up`, that they are an unfinished run's.
+    """
+
+    command: str
+    stages: tuple[Stage, ...]
+    frames: int
+    fps: Fraction
+    output: Path
+    source: Source | None = None
+    draft: Path | None = None
+    seed_drawn: bool = False
+    output_chosen: bool = False
+    taken_up: bool = False
+    remarks: tuple[str, ...] = ()
+
+    @property
+    def first(self) -> Request:
+        """Returns the request of the only stage, or of the draft."""
+        return self.stages[0].request
+
+    @property
+    def last(self) -> Request:
+        """Returns the request of the stage whose frames are written."""
+        return self.stages[-1].request
+
+    @property
+    def seed(self) -> int:
+        return self.first.seed
+
+    @property
+    def extends(self) -> bool:
+        """Returns whether the clip goes on from `source`."""
+        return self.command == "generate" and self.source is not None
+
+    @property
+    def target(self) -> Path:
+        """Returns the file or folder that is there when it is done."""
+        from t2vcli.video.formats import place_of
+
+        return place_of(self.output)
+
+    @property
+    def folder(self) -> Path:
+        """Returns the folder of its unfinished run."""
+        return runs.folder_for(self.target)
+
+    @property
+    def deciding_fields(self) -> list[Any]:
+        """Returns what decides the result, as `runs.requests_in` does of a record."""
+        found: list[Any] = [runs.deciding_fields(stage.request.model_dump(mode="json")) for stage in self.stages]
+        return [*found, None][:2]
+
+    def with_seed(self, seed: int) -> Work:
+        """Returns the same work with another seed, the same in every stage."""
+        from t2vcli.asking.values import changed
+
+        stages = tuple(replace(stage, request=changed(stage.request, seed=seed)) for stage in self.stages)
+        return replace(self, stages=stages)
+
+
+def work_for(job: Job, *, take_up: bool = True) -> Work:
+    """Returns what a job makes. The video that it begins with is opened once, and every request is checked.
+
+    With `take_up` an unfinished run of the same job gives the output and the seed, where those were not given.
+    Raises UsageError, InputError or OutputError.
+    """
+    from t2vcli.asking import clip, larger, naming
+
+    work = larger.enlarged(job) if job.command == "upscale" else clip.clip(job)
+    check_division(work)
+    return naming.named(work, job, take_up=take_up)
+
+
+def check_division(work: Work) -> None:
+    """Raises UsageError for windows or tiles that a request cannot have, before the model's own scale is known."""
+    for stage in work.stages:
+        blocks_for(stage.request, stage.preset, frames=work.frames, vae_scale=USUAL_VAE_SCALE)
+
+
+def check_place(work: Work, *, overwrite: bool, draft: bool = True) -> Format:
+    """Returns the kind of the output, after making sure that it can be written where it is to be, and the draft, too.
+
+    Raises OutputError; UsageError if it is the input.
+    """
+    from t2vcli.video.writer import check_writable
+
+    last, first = work.last, work.first
+    kind = check_writable(
+        work.output, overwrite=overwrite, width=last.width, height=last.height, fps=work.fps, smooth=last.smooth
+    )
+    if work.draft is not None and draft:
+        check_writable(work.draft, overwrite=overwrite, width=first.width, height=first.height, fps=work.fps)
+    if work.source is not None:
+        work.source.refuse_as_output(work.output)
+    return kind
+
+
+def planned(work: Work, forecast_of: ForecastOf | None = None) -> list[Outlook]:
+    """Returns how each stage would run here, and in what other ways. Raises UsageError."""
+    from t2vcli.forecast import table_forecast
+    from t2vcli.outlook import outlook_for
+
+    return [
+        outlook_for(stage.request, stage.preset, frames=work.frames, forecast_of=forecast_of or table_forecast)
+        for stage in work.stages
+        if stage.preset is not None
+    ]

@@ -1,0 +1,61 @@
+"""A job is run under a progress display, and its result is printed."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+from t2vcli.cli.console import result_json, result_path, say
+from t2vcli.cli.progress import Report, choose_report, clock
+
+if TYPE_CHECKING:
+    from t2vcli.asking.job import Job, Policy
+    from t2vcli.jobs.sample import Result
+
+
+def run_and_report(job: Job, policy: Policy, *, quiet: bool, as_json: bool) -> None:
+    """Makes what a job asks for, and prints where it is."""
+    from t2vcli.asking.work import check_place, work_for
+
+    work = work_for(job, take_up=policy.keep)
+    # What can be known to be wrong without torch is refused before it is imported (that takes seconds). An unfinished run
+    # that is gone on with may only have to be cleared away, or its draft be written already.
+    check_place(work, overwrite=policy.overwrite or work.taken_up)
+
+    def make(report: Report) -> Result:
+        from t2vcli.jobs.run import run
+
+        return run(work, policy, report)
+
+    show_run(make, quiet=quiet, as_json=as_json, seed=work.seed)
+
+
+def show_run(make: Callable[[Report], Result], *, quiet: bool, as_json: bool, seed: int) -> None:
+    """Makes something under a progress display, and prints the result."""
+    started_s = time.monotonic()
+    with choose_report(quiet=quiet) as report:
+        report.stage("start")  # importing torch takes seconds
+        done = make(report)
+    elapsed_s = time.monotonic() - started_s
+    video = done.video
+    if not quiet:
+        say(
+            f"{video.frames} frames of {video.width}x{video.height} at {float(video.fps):g} fps,"
+            f" seed {seed}, in {clock(elapsed_s)}"
+        )
+    if as_json:
+        result_json(
+            {
+                "path": str(done.path),
+                "seed": seed,
+                "frames": video.frames,
+                "width": video.width,
+                "height": video.height,
+                "fps": str(video.fps),
+                "elapsed_s": round(elapsed_s, 3),
+                "recipe": dict(done.recipe),
+            }
+        )
+    else:
+        result_path(done.path)
