@@ -16,6 +16,7 @@ import errno
 import hashlib
 import json
 import os
+import re
 import secrets
 import shutil
 from collections.abc import Callable, Iterator, Sequence
@@ -25,13 +26,15 @@ from typing import Any, NoReturn
 
 from t2vcli.atomic import confirm_names, write_whole
 from t2vcli.errors import Interrupted, ModelError, OutputError
-from t2vcli.hub import GivenUp, Hub, Listing, Patience, RemoteFile, Say, Trouble
+from t2vcli.hub import MAX_LISTING_BYTES, SLOW_BYTES, SLOW_S, GivenUp, Hub, Listing, Patience, RemoteFile, Say, Trouble
+from t2vcli.strangers import UnreadableError, read_json, read_text
 
 PROGRESS_BYTES = 1 << 20
 """How much a try must bring to count as one that got on: a hub that sends a byte and hangs up is given up, too."""
 LOCK_WAIT_S = 0.2
 """After how long without the lock of a file the person is told that another process has it."""
 _READ_BYTES = 1 << 20
+_MAX_REF_BYTES = 1024
 
 OnBytes = Callable[[int, int], None]
 """Called now and then with the bytes done so far and all that there are to do."""
@@ -82,16 +85,17 @@ class CacheFolder:
     def commit_of(self, revision: str) -> str | None:
         """Returns the commit that a revision had when it was last asked for, or None if it never was."""
         try:
-            return (self.path / "refs" / revision).read_text(encoding="ascii").strip()
-        except (OSError, ValueError):
+            commit = read_text(self.path / "refs" / revision, _MAX_REF_BYTES).strip()
+        except (FileNotFoundError, UnreadableError):
             return revision if self.snapshot(revision).is_dir() else None
+        return commit if re.fullmatch(r"[0-9a-f]{40}", commit) else None
 
     def recorded(self, commit: str) -> dict[str, int] | None:
         """Returns the size of every file that the hub lists at `commit`, or None if that was not written down."""
         try:
-            record = json.loads((self.path / ".t2v" / f"{commit}.json").read_text(encoding="utf-8"))
+            record = read_json(self.path / ".t2v" / f"{commit}.json", MAX_LISTING_BYTES)
             return {str(entry["path"]): int(entry["size"]) for entry in record["files"]}
-        except (OSError, ValueError, KeyError, TypeError):
+        except (FileNotFoundError, UnreadableError, ValueError, KeyError, TypeError, OverflowError):
             return None
 
 
@@ -233,7 +237,7 @@ class _Download:
         commit = "" if listing.revision == listing.commit else f" (commit {listing.commit[:12]})"
         part = f", of which {bytes_text(here)} are here already" if here else ""
         self._say(
-            f"{listing.repository} at {listing.revision}{commit} from {hub.endpoint}: {bytes_text(total)} in"
+            f"{listing.repository} at {listing.revision}{commit} from {hub.shown}: {bytes_text(total)} in"
             f" {len(self._missing)} files{part}; into {folder}, which has {bytes_text(free)} free"
         )
         if total - here > free:
@@ -307,7 +311,8 @@ class _Download:
                 if response.status_code == 416:
                     raise Trouble("the hub refused to go on where the download stopped")
                 self._check_length(file, response, start)
-                done = start
+                done = since = start
+                since_s = self._hub.clock()
                 for chunk in response.iter_bytes():
                     done += len(chunk)
                     if done > file.size:
@@ -315,6 +320,11 @@ class _Download:
                     out.write(chunk)
                     self._received += len(chunk)
                     tell(done)
+                    now_s = self._hub.clock()
+                    if now_s - since_s > SLOW_S:
+                        if done - since < SLOW_BYTES:
+                            raise Trouble(f"only {bytes_text(done - since)} came in {SLOW_S:.0f} s")
+                        since, since_s = done, now_s
             out.flush()
             os.fsync(out.fileno())
         if done < file.size:

@@ -7,11 +7,8 @@ that t2v carries (`embedded:demo`).
 from __future__ import annotations
 
 import hashlib
-import json
 import os
 import shlex
-import struct
-import zipfile
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
@@ -21,27 +18,31 @@ from t2vcli.download import CacheFolder, Fetched, OnBytes, bytes_text, fetch, no
 from t2vcli.errors import ModelError, UsageError
 from t2vcli.hub import BRANCH, GivenUp, Hub, Say
 from t2vcli.paths import expanded
+from t2vcli.strangers import UnreadableError, open_regular, read_json
+from t2vcli.weightfiles import (
+    DOWNLOAD_AGAIN,
+    WEIGHT_PARTS,
+    MissingFileError,
+    check_there,
+    choose_all,
+    find_weights,
+    variants_in,
+)
 
 EMBEDDED_PREFIX = "embedded:"
 EMBEDDED = EMBEDDED_PREFIX + "demo"
 EMBEDDED_FOLDER = Path(__file__).parent / "demo"
 
-WEIGHT_PARTS = ("text_encoder", "unet", "vae")
 PARTS = ("tokenizer", "scheduler", *WEIGHT_PARTS)
-_STEMS = {"text_encoder": ("model", "pytorch_model"), "unet": ("diffusion_pytorch_model",) * 2}
-_STEMS["vae"] = _STEMS["unet"]
 
 SMALL_FILES = ["model_index.json", "tokenizer/*", "scheduler/*", *(f"{part}/config.json" for part in WEIGHT_PARTS)]
 
-MAX_HEADER_BYTES = 100_000_000  # the limit of the safetensors format
-
-DOWNLOAD_AGAIN = "download the model again"
+MAX_CONFIG_BYTES = 4 * 2**20
+MAX_WORDS_BYTES = 16 * 2**20  # of a file of the tokenizer; CLIP's largest has 3.6 MB
+MAX_LEVELS = 8
+MAX_TEXT_LAYERS = 1000
 
 OnDownload = OnBytes
-
-
-class MissingFileError(ModelError):
-    """A file of a model is not there. In the hub's cache that is no error yet: it can be downloaded."""
 
 
 @dataclass(frozen=True)
@@ -54,7 +55,7 @@ class Vocabulary:
 
 @dataclass(frozen=True)
 class ModelFiles:
-    """A model's parts on disk. `weights` names the file of each part that has any.
+    """A model's parts on disk. `weights` has the files of each part that has any, `configs` what its config holds.
 
     `remedy` is what to do about a damaged file, for messages: "`t2v pull ms-1.7b` downloads it again".
     """
@@ -62,35 +63,48 @@ class ModelFiles:
     source: str
     revision: str | None
     parts: Mapping[str, Path]
-    weights: Mapping[str, Path]
+    weights: Mapping[str, tuple[Path, ...]]
     variant: str | None
+    configs: Mapping[str, Mapping[str, Any]]
     remedy: str = DOWNLOAD_AGAIN
 
     def config(self, part: str) -> dict[str, Any]:
-        """Returns a part's config.json."""
-        name = "scheduler_config.json" if part == "scheduler" else "config.json"
-        return read_json(self.parts[part] / name)
+        """Returns what a part's config.json holds, as it was when the model was found."""
+        return dict(self.configs[part])
+
+    def config_path(self, part: str) -> Path:
+        return self.parts[part] / _config_name(part)
+
+    @property
+    def weight_bytes(self) -> dict[str, int]:
+        """How large each part's weight files are."""
+        return {part: sum(path.stat().st_size for path in paths) for part, paths in self.weights.items()}
 
     def vocabulary(self) -> Vocabulary | None:
         """Returns the words that the model was taught, where it says so (the embedded model does)."""
         path = self.parts["tokenizer"].parent / "vocabulary.json"
         if not path.is_file():
             return None
-        stored = read_json(path)
-        return Vocabulary(frozenset(stored["words"]), stored["summary"])
+        stored = read_config(path, remedy=self.remedy)
+        words, summary = stored.get("words"), stored.get("summary")
+        if not isinstance(words, list) or not all(isinstance(w, str) for w in words) or not isinstance(summary, str):
+            raise ModelError(f"{path} holds no `words` and `summary`; {self.remedy}")
+        return Vocabulary(frozenset(words), summary)
 
 
-def read_json(path: Path, *, remedy: str = DOWNLOAD_AGAIN) -> dict[str, Any]:
+def _config_name(part: str) -> str:
+    return "scheduler_config.json" if part == "scheduler" else "config.json"
+
+
+def read_config(path: Path, *, remedy: str = DOWNLOAD_AGAIN, limit: int = MAX_CONFIG_BYTES) -> dict[str, Any]:
     """Returns the object in a JSON file of a model. Raises ModelError with the path."""
+    check_there(path, remedy=remedy)
     try:
-        value = json.loads(path.read_text(encoding="utf-8"))
+        return read_json(path, limit)
     except FileNotFoundError:
         raise MissingFileError(f"{path} is missing; {remedy}") from None
-    except (OSError, ValueError, RecursionError) as error:
-        raise ModelError(f"{path} cannot be read as JSON ({error}); {remedy}") from None
-    if not isinstance(value, dict):
-        raise ModelError(f"{path} does not hold a JSON object; {remedy}")
-    return value
+    except UnreadableError as error:
+        raise ModelError(f"{path} cannot be read: {error}; {remedy}") from None
 
 
 def find_model(
@@ -198,6 +212,14 @@ def local_model(model: str, *, revision: str | None, variant: str | None) -> Mod
     return None
 
 
+def model_here(model: str, *, revision: str | None, variant: str | None) -> ModelFiles | None:
+    """Returns the files of a model that is here already: carried along, in a folder or whole in the hub's cache."""
+    local = local_model(model, revision=revision, variant=variant)
+    if local is not None:
+        return local
+    return _cached_model(Hub.from_environment(), model, revision=revision, variant=variant)
+
+
 def equal_parts(one: ModelFiles, other: ModelFiles) -> list[str]:
     """Returns the names of the parts with weights that two models have in common: equal settings, equal weights."""
     return [
@@ -205,7 +227,8 @@ def equal_parts(one: ModelFiles, other: ModelFiles) -> list[str]:
         for part in one.weights
         if part in other.weights
         and one.config(part) == other.config(part)
-        and _same_content(one.weights[part], other.weights[part])
+        and len(one.weights[part]) == len(other.weights[part])
+        and all(_same_content(*both) for both in zip(one.weights[part], other.weights[part], strict=True))
     ]
 
 
@@ -254,9 +277,9 @@ def files_in_folder(
     Raises MissingFileError if one is not there, ModelError if one is damaged or it is another kind of model.
     """
     index_path = folder / "model_index.json"
-    if not index_path.is_file():
-        raise MissingFileError(f"{folder} holds no model_index.json, so it is no model in diffusers' layout")
-    index = read_json(index_path, remedy=remedy)
+    if not index_path.exists() and not index_path.is_symlink():
+        raise MissingFileError(_no_model(folder))
+    index = read_config(index_path, remedy=remedy)
     missing = [part for part in PARTS if part not in index]
     if missing:
         raise ModelError(
@@ -266,74 +289,79 @@ def files_in_folder(
     for part, path in parts.items():
         if not path.is_dir():
             raise MissingFileError(f"{folder} lacks its {part} folder; {remedy}")
-    unet = read_json(parts["unet"] / "config.json", remedy=remedy)
-    if unet.get("_class_name") != "UNet3DConditionModel":
-        raise ModelError(
-            f"{folder} has a {unet.get('_class_name')}; t2v runs models with a UNet3DConditionModel (ModelScope, ZeroScope)"
-        )
-    for part in ("unet", "vae"):
-        levels = read_json(parts[part] / "config.json", remedy=remedy).get("block_out_channels")
-        if not isinstance(levels, list) or not levels:
-            raise ModelError(f"{parts[part] / 'config.json'} lacks its block_out_channels; {remedy}")
-    read_json(parts["text_encoder"] / "config.json", remedy=remedy)
-    read_json(parts["scheduler"] / "scheduler_config.json", remedy=remedy)
+    configs = _read_configs(folder, parts, remedy=remedy)
     check_tokenizer(parts["tokenizer"], remedy=remedy)
-    weights = {part: find_weights(parts[part], part, variant, remedy=remedy) for part in WEIGHT_PARTS}
-    for path in weights.values():
-        check_whole(path, remedy=remedy)
-    return ModelFiles(source=source, revision=revision, parts=parts, weights=weights, variant=variant, remedy=remedy)
+    weights = find_weights(parts, variant, remedy=remedy)
+    return ModelFiles(source, revision, parts, weights, variant, configs, remedy)
+
+
+def _no_model(folder: Path) -> str:
+    """Returns what a folder without model_index.json is."""
+    snapshots = sorted(folder.glob("snapshots/*/model_index.json")) or sorted(folder.glob("*/model_index.json"))
+    if not snapshots:
+        return f"{folder} holds no model_index.json, so it is no model in diffusers' layout"
+    inside = snapshots[0].parent
+    of_the_hub = next((each for each in (folder, folder.parent) if each.name.startswith("models--")), None)
+    name = f", or its name on the hub, {'/'.join(of_the_hub.name.split('--')[1:])}" if of_the_hub else ""
+    return f"{folder} is no model itself, but the model {inside} is in it: give that{name}"
+
+
+def _read_configs(folder: Path, parts: Mapping[str, Path], *, remedy: str) -> dict[str, dict[str, Any]]:
+    """Returns what the parts' configs hold, with what is read of them before they are loaded checked."""
+    paths = {part: parts[part] / _config_name(part) for part in PARTS if part != "tokenizer"}
+    configs = {part: read_config(path, remedy=remedy) for part, path in paths.items()}
+    kind = configs["unet"].get("_class_name")
+    if kind != "UNet3DConditionModel":
+        raise ModelError(
+            f"{folder} has a {str(kind)[:80]}; t2v runs models with a UNet3DConditionModel (ModelScope, ZeroScope)"
+        )
+    if isinstance(configs["text_encoder"].get("text_config"), dict):  # the text half of a whole CLIP
+        configs["text_encoder"] = configs["text_encoder"]["text_config"]
+    for part in ("unet", "vae"):
+        levels = configs[part].get("block_out_channels")
+        if not isinstance(levels, list) or not 0 < len(levels) <= MAX_LEVELS or not all(map(_is_count, levels)):
+            raise ModelError(
+                f"{paths[part]} lacks its block_out_channels, a list of 1 to {MAX_LEVELS} whole numbers; {remedy}"
+            )
+    layers = configs["text_encoder"].setdefault("num_hidden_layers", 12)  # CLIP's own default
+    if not _is_count(layers) or layers > MAX_TEXT_LAYERS:
+        raise ModelError(f"{paths['text_encoder']} has {layers!r:.80} as num_hidden_layers; {remedy}")
+    return configs
+
+
+def _is_count(value: object) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and 0 < value < 2**31
 
 
 def check_tokenizer(folder: Path, *, remedy: str = DOWNLOAD_AGAIN) -> None:
-    """Raises ModelError if the vocabulary or the merges are missing: transformers makes do with an empty vocabulary."""
+    """Raises ModelError if the tokenizer's files are not there, are no files, or name others to be read in their place.
+
+    transformers makes do with an empty vocabulary, and opens whatever is there.
+    """
+    for path in sorted(folder.iterdir()):
+        if path.suffix not in (".json", ".txt", ".jinja") or path.is_dir():
+            continue
+        check_there(path, remedy=remedy)
+        try:
+            with open_regular(path) as file:
+                if os.fstat(file.fileno()).st_size > MAX_WORDS_BYTES:
+                    raise UnreadableError(f"it has more than {MAX_WORDS_BYTES // 2**20} MiB")
+        except UnreadableError as error:
+            raise ModelError(f"{path} cannot be read: {error}; {remedy}") from None
+    settings = folder / "tokenizer_config.json"
+    if settings.is_file():
+        given = [key for key in _OTHER_WORDS if read_config(settings, remedy=remedy).get(key)]
+        if given:
+            raise ModelError(f"{settings} has a {given[0]!r}, but the words are in files of their own; {remedy}")
     if (folder / "tokenizer.json").is_file():
-        read_json(folder / "tokenizer.json", remedy=remedy)
+        read_config(folder / "tokenizer.json", remedy=remedy, limit=MAX_WORDS_BYTES)
         return
-    read_json(folder / "vocab.json", remedy=remedy)
-    if not (folder / "merges.txt").is_file():
-        raise MissingFileError(f"{folder / 'merges.txt'} is missing; {remedy}")
+    read_config(folder / "vocab.json", remedy=remedy, limit=MAX_WORDS_BYTES)
+    check_there(folder / "merges.txt", remedy=remedy)
 
 
-def weight_names(part: str, variant: str | None) -> tuple[str, str]:
-    """Returns the file names that a part's weights can have, the safetensors first."""
-    safe, pickled = _STEMS[part]
-    dot = f".{variant}" if variant else ""
-    return f"{safe}{dot}.safetensors", f"{pickled}{dot}.bin"
-
-
-def find_weights(folder: Path, part: str, variant: str | None, *, remedy: str = DOWNLOAD_AGAIN) -> Path:
-    """Returns the part's weight file: safetensors where there is one, else .bin."""
-    names = weight_names(part, variant)
-    for name in names:
-        if (folder / name).is_file():
-            return folder / name
-    plain = [n for n in weight_names(part, None) if (folder / n).is_file()]
-    if variant and plain:
-        raise MissingFileError(f"{folder} has no variant '{variant}'; it has {plain[0]}: leave --variant out")
-    others = sorted(p.name for p in folder.iterdir() if p.suffix in (".safetensors", ".bin"))
-    hint = f"; it has {', '.join(others)}" if others else f"; {remedy}"
-    raise MissingFileError(f"{folder} lacks its weights ({' or '.join(names)}){hint}")
-
-
-def check_whole(path: Path, *, remedy: str = DOWNLOAD_AGAIN) -> None:
-    """Raises ModelError if a weight file is truncated or is not what its name says, without reading the weights."""
-    size = path.stat().st_size
-    if path.suffix == ".safetensors":
-        with path.open("rb") as file:
-            start = file.read(8)
-            length = struct.unpack("<Q", start)[0] if len(start) == 8 else size
-            try:
-                header = json.loads(file.read(min(length, MAX_HEADER_BYTES)))
-                ends = [v["data_offsets"][1] for k, v in header.items() if k != "__metadata__"]
-                expected = 8 + length + max(ends, default=0)
-            except (ValueError, KeyError, TypeError, IndexError, AttributeError, RecursionError):
-                expected = -1
-        if expected != size:
-            known = 0 < expected < 2**63  # a header may claim any number
-            said = f"it has {size:,} bytes of {expected:,}" if known else "its header cannot be read"
-            raise ModelError(f"{path} is truncated or damaged ({said}); {remedy}")
-    elif not zipfile.is_zipfile(path):
-        raise ModelError(f"{path} is truncated or damaged (no PyTorch archive of {size:,} bytes); {remedy}")
+_OTHER_WORDS = ("init_inputs", "vocab", "merges", "tokenizer_object")
+"""Settings by which transformers would take its words, or any file, from elsewhere."""
 
 
 # --- the hub -----------------------------------------------------------------------------------------------------
@@ -434,10 +462,17 @@ def _pull(
             f"{absent} and could not be downloaded ({error}): connect to the network, {elsewhere}"
         ) from None
     command = pull_command(repository, revision=revision, variant=variant)
+    used = used_files(listing.files, variant, repository)
+    for name in used:
+        file = listing.files.get(name)
+        if file is not None and name.endswith((".json", ".txt")) and file.size > MAX_WORDS_BYTES:
+            raise ModelError(
+                f"{repository} lists {name} with {file.size:,} bytes; none of a model's is over {MAX_WORDS_BYTES:,}"
+            )
     fetched = fetch(
         hub,
         listing,
-        used_files(listing.files, variant, repository),
+        used,
         again=command,
         say=say,
         on_check=on_check,
@@ -450,18 +485,22 @@ def _pull(
 
 
 def used_files(names: Collection[str], variant: str | None, repository: str) -> list[str]:
-    """Returns which of a repository's files the engine reads: configurations, the tokenizer, one weight file a part.
+    """Returns which of a repository's files the engine reads: configurations, the tokenizer, each part's weights.
 
     Raises ModelError, before anything is downloaded, if a part has no weights of that variant.
     """
-    used = [n for n in names if n == "model_index.json" or n.startswith(("tokenizer/", "scheduler/"))]
-    for part in WEIGHT_PARTS:
-        used.append(f"{part}/config.json")
-        for candidate in weight_names(part, variant):
-            if f"{part}/{candidate}" in names:
-                used.append(f"{part}/{candidate}")
-                break
-        else:
+    small = [n for n in names if n.startswith(("tokenizer/", "scheduler/")) and n.endswith((".json", ".txt"))]
+    used = [n for n in names if n == "model_index.json"] + small
+    of_parts = {
+        part: [n.removeprefix(f"{part}/") for n in names if n.startswith(f"{part}/") and n.count("/") == 1]
+        for part in WEIGHT_PARTS
+    }
+    for part, files in choose_all(of_parts, variant).items():
+        if not files:
             of_variant = f" of the variant '{variant}'; leave --variant out" if variant else ""
+            variants = variants_in(of_parts[part], part)
+            if variants and not variant:
+                of_variant = f" without a variant; give --variant {variants[0]}"
             raise ModelError(f"{repository} has no {part} weights that t2v can read{of_variant}")
+        used += [f"{part}/config.json", *(f"{part}/{name}" for name in files)]
     return used

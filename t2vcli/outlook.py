@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from t2vcli.errors import OutOfMemoryError, UsageError
 from t2vcli.forecast import Traffic, architecture_of, configs_of, flops_of, table_forecast, traffic, vae_scale_of
 from t2vcli.hardware import find_card, free_host_bytes
-from t2vcli.models import local_model
+from t2vcli.models import local_model, model_here, pull_command
 from t2vcli.plan import (
     CONTEXT_BYTES,
     Forecast,
@@ -128,19 +128,23 @@ def outlook_for(request: Request, preset: Preset, *, frames: int, forecast_of: F
 
 
 def architecture_for(request: Request, preset: Preset) -> str:
-    """Returns the name of the model's architecture, from its files where it is a folder, else from the preset.
+    """Returns the name of the model's architecture, from its files where they are here, else from the preset.
 
     Raises UsageError where neither says it.
     """
-    files = local_model(request.model, revision=request.revision, variant=request.variant)
+    own = request.model == preset.values.get("model") and preset.architecture is not None
+    find = local_model if own else model_here
+    files = find(request.model, revision=request.revision, variant=request.variant)
     if files is not None:
         found = architecture_of(files.config("unet"))
         if found is None:
             raise UsageError(f"{request.model} has a UNet of an architecture for which there are no predictions")
         return found
-    if request.model != preset.values.get("model") or preset.architecture is None:
+    if not own or preset.architecture is None:
+        command = pull_command(request.model, revision=request.revision, variant=request.variant)
         raise UsageError(
-            f"the architecture of {request.model} is not known; name a preset that has one (architecture: in its YAML)"
+            f"the architecture of {request.model} is not known before it is here: `{command}` downloads it; that of the"
+            f" preset {preset.name} is for its own model"
         )
     return preset.architecture
 

@@ -71,6 +71,11 @@ class Preset:
         """Returns the values that such a request has: an upscale takes no `frames`, a generation no `strength`."""
         return {key: value for key, value in self.values.items() if key in kind.model_fields}
 
+    def download_of(self, request: Request) -> int | None:
+        """Returns what the request's model comes to as a download: known if it is this preset's own."""
+        own = all(getattr(request, key) == (self.values.get(key) or None) for key in ("model", "revision", "variant"))
+        return self.download_bytes if own else None
+
 
 # What a file may hold
 
@@ -287,17 +292,27 @@ def shipped_folder() -> Path:
 def preset_folders() -> list[Path]:
     """Returns the folders that are searched, the first to be asked first."""
     given = os.environ.get("T2V_PRESETS", "").split(os.pathsep)
-    user = platformdirs.user_config_path("t2v") / "presets"
-    return [*(expanded(folder) for folder in given if folder.strip()), user, shipped_folder()]
+    return [*(expanded(folder) for folder in given if folder.strip()), *user_folder(), shipped_folder()]
+
+
+def user_folder() -> list[Path]:
+    """Returns the folder of the user's own presets, none for a user without a home folder."""
+    try:
+        return [platformdirs.user_config_path("t2v") / "presets"]
+    except RuntimeError:
+        return []
 
 
 def _index() -> dict[str, list[Path]]:
     """Returns every preset name with its files, the one in force first and those it hides after it."""
     found: dict[str, list[Path]] = {}
+    own = user_folder()
     for folder in preset_folders():
         try:
             files = sorted(folder.iterdir()) if folder.is_dir() else []
         except OSError as error:
+            if folder in own:  # nobody asked for it: what is elsewhere is found without it
+                continue
             raise InputError(f"the preset folder {_show(folder)} cannot be read: {error.strerror}") from None
         for file in files:
             if file.suffix in SUFFIXES and not file.name.startswith("."):
@@ -305,6 +320,18 @@ def _index() -> dict[str, list[Path]]:
                 if file not in same:
                     same.append(file)
     return found
+
+
+def _unseen() -> str:
+    """Returns why a preset of the user's own could not be found, if that can be."""
+    for folder in user_folder():
+        try:
+            os.listdir(folder)
+        except FileNotFoundError:
+            pass
+        except OSError as error:
+            return f"; the folder of your own, {_show(folder)}, cannot be read: {error.strerror}"
+    return ""
 
 
 def _is_path(name_or_path: str) -> bool:
@@ -334,7 +361,9 @@ def load_preset(name_or_path: str) -> Preset:
     index = _index()
     if name_or_path not in index:
         hint = _suggest_preset(name_or_path, index)
-        raise UsageError(f"there is no preset {_shorten(name_or_path)!r}; {hint} (`t2v presets` describes them)")
+        raise UsageError(
+            f"there is no preset {_shorten(name_or_path)!r}; {hint} (`t2v presets` describes them){_unseen()}"
+        )
     return _load(index[name_or_path][0])
 
 

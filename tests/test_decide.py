@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import functools
-import json
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -65,14 +63,9 @@ def requests(draw: st.DrawFn) -> tuple[Request, str, int]:
 
 
 @functools.cache
-def files_of(architecture: str, folder: Path) -> ModelFiles:
+def files_of(architecture: str) -> ModelFiles:
     """Returns a model of an architecture, of which only the configurations are there."""
-    parts = {}
-    for part, config in configs_of(architecture).items():
-        parts[part] = folder / architecture / part
-        parts[part].mkdir(parents=True)
-        (parts[part] / "config.json").write_text(json.dumps(config))
-    return ModelFiles("tests", None, parts, {}, None)
+    return ModelFiles("tests", None, {}, {}, None, configs_of(architecture))
 
 
 def outcome(decide: Any) -> Any:
@@ -98,7 +91,7 @@ def test_the_plan_that_is_shown_is_the_plan_that_runs(
     assert preset.architecture is not None
     monkeypatch.setattr("t2vcli.outlook.free_host_bytes", lambda: free * MIB)
     monkeypatch.setattr(preparing, "free_host_bytes", lambda: free * MIB)
-    files = files_of(preset.architecture, tmp_path_factory.getbasetemp())
+    files = files_of(preset.architecture)
     device = "cpu" if request.device == "cpu" else "cuda:0"
 
     def run() -> Any:

@@ -77,7 +77,7 @@ def test_loading_holds_the_weights_once(variant: str, dtype: str, wide: Path) ->
 def test_what_streams_is_pinned_in_powers_of_two(ms_checkpoint: Path) -> None:
     files = files_in_folder(ms_checkpoint, source="x", variant=None)
     plan = replace(prepared_model(generate_request(ms_checkpoint))[0].plan, device="cuda:0")
-    sizes = {part: path.stat().st_size for part, path in files.weights.items()}
+    sizes = files.weight_bytes
     assert host_bytes(plan, files) == sum(sizes.values())
     unet = prepared_model(generate_request(ms_checkpoint))[1].unet
     rounded = sum(1 << (p.numel() * p.element_size() - 1).bit_length() for p in unet.parameters())

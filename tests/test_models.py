@@ -17,8 +17,9 @@ from hub import FOREVER, Hub, Status
 from standins import write_standin
 
 from t2vcli.errors import ModelError, UsageError
-from t2vcli.models import check_whole, find_model, find_weights, read_json
+from t2vcli.models import find_model, read_config
 from t2vcli.video.reader import read_metadata
+from t2vcli.weightfiles import check_whole, find_weights
 
 SHARED = {
     "model_index.json",
@@ -45,7 +46,7 @@ for request in json.load(sys.stdin):
     try:
         with open(sys.argv[1], "a") as told:
             files = find_model(**request, on_download=lambda done, total: print(done, total, file=told))
-        print(json.dumps({"revision": files.revision, "weights": {k: str(v) for k, v in files.weights.items()}}))
+        print(json.dumps({"revision": files.revision, "weights": {k: str(v) for k, (v,) in files.weights.items()}}))
     except T2VError as error:
         print(json.dumps({"error": str(error), "code": error.exit_code}))
 if {"torch", "diffusers", "transformers"} & set(sys.modules):
@@ -301,11 +302,16 @@ def test_without_a_network_a_run_names_the_way_out_or_takes_the_full_cache_and_r
 # Folders
 
 
+def weights_of(folder: Path, variant: str | None) -> dict[str, list[str]]:
+    found = find_weights({part: folder / part for part in ("text_encoder", "unet", "vae")}, variant)
+    return {part: [path.name for path in paths] for part, paths in found.items()}
+
+
 def test_safetensors_go_before_bin_and_the_variant_before_all(repositories: dict[str, Path]) -> None:
-    unet = repositories["owner/ms"] / "unet"
-    assert find_weights(unet, "unet", None).name == "diffusion_pytorch_model.safetensors"
-    assert find_weights(unet, "unet", "fp16").name == "diffusion_pytorch_model.fp16.safetensors"
-    assert find_weights(repositories["owner/xl"] / "unet", "unet", None).name == "diffusion_pytorch_model.bin"
+    ms = repositories["owner/ms"]
+    assert weights_of(ms, None)["unet"] == ["diffusion_pytorch_model.safetensors"]
+    assert weights_of(ms, "fp16")["unet"] == ["diffusion_pytorch_model.fp16.safetensors"]
+    assert weights_of(repositories["owner/xl"], None)["unet"] == ["diffusion_pytorch_model.bin"]
 
 
 def test_a_folder_is_found_under_its_full_path(repositories: dict[str, Path], monkeypatch: pytest.MonkeyPatch) -> None:
@@ -319,12 +325,12 @@ def test_a_folder_is_found_under_its_full_path(repositories: dict[str, Path], mo
 
 
 def test_a_model_without_fp16_files_lists_what_it_has(tmp_path: Path, repositories: dict[str, Path]) -> None:
-    folder = tmp_path / "unet"
-    shutil.copytree(repositories["owner/ms"] / "unet", folder, copy_function=os.link)
-    (folder / "diffusion_pytorch_model.safetensors").unlink()
-    (folder / "diffusion_pytorch_model.bin").unlink()
-    with pytest.raises(ModelError, match=r"it has diffusion_pytorch_model\.fp16\.safetensors"):
-        find_weights(folder, "unet", None)
+    folder = shutil.copytree(repositories["owner/ms"], tmp_path / "ms", copy_function=os.link)
+    (folder / "unet/diffusion_pytorch_model.safetensors").unlink()
+    (folder / "unet/diffusion_pytorch_model.bin").unlink()
+    with pytest.raises(ModelError, match=r"unet lacks its weights .* as the variant fp16: give --variant fp16"):
+        weights_of(folder, None)
+    assert weights_of(folder, "fp16")["unet"] == ["diffusion_pytorch_model.fp16.safetensors"]
 
 
 @pytest.mark.parametrize(
@@ -355,6 +361,6 @@ def test_a_damaged_json_is_noticed(content: bytes, tmp_path: Path) -> None:
     path = tmp_path / "config.json"
     path.write_bytes(content)
     with pytest.raises(ModelError, match=r"config\.json"):
-        read_json(path)
+        read_config(path)
     with pytest.raises(ModelError, match="is missing"):
-        read_json(tmp_path / "other.json")
+        read_config(tmp_path / "other.json")

@@ -17,7 +17,9 @@ from typer.core import TyperGroup
 
 from t2vcli import stopping
 from t2vcli.cli.console import printable, say, say_error
-from t2vcli.errors import EXIT_CODES, Interrupted, T2VError, UsageError
+from t2vcli.errors import EXIT_CODES, Interrupted, ModelError, T2VError, UsageError
+from t2vcli.hub import wrong_in_environment
+from t2vcli.quiet import keep_warnings_quiet
 
 # What Typer's own parser raises. Its base class is in a module that Typer keeps to itself, so it is reached from here.
 _TyperUsageError: Any = typer.BadParameter.__mro__[1]
@@ -71,6 +73,7 @@ class ErrorBoundary(TyperGroup):
         global _interrupted_s
         _interrupted_s = None
         stopping.forget()
+        keep_warnings_quiet()
         if signal.getsignal(signal.SIGTERM) is signal.SIG_DFL:
             signal.signal(signal.SIGTERM, _on_signal)
         if signal.getsignal(signal.SIGINT) is signal.default_int_handler:  # not where a shell has it ignored
@@ -99,6 +102,9 @@ def _ending() -> Iterator[None]:
     except (typer.Exit, typer.Abort):
         raise
     except Exception as error:  # the boundary: whatever is left is a bug, and says so
+        wrong = wrong_in_environment()  # some variables make the import of the libraries fail
+        if wrong:
+            _leave(wrong, ModelError.exit_code)
         hint = "" if _show_traceback else "; --debug shows where"
         _leave(f"this is a bug in t2v: {type(error).__name__}: {error}{hint}", 1)
 

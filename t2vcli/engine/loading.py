@@ -3,28 +3,32 @@
 from __future__ import annotations
 
 import contextlib
-import pickle
+import functools
+import inspect
+import json
+import math
 import re
-import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Any
 
+import accelerate
 import diffusers
 import torch
 import transformers
 from diffusers import AutoencoderKL, UNet3DConditionModel
-from safetensors import SafetensorError
 from torch import nn
-from transformers import CLIPTextModel, CLIPTokenizer
+from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
-from t2vcli.errors import ModelError, UsageError
-from t2vcli.models import ModelFiles
+from t2vcli.engine.tensors import fill, read_tensors, without_storage
+from t2vcli.errors import ModelError, OutOfMemoryError, T2VError, UsageError
+from t2vcli.models import EMBEDDED, ModelFiles
+from t2vcli.quiet import keep_quiet
 from t2vcli.schedulers import SCHEDULERS
 
-# What a damaged or foreign weight file makes the libraries raise.
-_LOAD_ERRORS = (SafetensorError, OSError, ValueError, RuntimeError, KeyError, EOFError, pickle.UnpicklingError)
+for _library in (accelerate, diffusers, transformers):
+    keep_quiet(_library.__name__)
 
 
 @dataclass
@@ -46,104 +50,206 @@ def vae_scale(vae_config: dict[str, Any]) -> int:
 
 
 @contextlib.contextmanager
-def _quietly() -> Iterator[None]:
-    """Keeps the libraries' progress bars and load-time remarks off stderr; errors still raise."""
-    diffusers_level, transformers_level = diffusers.logging.get_verbosity(), transformers.logging.get_verbosity()
-    diffusers.logging.set_verbosity_error()
-    transformers.logging.set_verbosity_error()
-    transformers.logging.disable_progress_bar()
-    diffusers.logging.disable_progress_bar()
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", category=FutureWarning)
-            yield
-    finally:
-        diffusers.logging.set_verbosity(diffusers_level)
-        transformers.logging.set_verbosity(transformers_level)
+def reading(what: str, files: ModelFiles) -> Iterator[None]:
+    """Makes whatever goes wrong inside an error of the model: a stranger's files may make any library raise anything.
 
-
-def load_tokenizer(files: ModelFiles) -> CLIPTokenizer:
-    """Returns the tokenizer. Raises ModelError if its files are damaged."""
+    Of the embedded model it would be a bug, and memory that runs out is that.
+    """
     try:
-        with _quietly():
-            return CLIPTokenizer.from_pretrained(files.parts["tokenizer"], local_files_only=True)
-    except _LOAD_ERRORS as error:
+        yield
+    except T2VError:
+        raise
+    except BaseException as error:
+        # The tokenizers library is written in Rust, and its panics are no Exceptions.
+        if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
+            raise
+        if files.source == EMBEDDED:
+            raise
+        from t2vcli.engine.memory import memory_shortage
+
+        short = memory_shortage(error)
+        if short:
+            raise OutOfMemoryError(f"memory ran out while {what} was read ({short})") from None
         raise ModelError(
-            f"the tokenizer in {files.parts['tokenizer']} cannot be read ({_first_line(error)}); {files.remedy}"
+            f"{what} cannot be loaded ({_first_line(error)}); {files.remedy}, or check --model and --variant"
         ) from None
 
 
-_KINDS = {"text_encoder": CLIPTextModel, "unet": UNet3DConditionModel, "vae": AutoencoderKL}
+def _first_line(error: BaseException) -> str:
+    """Returns the kind of error and the first line of what it says."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return f"{type(error).__name__}: {lines[0]}"[:200] if lines else type(error).__name__
+
+
+def load_tokenizer(files: ModelFiles) -> CLIPTokenizer:
+    """Returns the tokenizer. Its `model_max_length` is the most that the text encoder has places for.
+
+    Raises ModelError if its files are damaged.
+    """
+    what = f"the tokenizer in {files.parts['tokenizer']}"
+    with reading(what, files):
+        tokenizer = CLIPTokenizer.from_pretrained(files.parts["tokenizer"], local_files_only=True)
+        places = files.config("text_encoder").get("max_position_embeddings", 77)
+        limit = min(tokenizer.model_max_length, places)
+        if not isinstance(limit, int) or limit < 3:
+            raise ValueError(f"a length of {limit!r:.80} tokens")
+        tokenizer.model_max_length = limit
+        # Some mistakes show only in use.
+        ids = tokenizer("a", padding="max_length", max_length=limit, truncation=True).input_ids
+        words = files.config("text_encoder").get("vocab_size", 49408)
+        if len(ids) != limit:
+            raise ValueError(f"it pads to {len(ids)} tokens, not to {limit}")
+        highest = max([*tokenizer.get_vocab().values(), *ids], default=0)
+        if highest >= words:
+            raise ValueError(f"a token has the number {highest}, and the text encoder knows {words}")
+    return tokenizer
 
 
 def load_model(files: ModelFiles, dtype: torch.dtype, shared: Mapping[str, nn.Module] = MappingProxyType({})) -> Model:
     """Returns the text encoder, UNet and VAE in `dtype`, in host memory and in evaluation mode.
 
-    Those in `shared` are loaded already, as parts of a model that has the same.
+    Those in `shared` are loaded already, as parts of a model that has the same. Each part is built from its config
+    without its weights, these are fitted in by name and shape, and the parts are tried out together before anything is
+    converted. No library is left to look for files, or to do what a config says beyond the numbers of the model.
     """
-    parts: dict[str, Any] = {
-        part: shared[part] if part in shared else _load_part(kind, files, part, dtype) for part, kind in _KINDS.items()
-    }
-    return Model(**parts)
+    built: dict[str, Any] = {}
+    weights: dict[str, dict[str, torch.Tensor]] = {}
+    for part in _BUILDERS:
+        built[part], weights[part] = _fitted(files, part)
+    configs = json.dumps({part: files.config(part) for part in _BUILDERS}, sort_keys=True)
+    if files.source != EMBEDDED and configs not in _tried:
+        with reading(files.source, files):
+            _try_out(**built)
+        _tried.add(configs)
+    for part, module in built.items():
+        if part in shared:
+            built[part] = shared[part]
+            continue
+        with reading(", ".join(map(str, files.weights[part])), files):
+            fill(module, weights.pop(part), dtype)
+    return Model(**built)
 
 
-def _load_part(kind: Any, files: ModelFiles, part: str, dtype: torch.dtype) -> Any:
-    weights = files.weights[part]
-    options: dict[str, Any] = {
-        "variant": files.variant,
-        "dtype": dtype,
-        "use_safetensors": weights.suffix == ".safetensors",
-        "local_files_only": True,
-        "output_loading_info": True,
-    }
-    try:
-        with _quietly():
-            module, info = kind.from_pretrained(files.parts[part], **options)
-    except _LOAD_ERRORS as error:
-        refused = _refused_by_the_unpickler(error)
-        if refused:
-            raise ModelError(
-                f"{weights} cannot be loaded: it holds {refused}, and a .bin is read only as far as it holds tensors,"
-                " since anything else could run code; use a model in safetensors"
-            ) from None
-        raise ModelError(
-            f"{weights} cannot be loaded ({_first_line(error)}); {files.remedy}, or check --model and --variant"
-        ) from None
-    wrong = [*info.get("missing_keys", ()), *(str(k) for k in info.get("mismatched_keys", ()))]
+# Building the parts. The settings that make them what they are; all else in a config is not for us.
+
+_TEXT_SETTINGS = (
+    "vocab_size",
+    "hidden_size",
+    "intermediate_size",
+    "num_hidden_layers",
+    "num_attention_heads",
+    "max_position_embeddings",
+    "hidden_act",
+    "layer_norm_eps",
+)
+
+
+def _text_encoder(config: Mapping[str, Any]) -> CLIPTextModel:
+    settings = CLIPTextConfig(**{name: config[name] for name in _TEXT_SETTINGS if name in config})
+    # Never what the config says, which may be the name of a repository with code in it.
+    settings._attn_implementation = "sdpa"
+    return CLIPTextModel(settings)
+
+
+def _of_diffusers(kind: Any, config: Mapping[str, Any]) -> Any:
+    return kind.from_config(known_settings(kind, config))
+
+
+def known_settings(kind: Any, config: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns the settings that a class of diffusers is made with, of all that a config holds."""
+    known = inspect.signature(kind.__init__).parameters
+    return {name: value for name, value in config.items() if name in known}
+
+
+_BUILDERS: dict[str, Callable[[Mapping[str, Any]], Any]] = {
+    "text_encoder": _text_encoder,
+    "unet": functools.partial(_of_diffusers, UNet3DConditionModel),
+    "vae": functools.partial(_of_diffusers, AutoencoderKL),
+}
+
+
+def _fitted(files: ModelFiles, part: str) -> tuple[nn.Module, dict[str, torch.Tensor]]:
+    """Returns a part without storage, and its weights, under its own names and in its shapes."""
+    weights, config = files.weights[part], files.config_path(part)
+    with reading(", ".join(map(str, weights)), files):
+        tensors = read_tensors(weights)
+    with reading(str(config), files), without_storage(most_parameters=2 * len(tensors) + 100):
+        module: nn.Module = _BUILDERS[part](files.config(part)).eval()
+    wanted = module.state_dict()
+    named = {_present_name(name, wanted): tensor for name, tensor in tensors.items()}
+    wrong = [name for name, empty in wanted.items() if name not in named or named[name].shape != empty.shape]
     if wrong:
         raise ModelError(
-            f"{weights} does not fit its config.json: {len(wrong)} tensors are missing or of the wrong shape,"
-            f" the first is {wrong[0]}"
+            f"{weights[0]} does not fit its {config.name}: {len(wrong)} tensors are missing or of the wrong shape,"
+            f" the first is {wrong[0]}; {files.remedy}, or check --model and --variant"
         )
-    assert isinstance(module, nn.Module)
-    # Weights keep requires_grad, as in diffusers' pipelines: nothing is recorded in inference mode, but without it
-    # torch.matmul multiplies non-contiguous inputs another way and the frames differ from theirs in the last bits.
-    return module.eval()
+    return module, {name: named[name] for name in wanted}
 
 
-def _refused_by_the_unpickler(error: BaseException) -> str | None:
-    """Returns what a pickle holds that torch's weights-only unpickler refused, such as `posix.system`, if that it was."""
-    cause: BaseException | None = error
-    while cause is not None:
-        named = re.search(r"(?i)unsupported (?:global: )?global ([\w.]+)", str(cause))
-        if named and isinstance(cause, pickle.UnpicklingError):
-            return named[1]
-        cause = cause.__cause__ or cause.__context__
-    return None
+_OLD_ATTENTION = {"query": "to_q", "key": "to_k", "value": "to_v", "proj_attn": "to_out.0"}
 
 
-def _first_line(error: BaseException) -> str:
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return (lines[0] if lines else type(error).__name__)[:200]
+def _present_name(name: str, wanted: Mapping[str, object]) -> str:
+    """Returns the name that a tensor has in the libraries of today.
+
+    The attention of a VAE was renamed in diffusers 0.17, and since transformers 5.6 the text encoder's tower has no
+    level of its own.
+    """
+    if name in wanted:
+        return name
+    renamed = re.sub(r"\.(query|key|value|proj_attn)\.", lambda match: f".{_OLD_ATTENTION[match[1]]}.", name)
+    for candidate in (renamed, name.removeprefix("text_model."), f"text_model.{name}"):
+        if candidate in wanted:
+            return candidate
+    return name
+
+
+_tried: set[str] = set()  # configs that go together
+
+
+def _try_out(text_encoder: Any, unet: Any, vae: Any) -> None:
+    """Runs parts without storage one after the other as a video needs them: shapes and types only, nothing is computed.
+
+    So what does not go together is known before hours are spent. Raises whatever the libraries do.
+    """
+    with torch.device("meta"), torch.no_grad():
+        frames, scale = 2, vae_scale(dict(vae.config))
+        cells = 2 ** (len(unet.config.block_out_channels) - 1)
+        words = text_encoder(torch.zeros(1, text_encoder.config.max_position_embeddings, dtype=torch.long))[0]
+        latents = torch.zeros(1, unet.config.in_channels, frames, cells, cells)
+        noise_pred = unet(latents, torch.tensor(1), encoder_hidden_states=words).sample
+        if noise_pred.shape != latents.shape:
+            raise ValueError(f"the UNet turns latents {_shape(latents)} into {_shape(noise_pred)}")
+        flat = latents.transpose(1, 2).flatten(0, 1)
+        factor = vae.config.scaling_factor
+        if isinstance(factor, bool) or not isinstance(factor, int | float) or not math.isfinite(factor) or not factor:
+            raise ValueError(f"the VAE has a scaling_factor of {factor!r:.80}")
+        pictures = vae.decode(flat / factor).sample
+        wanted = (frames, 3, scale * cells, scale * cells)
+        if pictures.shape != wanted:
+            raise ValueError(f"the VAE decodes latents {_shape(flat)} to {_shape(pictures)}, not to {wanted}")
+        encoded = vae.encode(torch.zeros(wanted)).latent_dist.mean
+        if encoded.shape != flat.shape:
+            raise ValueError(f"the VAE encodes pictures {wanted} to {_shape(encoded)}, not to {_shape(flat)}")
+
+
+def _shape(tensor: torch.Tensor) -> tuple[int, ...]:
+    return tuple(tensor.shape)
+
+
+MAX_TRAINED_STEPS = 100_000  # 1000 in all models known; a schedule is made of as many numbers
 
 
 def make_scheduler(name: str, files: ModelFiles) -> Any:
     """Returns the scheduler called `name`, with the noise schedule that the model was trained with."""
     choice = SCHEDULERS[name]
     kind = getattr(diffusers, choice.class_name)
-    config = {k: v for k, v in files.config("scheduler").items() if not k.startswith("_")}
-    with _quietly():
-        return kind.from_config({**config, **choice.settings})
+    with reading(str(files.config_path("scheduler")), files):
+        settings = known_settings(kind, files.config("scheduler"))
+        trained = settings.get("num_train_timesteps", 1000)
+        if not isinstance(trained, int) or not 0 < trained <= MAX_TRAINED_STEPS:
+            raise ValueError(f"num_train_timesteps is {trained!r:.80}")
+        return kind.from_config({**settings, **choice.settings})
 
 
 def check_steps(name: str, files: ModelFiles, steps: int) -> None:
@@ -153,7 +259,8 @@ def check_steps(name: str, files: ModelFiles, steps: int) -> None:
         least = 1 if scheduler.config.skip_prk_steps else scheduler.pndm_order
         if steps < least:  # it begins with that many Runge-Kutta steps
             raise UsageError(f"--steps {steps} is too few for --scheduler {name}; use {least} or more")
-    scheduler.set_timesteps(steps)
+    with reading(str(files.config_path("scheduler")), files):
+        scheduler.set_timesteps(steps)
     trained = scheduler.config.num_train_timesteps
     sigmas = getattr(scheduler, "sigmas", None)
     # Schedules that count from 1 go beyond the last timestep; others visit one twice, and divide by the step between.

@@ -359,7 +359,7 @@ def _stage_identity(request: Request, prepared: Prepared) -> dict[str, Any]:
             "source": files.source,
             "revision": files.revision,
             "variant": files.variant,
-            "bytes": {part: path.stat().st_size for part, path in files.weights.items()},
+            "bytes": files.weight_bytes,
         },
         "blocks": asdict(prepared.blocks),
         "device": prepared.plan.device,

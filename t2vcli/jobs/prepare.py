@@ -13,7 +13,7 @@ from transformers import CLIPTokenizer
 
 from t2vcli.engine.device import DTYPES, choose_device, free_device_bytes, has_nvidia_driver, why_no_cuda
 from t2vcli.engine.guidance import needs_guidance
-from t2vcli.engine.loading import Model, check_steps, load_model, load_tokenizer, vae_scale
+from t2vcli.engine.loading import Model, check_steps, load_model, load_tokenizer, reading, vae_scale
 from t2vcli.engine.memory import PlacedModel, keep_in_fp8
 from t2vcli.engine.prompt import Tokens, encode_prompt, tokenize
 from t2vcli.errors import OutOfMemoryError, UsageError
@@ -72,7 +72,7 @@ def prepare(
         request.model,
         revision=request.revision,
         variant=request.variant,
-        download_bytes=preset.download_bytes if preset else None,
+        download_bytes=preset.download_of(request) if preset else None,
         on_download=told_in_megabytes(report, "download"),
         offline=offline,
         say=report.say,
@@ -98,8 +98,8 @@ def prepare(
     shared = first is not None and same_tokenizer(first.files, files)
     tokenizer = first.tokenizer if first is not None and shared else load_tokenizer(files)
     _check_clip_skip(request, files)
-    prompt = _checked_tokens(tokenizer, request.prompt, "prompt", report, strict)
-    negative = _checked_tokens(tokenizer, request.negative_prompt, "negative prompt", report, strict)
+    prompt = _checked_tokens(files, tokenizer, request.prompt, "prompt", report, strict)
+    negative = _checked_tokens(files, tokenizer, request.negative_prompt, "negative prompt", report, strict)
     _say_unknown_words(files, request.prompt, report)
     return Prepared(files, way.plan, list(way.below), way.blocks, tokenizer, prompt, negative)
 
@@ -159,7 +159,7 @@ def host_bytes(plan: MemoryPlan, files: ModelFiles) -> int:
     """
     architecture = architecture_of(files.config("unet"))
     if architecture is None:
-        sizes = {part: path.stat().st_size for part, path in files.weights.items()}
+        sizes = files.weight_bytes
     else:
         sizes = {part: size * (2 if plan.dtype == "fp32" else 1) for part, size in weight_bytes(architecture).items()}
     pinned = (PINNED_ROUNDING - 1) * sizes["unet"] if plan.resident_bytes is not None else 0
@@ -169,8 +169,11 @@ def host_bytes(plan: MemoryPlan, files: ModelFiles) -> int:
 PINNED_ROUNDING = 1.33  # of the weights of a ModelScope UNet, each rounded up to a power of two bytes
 
 
-def _checked_tokens(tokenizer: CLIPTokenizer, text: str, name: str, report: Report, strict: bool) -> Tokens:
-    tokens = tokenize(tokenizer, text)
+def _checked_tokens(
+    files: ModelFiles, tokenizer: CLIPTokenizer, text: str, name: str, report: Report, strict: bool
+) -> Tokens:
+    with reading(f"the tokenizer in {files.parts['tokenizer']}", files):
+        tokens = tokenize(tokenizer, text)
     if tokens.dropped:
         line = f"the {name} is {tokens.count} tokens and the model reads {tokens.limit}; ignored: '{tokens.dropped}'"
         if strict:

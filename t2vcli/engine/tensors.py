@@ -1,0 +1,113 @@
+"""Reading weight files: mapped from the disk where their format allows it, so that nothing is held twice."""
+
+from __future__ import annotations
+
+import contextlib
+import pickle
+import re
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import safetensors.torch
+import torch
+from torch.overrides import TorchFunctionMode
+
+from t2vcli.errors import ModelError
+from t2vcli.weightfiles import is_legacy
+
+
+def read_tensors(paths: Sequence[Path]) -> dict[str, torch.Tensor]:
+    """Returns the tensors of all files by name, in the type of the file. Raises ModelError for what a pickle may not hold.
+
+    Those of a safetensors file or of PyTorch's archive are mapped: they are read from the disk when they are used.
+    """
+    tensors: dict[str, torch.Tensor] = {}
+    for path in paths:
+        held = safetensors.torch.load_file(path) if path.suffix == ".safetensors" else _unpickled(path)
+        if not isinstance(held, dict) or not all(
+            isinstance(k, str) and isinstance(v, torch.Tensor) for k, v in held.items()
+        ):
+            raise ModelError(f"{path} does not hold tensors by name; use a model in safetensors")
+        tensors |= held
+    return tensors
+
+
+def _unpickled(path: Path) -> object:
+    with path.open("rb") as file:
+        legacy = is_legacy(file)
+    try:
+        return torch.load(path, map_location="cpu", weights_only=True, mmap=not legacy)
+    except Exception as error:
+        refused = _refused_by_the_unpickler(error)
+        if refused:
+            raise ModelError(
+                f"{path} cannot be loaded: it holds {refused}, and a .bin is read only as far as it holds tensors,"
+                " since anything else could run code; use a model in safetensors"
+            ) from None
+        raise
+
+
+def _refused_by_the_unpickler(error: BaseException) -> str | None:
+    """Returns what a pickle holds that torch's weights-only unpickler refused, such as `posix.system`, if that it was."""
+    cause: BaseException | None = error
+    while cause is not None:
+        named = re.search(r"(?i)unsupported (?:global: )?global ([\w.]+)", str(cause))
+        if named and isinstance(cause, pickle.UnpicklingError):
+            return named[1]
+        cause = cause.__cause__ or cause.__context__
+    return None
+
+
+def fill(module: torch.nn.Module, tensors: dict[str, torch.Tensor], dtype: torch.dtype) -> None:
+    """Gives a module without storage (on the meta device) its weights, in `dtype`. `tensors` is used up by it.
+
+    They are converted one by one, and each is let go of before the next: at no time is more than one held twice.
+    """
+    for name in list(tensors):
+        tensor = tensors.pop(name)
+        holder, _, own = name.rpartition(".")
+        place = module.get_submodule(holder)
+        if tensor.is_floating_point():
+            tensor = tensor.to(dtype)
+        if own in place._parameters:
+            # They keep requires_grad, as in diffusers' pipelines: nothing is recorded in inference mode, but without it
+            # torch.matmul multiplies non-contiguous inputs another way and the frames differ in the last bits.
+            place._parameters[own] = torch.nn.Parameter(tensor)
+        else:
+            place._buffers[own] = tensor
+    for name, buffer in list(module.named_buffers()):
+        if buffer.is_meta:  # one that is not saved: the numbers of the places, from 0 on
+            holder, _, own = name.rpartition(".")
+            assert own == "position_ids", name
+            module.get_submodule(holder)._buffers[own] = torch.arange(buffer.shape[-1]).expand(buffer.shape)
+
+
+@contextlib.contextmanager
+def without_storage(*, most_parameters: int) -> Iterator[None]:
+    """Makes modules on the meta device inside, and leaves out what would set their weights to begin with.
+
+    Raises ModelError where they come to have more parameters than that: a config may ask for any number of layers.
+    """
+    count = 0
+
+    def count_one(*_: object) -> None:
+        nonlocal count
+        count += 1
+        if count > most_parameters:
+            raise ModelError("its config.json describes a larger model than the one whose weights are there")
+
+    handle = torch.nn.modules.module.register_module_parameter_registration_hook(count_one)
+    try:
+        with torch.device("meta"), _NoFirstWeights():
+            yield
+    finally:
+        handle.remove()
+
+
+class _NoFirstWeights(TorchFunctionMode):
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        if getattr(func, "__module__", None) == "torch.nn.init":
+            return args[0] if args else kwargs["tensor"]
+        return func(*args, **kwargs)
