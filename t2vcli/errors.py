@@ -9,7 +9,7 @@ T2VError                 1   a bug, or anything not foreseen below
 ├── OutOfMemoryError     7   the device's memory did not suffice
 ├── OutputError          8   the video could not be encoded or written, or a disk is full
 ├── NonFiniteError       9   the result holds NaN or infinity
-└── Interrupted    130/143   stopped by Ctrl-C (130) or SIGTERM (143)
+└── Interrupted    130/143   stopped by Ctrl-C (130), SIGTERM or SIGHUP (143)
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ EXIT_CODES: dict[int, str] = {
     8: "output: encoding failed, disk full, or the path cannot be written",
     9: "non-finite result: the model produced NaN or infinity",
     130: "interrupted by Ctrl-C",
-    143: "terminated by SIGTERM",
+    143: "terminated by SIGTERM or SIGHUP",
 }
 
 
@@ -68,9 +68,12 @@ class NonFiniteError(T2VError):
     exit_code = 9
 
 
+HOW_IT_STOPPED = {"SIGINT": "interrupted", "SIGTERM": "terminated", "SIGHUP": "terminated"}
+
+
 class Interrupted(T2VError):  # noqa: N818 - not an error, a wish
-    """Stopped by a signal; `signal_name` is SIGINT or SIGTERM."""
+    """Stopped by a signal; `signal_name` is SIGINT, SIGTERM or SIGHUP."""
 
     def __init__(self, message: str, *, signal_name: str = "SIGINT") -> None:
         super().__init__(message)
-        self.exit_code = 143 if signal_name == "SIGTERM" else 130
+        self.exit_code = 130 if signal_name == "SIGINT" else 143

@@ -6,6 +6,9 @@ import contextlib
 import os
 import select
 import signal
+import subprocess
+import sys
+import textwrap
 from collections.abc import Callable, Iterator
 from fractions import Fraction
 from pathlib import Path
@@ -15,6 +18,8 @@ import pytest
 from commandline import contents
 from faults import children
 
+from t2vcli import stopping
+from t2vcli.cli import boundary
 from t2vcli.errors import InputError, OutputError
 from t2vcli.video import Frame, ffmpeg, reader
 from t2vcli.video.reader import VideoInfo, probe, read_frames
@@ -48,8 +53,9 @@ def out(tmp_path: Path) -> Path:
 
 
 @pytest.fixture
-def short_patience(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(ffmpeg, "HANG_LIMIT_S", 0.2)
+def short_patience(monkeypatch: pytest.MonkeyPatch, end: str) -> None:
+    if "hangs" in end:
+        monkeypatch.setattr(ffmpeg, "HANG_LIMIT_S", 0.2)
 
 
 def write(path: Path, frames: Iterator[Frame] | None = None) -> VideoInfo:
@@ -109,7 +115,7 @@ def test_an_encoder_that_fails_at_any_frame(
         assert str(caught.value).isprintable()
         assert contents(out.parent) == {"clip.mp4": OLD}
         assert_gone(pid_file)
-    monkeypatch.delenv("IMAGEIO_FFMPEG_EXE")
+    monkeypatch.undo()
     assert write(out).frames == FRAMES
 
 
@@ -129,7 +135,7 @@ def test_a_decoder_that_fails_at_any_frame(
         assert f"{given} of " in said
         assert said.isprintable()
         assert_gone(pid_file)
-    monkeypatch.delenv("IMAGEIO_FFMPEG_EXE")
+    monkeypatch.undo()
     assert len(list(read_frames(out, info))) == FRAMES
 
 
@@ -195,6 +201,77 @@ def kill_child(number: signal.Signals) -> None:
     os.kill(pid, number)
     if number == signal.SIGKILL:
         os.waitid(os.P_PID, pid, os.WEXITED | os.WNOWAIT)
+
+
+class Signalling(subprocess.Popen[bytes]):
+    """A start in the middle of which the user presses Ctrl-C."""
+
+    def _execute_child(self, *args: object) -> None:
+        super()._execute_child(*args)  # type: ignore[misc]
+        os.kill(os.getpid(), signal.SIGTERM)
+
+
+@pytest.fixture
+def handling() -> Iterator[None]:
+    """The command line's handler of SIGTERM."""
+    stopping.forget()
+    boundary._interrupted_s = None
+    before = signal.signal(signal.SIGTERM, boundary._on_signal)
+    yield
+    signal.signal(signal.SIGTERM, before)
+    stopping.forget()
+    boundary._interrupted_s = None
+
+
+@pytest.mark.usefixtures("handling")
+def test_a_signal_that_comes_while_ffmpeg_is_being_started_stops_the_run(
+    out: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(subprocess, "Popen", Signalling)
+    with pytest.raises(KeyboardInterrupt):
+        write(out)
+    assert children() == set()
+    assert contents(out.parent) == {"clip.mp4": OLD}
+
+
+class Careless:
+    """What swallows whatever a signal handler raises."""
+
+    def __del__(self) -> None:
+        os.kill(os.getpid(), signal.SIGTERM)
+
+
+@pytest.mark.usefixtures("handling")
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+def test_a_signal_that_python_swallowed_stops_the_run_at_the_next_frame(out: Path) -> None:
+    def frames() -> Iterator[Frame]:
+        for frame in clips.ramp(FRAMES):
+            Careless()
+            yield frame
+
+    with pytest.raises(KeyboardInterrupt):
+        write(out, frames())
+    assert children() == set()
+    assert contents(out.parent) == {"clip.mp4": OLD}
+
+
+def test_nothing_of_python_runs_between_fork_and_exec(out: Path) -> None:
+    """The hooks for a fork are Python code, and a process that has them to run is copied first, page by page."""
+    code = """
+        import os, sys
+        os.register_at_fork(before=lambda: print("forked"))
+        from pathlib import Path
+        from test_faults_ffmpeg import write
+        print(write(Path(sys.argv[1])).frames)
+    """
+    done = subprocess.run(
+        [sys.executable, "-c", textwrap.dedent(code), str(out)],
+        env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert done.stdout == f"{FRAMES}\n"
 
 
 def test_the_real_decoder_is_killed_at_any_frame(tmp_path: Path) -> None:

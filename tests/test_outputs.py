@@ -8,6 +8,7 @@ import os
 import signal
 import subprocess
 import sys
+import tempfile
 import textwrap
 import time
 from collections.abc import Iterable, Iterator
@@ -22,6 +23,7 @@ from PIL import Image
 
 from t2vcli.errors import InputError, OutputError
 from t2vcli.video import Frame, files, folders
+from t2vcli.video import along as along_module
 from t2vcli.video.along import along_with
 from t2vcli.video.formats import FORMATS, PNG, format_of, place_of
 from t2vcli.video.reader import VideoInfo, probe, read_frames, read_metadata
@@ -419,18 +421,18 @@ def talkie(tmp_path_factory: pytest.TempPathFactory) -> Path:
             "x.webm",
             [],
             [
-                "the sound is dropped: aac cannot be in a webm",
-                "the subtitles are dropped: mov_text cannot be in a webm",
+                "the sound is dropped: aac cannot be in a webm; an mkv (-o NAME.mkv) keeps it",
+                "the subtitles are dropped: mov_text cannot be in a webm; an mkv (-o NAME.mkv) keeps them",
             ],
         ),
         (
             "x.gif",
             [],
             [
-                "the tags are dropped: a gif has no room for them",
-                "the sound is dropped: aac cannot be in a gif",
-                "the subtitles are dropped: mov_text cannot be in a gif",
-                "the chapters are dropped: a gif has no room for them",
+                "the tags are dropped: a gif has no room for them; an mp4 (-o NAME.mp4) keeps them",
+                "the sound is dropped: aac cannot be in a gif; an mkv (-o NAME.mkv) keeps it",
+                "the subtitles are dropped: mov_text cannot be in a gif; an mkv (-o NAME.mkv) keeps them",
+                "the chapters are dropped: a gif has no room for them; an mp4 (-o NAME.mp4) keeps them",
             ],
         ),
     ],
@@ -488,6 +490,47 @@ def test_a_webm_takes_opus_along(tmp_path: Path) -> None:
     assert [stream.codec for stream in info.streams] == ["opus"]
 
 
+TROUBLES = {
+    "killed": ("kill -KILL $$", "killed by SIGKILL"),
+    "out of memory": ("echo '[mp4 @ 0x5] [error] Cannot allocate memory' >&2; exit 244", "Cannot allocate memory"),
+    "disk full": ("echo '[out#0/mp4 @ 0x5] [error] No space left on device' >&2; exit 228", "No space left on device"),
+    "gone": ("echo '[in#0 @ 0x5] [error] Error opening input: No such file' >&2; exit 254", "No such file"),
+    "hung": ("exec sleep 600", "no answer within"),
+}
+
+
+@pytest.mark.parametrize("trouble", TROUBLES)
+def test_a_trial_that_failed_has_not_said_that_the_sound_does_not_fit(
+    tmp_path: Path, talkie: Path, trouble: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    script, said = TROUBLES[trouble]
+    source = probe(talkie)
+    along_module._refusal.cache_clear()
+    monkeypatch.setattr(along_module, "_TRIAL_LIMIT_S", 0.5 if trouble == "hung" else 60.0)
+    monkeypatch.setenv("IMAGEIO_FFMPEG_EXE", clips.shell_ffmpeg(tmp_path, script))
+    with pytest.raises(InputError, match=rf"could not try whether the sound and subtitles of .* \(.*{said}"):
+        along_with(talkie, source)
+    monkeypatch.undo()
+    monkeypatch.setenv("TMPDIR", "/nonexistent")  # it needs no temporary folder
+    monkeypatch.setattr(tempfile, "tempdir", None)
+    assert along_with(talkie, source).dropped == ()
+
+
+def test_what_the_muxer_itself_refuses_is_dropped_with_its_words_and_the_rest_is_kept(
+    tmp_path: Path, talkie: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    along_module._refusal.cache_clear()
+    script = "echo '[mp4 @ 0x5] [error] Malformed AAC bitstream detected' >&2; exit 183"
+    exe = clips.shell_ffmpeg(tmp_path, f'case "$*" in *-map*1:*|*"-map 0:1"*) {script};; *) exec "$REAL" "$@";; esac')
+    source = probe(talkie)
+    monkeypatch.setenv("IMAGEIO_FFMPEG_EXE", exe)
+    along = along_with(talkie, source)
+    assert along.dropped == (
+        "the sound is dropped: aac cannot be in an mp4 (Malformed AAC bitstream detected); an mkv (-o NAME.mkv) keeps it",
+    )
+    assert len(along.subtitles) == 1
+
+
 def test_what_was_chosen_for_another_kind_is_a_bug(tmp_path: Path, talkie: Path) -> None:
     with pytest.raises(ValueError, match="chosen for an mp4, not for an mkv"):
         write_video(
@@ -501,6 +544,29 @@ def test_what_was_chosen_for_another_kind_is_a_bug(tmp_path: Path, talkie: Path)
             comment="",
             along=along_with(talkie, probe(talkie)),
         )
+
+
+def test_a_sweep_between_the_making_of_a_folder_and_its_locking_is_made_up_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Two jobs in one parent: each sweeps before it begins."""
+    swept = []
+    mkdir = os.mkdir
+
+    def swept_at_once(path: Path, *args: int) -> None:
+        mkdir(path, *args)
+        if len(swept) < 3:
+            swept.append(path)
+            files.sweep(tmp_path)
+            assert not path.exists()
+
+    monkeypatch.setattr(os, "mkdir", swept_at_once)
+    with folders.reserved_folder(tmp_path) as folder:
+        assert folder.is_dir()
+        files.sweep(tmp_path)
+        assert folder.is_dir()
+    assert len(swept) == 3
+    assert list(tmp_path.iterdir()) == []
 
 
 # What strangers put where the recipe lies

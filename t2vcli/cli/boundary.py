@@ -17,8 +17,9 @@ from typer.core import TyperGroup
 
 from t2vcli import stopping
 from t2vcli.cli.console import printable, say, say_error
-from t2vcli.errors import EXIT_CODES, Interrupted, ModelError, T2VError, UsageError
+from t2vcli.errors import EXIT_CODES, HOW_IT_STOPPED, Interrupted, ModelError, T2VError, UsageError
 from t2vcli.hub import wrong_in_environment
+from t2vcli.limits import limit_met
 from t2vcli.quiet import keep_warnings_quiet
 
 # What Typer's own parser raises. Its base class is in a module that Typer keeps to itself, so it is reached from here.
@@ -35,7 +36,7 @@ def enable_debug(value: bool) -> bool:
 
 
 class _Terminated(KeyboardInterrupt):
-    """SIGTERM, as what no `except Exception` on the way can swallow."""
+    """SIGTERM or SIGHUP, as what no `except Exception` on the way can swallow."""
 
 
 CLEANING_S = 5.0
@@ -59,7 +60,7 @@ def _on_signal(number: int, frame: FrameType | None) -> None:
     if _interrupted_s is not None and now_s - _interrupted_s < CLEANING_S:
         return
     _interrupted_s = now_s
-    raise _Terminated if number == signal.SIGTERM else KeyboardInterrupt
+    stopping.interrupt(KeyboardInterrupt() if number == signal.SIGINT else _Terminated())
 
 
 class ErrorBoundary(TyperGroup):
@@ -74,12 +75,16 @@ class ErrorBoundary(TyperGroup):
         _interrupted_s = None
         stopping.forget()
         keep_warnings_quiet()
-        if signal.getsignal(signal.SIGTERM) is signal.SIG_DFL:
-            signal.signal(signal.SIGTERM, _on_signal)
+        for number in (signal.SIGTERM, signal.SIGHUP):
+            if signal.getsignal(number) is signal.SIG_DFL:  # not where nohup has it ignored
+                signal.signal(number, _on_signal)
         if signal.getsignal(signal.SIGINT) is signal.default_int_handler:  # not where a shell has it ignored
             signal.signal(signal.SIGINT, _on_signal)
-        with _ending():
-            return super().invoke(ctx)
+        try:
+            with _ending():
+                return super().invoke(ctx)
+        finally:
+            stopping.forget()
 
 
 @contextlib.contextmanager
@@ -89,11 +94,9 @@ def _ending() -> Iterator[None]:
         yield
     except T2VError as error:
         _leave(str(error), error.exit_code)
-    except _Terminated:
-        stopped = Interrupted("terminated", signal_name="SIGTERM")
-        _leave(str(stopped), stopped.exit_code)
-    except KeyboardInterrupt:
-        stopped = Interrupted("interrupted")
+    except KeyboardInterrupt as error:
+        name = stopping.asked() or ("SIGTERM" if isinstance(error, _Terminated) else "SIGINT")
+        stopped = Interrupted(HOW_IT_STOPPED[name], signal_name=name)
         _leave(str(stopped), stopped.exit_code)
     except _TyperUsageError as error:
         if type(error).__name__ == "NoArgsIsHelpError":  # a group asked for nothing: it shows its help
@@ -101,10 +104,14 @@ def _ending() -> Iterator[None]:
         _leave(_usage_sentence(error), UsageError.exit_code)
     except (typer.Exit, typer.Abort):
         raise
-    except Exception as error:  # the boundary: whatever is left is a bug, and says so
+    except Exception as error:
+        met = limit_met(error)
+        if met is not None:
+            _leave(str(met), met.exit_code)
         wrong = wrong_in_environment()  # some variables make the import of the libraries fail
         if wrong:
             _leave(wrong, ModelError.exit_code)
+        # the boundary: whatever is left is a bug, and says so
         hint = "" if _show_traceback else "; --debug shows where"
         _leave(f"this is a bug in t2v: {type(error).__name__}: {error}{hint}", 1)
 

@@ -16,7 +16,7 @@ from pydantic import TypeAdapter, ValidationError
 from t2vcli import runs, stopping
 from t2vcli.engine.checkpoint import read_latents, read_state, write_latents, write_state
 from t2vcli.engine.latents import DenoiseState
-from t2vcli.errors import InputError, Interrupted, NonFiniteError, T2VError
+from t2vcli.errors import HOW_IT_STOPPED, InputError, Interrupted, NonFiniteError, T2VError
 from t2vcli.jobs.attempt import Attempts
 from t2vcli.jobs.prepare import Prepared
 from t2vcli.metadata import versions
@@ -213,7 +213,7 @@ def keeper(
         yield kept
     except KeyboardInterrupt:
         signal_name = stopping.asked() or "SIGINT"
-        raise Interrupted(f"{_STOPPED[signal_name]}; {kept.way_on()}", signal_name=signal_name) from None
+        raise Interrupted(f"{HOW_IT_STOPPED[signal_name]}; {kept.way_on()}", signal_name=signal_name) from None
     except (Interrupted, NonFiniteError):  # the one says it itself, the other would happen again
         raise
     except T2VError:
@@ -228,9 +228,6 @@ def keeper(
 def _how(request: Request) -> dict[str, Any]:
     values = request.model_dump(mode="json")
     return {key: value for key, value in values.items() if not TRAITS[key].decides}
-
-
-_STOPPED = {"SIGINT": "interrupted", "SIGTERM": "terminated"}
 
 
 def _take_up(kept: Keeper, folder: Path, keeping: Keeping) -> None:

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
-import tempfile
-from collections.abc import Mapping
+import errno
+import functools
+import os
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from fractions import Fraction
 from pathlib import Path
 
+from t2vcli.errors import InputError
 from t2vcli.video import ffmpeg
-from t2vcli.video.ffmpeg import QUIET, file_url, input_arguments
-from t2vcli.video.formats import MKV, MP4, Format
+from t2vcli.video.ffmpeg import QUIET, file_url, how_it_ended, input_arguments, messages, shown
+from t2vcli.video.formats import MKV, MP4, Format, keeping
 from t2vcli.video.reader import Stream, VideoInfo
 from t2vcli.video.tags import METADATA_KEY, RATE_KEY
 
@@ -68,19 +71,19 @@ def along_with(source: Path, video: VideoInfo, *, container: Format = MP4) -> Al
     """
     tags, dropped = _kept_tags(video.tags)
     if not container.keeps_tags:
-        dropped = [f"the tags are dropped: {container.called} has no room for them"] if tags else []
+        dropped = [f"the tags are dropped: {_no_room(container)}"] if tags else []
         tags = {}
+    streams = [s for s in video.streams if not (s.codec == "bin_data" and video.chapters)]  # the chapters' own titles
+    reasons = {stream.index: _obstacle(video, stream, container) for stream in streams}
+    reasons |= _misfits(source, tuple(stream for stream in streams if not reasons[stream.index]), container)
     kept: dict[str, list[int]] = {"audio": [], "subtitle": []}
-    for stream in video.streams:
-        if stream.codec == "bin_data" and video.chapters:  # the chapters' own titles
-            continue
-        reason = _obstacle(source, video, stream, container)
-        if reason:
-            dropped.append(f"{_called(stream, video.streams)} dropped: {reason}")
+    for stream in streams:
+        if reasons[stream.index]:
+            dropped.append(f"{_called(stream, video.streams)} dropped: {reasons[stream.index]}")
         else:
             kept[stream.kind].append(stream.index)
     if video.chapters and not container.keeps_tags:
-        dropped.append(f"the chapters are dropped: {container.called} has no room for them")
+        dropped.append(f"the chapters are dropped: {_no_room(container)}")
     elif video.chapters and not video.whole:
         dropped.append("the chapters are dropped: only a part of the video is taken")
     return Along(
@@ -101,30 +104,89 @@ def _retold(streams: tuple[Stream, ...], container: Format) -> tuple[int, ...]:
     return tuple(stream.index for stream in streams if stream.codec == "mov_text") if container is MKV else ()
 
 
-def _obstacle(source: Path, video: VideoInfo, stream: Stream, container: Format) -> str:
-    """Returns why a stream cannot go along, "" if it can."""
+def _no_room(container: Format) -> str:
+    return f"{container.called} has no room for them; {MP4.called} (-o NAME{MP4.suffix}) keeps them"
+
+
+def _obstacle(video: VideoInfo, stream: Stream, container: Format) -> str:
+    """Returns why a stream cannot go along, "" if it can as far as is known without a trial."""
     if stream.kind not in ("audio", "subtitle"):
         return "only pictures, sound and subtitles are kept"
     if not video.whole:
         return "only a part of the video is taken"
-    if not container.takes(stream.kind, stream.codec) or not _fits(source, stream, container):
-        return f"{stream.codec} cannot be in {container.called}"
-    return ""
+    return "" if container.takes(stream.kind, stream.codec) else _does_not_fit(stream, container)
 
 
-def _fits(source: Path, stream: Stream, container: Format) -> bool:
-    """Returns whether ffmpeg puts the first second of the stream into the container: better known now than after hours."""
-    retold = _retold((stream,), container)
-    only = Along(source, subtitles=(stream.index,), container=container, retold=retold)
-    with tempfile.TemporaryDirectory() as folder:
-        done = ffmpeg.run(
-            [
-                *(*QUIET, "error", "-y", *only.opened(), *only.put(0)),
-                *("-t", "1", "-f", container.muxer, file_url(Path(folder) / f"trial{container.suffix}")),
-            ],
-            limit_s=_TRIAL_LIMIT_S,
-        )
-    return done.status == 0 and not done.hung
+def _does_not_fit(stream: Stream, container: Format, why: str = "") -> str:
+    others = [kind for kind in keeping(stream.kind, stream.codec) if kind is not container]
+    what = "them" if stream.kind == "subtitle" else "it"
+    way_out = f"; {others[0].called} (-o NAME{others[0].suffix}) keeps {what}" if others else ""
+    cause = f" ({why})" if why else ""
+    return f"{stream.codec} cannot be in {container.called}{cause}{way_out}"
+
+
+def _misfits(source: Path, streams: tuple[Stream, ...], container: Format) -> dict[int, str]:
+    """Returns which of the streams ffmpeg cannot put into the container, by their number, and why.
+
+    The first second of all is tried at once, into nothing; only if that is refused each by itself. Raises InputError if
+    it cannot be tried: that says nothing of what fits.
+    """
+    if not streams:
+        return {}
+    try:
+        file = os.stat(source)
+    except OSError as error:
+        raise InputError(f"{shown(source)} cannot be read any more ({error.strerror})") from None
+    whole = (file.st_mtime_ns, file.st_size, file.st_ino)
+    why = _refusal(source, streams, container, whole)
+    if why is None:
+        return {}
+    if len(streams) > 1:
+        alone = {stream: _refusal(source, (stream,), container, whole) for stream in streams}
+        return {stream.index: _does_not_fit(stream, container, why) for stream, why in alone.items() if why is not None}
+    return {streams[0].index: _does_not_fit(streams[0], container, why)}
+
+
+# What a muxer says of a codec that it does not know, which says no more than "cannot be in".
+_NOT_KNOWN = ("codec not currently supported in container", "are supported for WebM")
+_NOT_OF_THE_STREAM = (errno.ENOSPC, errno.EIO, errno.ENOMEM, errno.EMFILE, errno.ENFILE, errno.EACCES, errno.ENOENT)
+
+
+@functools.lru_cache(maxsize=64)
+def _refusal(source: Path, streams: tuple[Stream, ...], container: Format, whole: tuple[int, ...]) -> str | None:
+    """Returns why ffmpeg's muxer refuses the streams together, "" if it does not know their codec; None if it takes them.
+
+    `whole` tells one content of the file from another. Raises InputError for every other end.
+    """
+    only = Along(
+        source,
+        sounds=tuple(stream.index for stream in streams if stream.kind == "audio"),
+        subtitles=tuple(stream.index for stream in streams if stream.kind == "subtitle"),
+        container=container,
+        retold=_retold(streams, container),
+    )
+    done = ffmpeg.run(
+        [
+            *(*QUIET, "level+error", "-y", *only.opened(), *only.put(0)),
+            *("-t", "1", "-f", container.muxer, file_url(os.devnull)),
+        ],
+        limit_s=_TRIAL_LIMIT_S,
+    )
+    if done.status == 0 and not done.hung:
+        return None
+    said = [line.text for line in messages(done.log) if line.source.partition(" @ ")[0] == container.muxer]
+    if said and not done.hung and done.status > 0 and 256 - done.status not in _NOT_OF_THE_STREAM:
+        return "" if said[0].endswith(_NOT_KNOWN) else shown(said[0][:200])
+    ended = f"no answer within {_TRIAL_LIMIT_S:g} seconds" if done.hung else how_it_ended(done.status, done.log)
+    raise InputError(
+        f"ffmpeg could not try whether the {_all_called(streams)} of {shown(source)} can be in {container.called}"
+        f" ({ended}); try again"
+    )
+
+
+def _all_called(streams: Sequence[Stream]) -> str:
+    kinds = {stream.kind for stream in streams}
+    return "sound and subtitles" if len(kinds) > 1 else "sound" if "audio" in kinds else "subtitles"
 
 
 def _called(stream: Stream, streams: tuple[Stream, ...]) -> str:

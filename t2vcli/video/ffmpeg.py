@@ -1,14 +1,15 @@
 """Finding ffmpeg, and running it so that it can neither hang, nor outlive this process, nor fill the memory.
 
 Every ffmpeg that runs here has no terminal, its own process group (Ctrl-C reaches it only through us), a drained
-stderr of which the first and the last 64 KiB are kept, and dies with its parent (Linux). `start` ... `stop` in a try/finally is the
-only way to run one.
+stderr of which the first and the last 64 KiB are kept, and dies with this process (Linux). `start` ... `stop` in a try/finally is
+the only way to run one. None of our code runs between fork and exec: a start costs a millisecond however large the
+process is, and Python's hooks for a fork, which swallow what a signal handler raises, have no part in it.
 """
 
 from __future__ import annotations
 
 import contextlib
-import ctypes
+import fcntl
 import functools
 import os
 import re
@@ -23,7 +24,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, NamedTuple
 
+from t2vcli import stopping
 from t2vcli.errors import OutputError
+from t2vcli.limits import refuse_limit
 from t2vcli.paths import expanded
 
 HANG_LIMIT_S = 120.0
@@ -111,40 +114,40 @@ def find_ffmpeg() -> str:
 
 
 def require_encoder(encoder: str = "libx264") -> str:
-    """Returns the path of an ffmpeg that was just seen to run and to have `encoder`.
+    """Returns the path of an ffmpeg that was seen to run, in this process, and to have `encoder`.
 
     To be called before a model loads. Raises OutputError when ffmpeg fails, hangs or lacks the encoder.
     """
     exe = find_ffmpeg()
-    done = run(["-hide_banner", "-nostdin", "-encoders"], limit_s=STARTUP_LIMIT_S, exe=exe)
-    if done.hung:
-        raise OutputError(f"ffmpeg at {shown(exe)} did not answer within {STARTUP_LIMIT_S:g} seconds; {REINSTALL}")
-    if done.status != 0:
-        raise OutputError(f"ffmpeg at {shown(exe)} does not run ({how_it_ended(done.status, done.log)}); {REINSTALL}")
-    if encoder not in _second_words(done.output):
+    if encoder not in _names_in("-encoders", exe):
         raise OutputError(f"ffmpeg at {shown(exe)} was built without the encoder {encoder}; {REINSTALL}")
     return exe
 
 
-@functools.cache
-def _decoders(exe: str) -> frozenset[str]:
-    done = run(["-hide_banner", "-nostdin", "-decoders"], limit_s=STARTUP_LIMIT_S, exe=exe)
-    return frozenset(_second_words(done.output))
-
-
 def has_decoder(name: str) -> bool:
-    """Returns whether the ffmpeg at hand has the decoder."""
-    return name in _decoders(find_ffmpeg())
+    """Returns whether the ffmpeg at hand has the decoder. Raises OutputError when it fails or hangs."""
+    return name in _names_in("-decoders", find_ffmpeg())
 
 
 def has_filters(*names: str) -> bool:
-    """Returns whether the ffmpeg at hand has all of these filters."""
-    return _filters(find_ffmpeg()).issuperset(names)
+    """Returns whether the ffmpeg at hand has all of these filters. Raises OutputError when it fails or hangs."""
+    return _names_in("-filters", find_ffmpeg()).issuperset(names)
+
+
+def _names_in(listing: str, exe: str) -> frozenset[str]:
+    """Returns the names that ffmpeg lists; it is asked once in a process. Raises OutputError when it does not answer."""
+    found = os.stat(exe)
+    return _asked_once(listing, exe, (found.st_mtime_ns, found.st_size, found.st_ino))
 
 
 @functools.cache
-def _filters(exe: str) -> frozenset[str]:
-    done = run(["-hide_banner", "-nostdin", "-filters"], limit_s=STARTUP_LIMIT_S, exe=exe)
+def _asked_once(listing: str, exe: str, which: tuple[int, ...]) -> frozenset[str]:
+    """`which` tells one program from another that takes its place."""
+    done = run(["-hide_banner", "-nostdin", listing], limit_s=STARTUP_LIMIT_S, exe=exe)
+    if done.hung:
+        raise OutputError(f"ffmpeg at {shown(exe)} did not answer within {STARTUP_LIMIT_S:g} seconds; {REINSTALL}")
+    if done.status != 0:
+        raise OutputError(f"ffmpeg at {shown(exe)} does not run ({how_it_ended(done.status, done.log)}); {REINSTALL}")
     return frozenset(_second_words(done.output))
 
 
@@ -173,11 +176,14 @@ def input_arguments(path: Path | str) -> list[str]:
 
 @dataclass(frozen=True)
 class Running:
-    """An ffmpeg at work. `log` gives the first and the last 64 KiB of its stderr so far, in whole lines."""
+    """An ffmpeg at work. `log` gives the first and the last 64 KiB of its stderr so far, in whole lines; without its
+    `leash` it dies.
+    """
 
     process: subprocess.Popen[bytes]
     drain: threading.Thread
     log: Callable[[], str]
+    leash: IO[bytes]
 
 
 @dataclass(frozen=True)
@@ -200,30 +206,65 @@ def start(
 ) -> Running:
     """Starts ffmpeg with pipes as asked for; `stop` must follow, whatever happens. Raises OutputError if it cannot start.
 
-    On Linux it dies with this process, so that a killed t2v leaves nothing running. That is asked for only in the main
-    thread: to the kernel the parent is the thread, and another one may end before its ffmpeg has (prctl(2)). What such
-    a thread leaves ends by itself, as its pipes are closed.
+    A signal's wish to stop that comes meanwhile is met here, with the ffmpeg stopped.
     """
     exe = exe or find_ffmpeg()
-    in_main_thread = threading.current_thread() is threading.main_thread()
+    running = None
     try:
-        process = subprocess.Popen(
-            [exe, *arguments],
-            stdin=subprocess.PIPE if stdin else subprocess.DEVNULL,
-            stdout=subprocess.PIPE if stdout else subprocess.DEVNULL,
-            stderr=subprocess.PIPE,
-            bufsize=0,
-            pass_fds=pass_fds,
-            process_group=0,
-            preexec_fn=_die_with_parent(os.getpid()) if in_main_thread else None,
-        )
-    except (OSError, subprocess.SubprocessError) as error:
-        raise OutputError(f"ffmpeg at {shown(exe)} could not be started ({error}); {REINSTALL}") from None
-    kept = _Log()
-    assert process.stderr is not None
-    drain = threading.Thread(target=kept.fill, args=(process.stderr,), name="ffmpeg-stderr", daemon=True)
-    drain.start()
-    return Running(process, drain, kept.text)
+        stopping.check()
+        with stopping.held_back():
+            running = _start([exe, *arguments], stdin=stdin, stdout=stdout, pass_fds=pass_fds)
+    except BaseException:
+        if running is not None:
+            stop(running)
+        raise
+    return running
+
+
+def _start(command: Sequence[str], *, stdin: bool, stdout: bool, pass_fds: Sequence[int]) -> Running:
+    with contextlib.ExitStack() as on_failure:
+        try:
+            end, writing_end = os.pipe()
+            leash = on_failure.enter_context(open(writing_end, "wb", buffering=0))
+            try:
+                process = subprocess.Popen(
+                    command,
+                    stdin=subprocess.PIPE if stdin else subprocess.DEVNULL,
+                    stdout=subprocess.PIPE if stdout else subprocess.DEVNULL,
+                    stderr=subprocess.PIPE,
+                    bufsize=0,
+                    pass_fds=[*pass_fds, end],
+                    process_group=0,
+                )
+                on_failure.enter_context(process)
+                on_failure.callback(_kill_group, process)
+                _kill_when_closed(end, process.pid)
+            finally:
+                os.close(end)
+            kept = _Log()
+            assert process.stderr is not None
+            drain = threading.Thread(target=kept.fill, args=(process.stderr,), name="ffmpeg-stderr", daemon=True)
+            drain.start()
+        except (OSError, subprocess.SubprocessError, RuntimeError) as error:
+            refuse_limit(error, starting=True)
+            raise OutputError(f"ffmpeg at {shown(command[0])} could not be started ({error}); {REINSTALL}") from None
+        on_failure.pop_all()
+    return Running(process, drain, kept.text, leash)
+
+
+def _kill_when_closed(end: int, pid: int) -> None:
+    """Has the kernel kill `pid`, which holds the reading end of a pipe, when nobody holds the writing end any more.
+
+    It does that for us when this process ends in any way: so that a killed t2v leaves nothing running. It is the signal
+    that a pipe sends when it becomes readable (fcntl(2), O_ASYNC): nothing is written into this one, but it ends. In
+    place of prctl(2), PR_SET_PDEATHSIG, which the child would have to ask for itself, before exec, and which looks at
+    the thread that started it, not at the process. Where there is no such thing, ffmpeg ends as its other pipes end.
+    """
+    if sys.platform == "linux":
+        with contextlib.suppress(OSError):
+            fcntl.fcntl(end, fcntl.F_SETOWN, pid)
+            fcntl.fcntl(end, fcntl.F_SETSIG, signal.SIGKILL)
+            fcntl.fcntl(end, fcntl.F_SETFL, fcntl.fcntl(end, fcntl.F_GETFL) | fcntl.FASYNC)
 
 
 def stop(running: Running) -> int:
@@ -242,6 +283,7 @@ def stop(running: Running) -> int:
                 pipe.close()
     if not running.drain.is_alive() and process.stderr is not None:
         process.stderr.close()
+    running.leash.close()
     return status
 
 
@@ -317,6 +359,7 @@ def read_into(running: Running, buffer: memoryview) -> int:
 
     Raises TimeoutError when none came for HANG_LIMIT_S seconds.
     """
+    stopping.check()
     assert running.process.stdout is not None
     fd = running.process.stdout.fileno()
     filled = 0
@@ -335,6 +378,7 @@ def write_all(running: Running, data: memoryview) -> None:
 
     Raises BrokenPipeError when ffmpeg reads no more, TimeoutError when it took no byte for HANG_LIMIT_S seconds.
     """
+    stopping.check()
     assert running.process.stdin is not None
     fd = running.process.stdin.fileno()
     os.set_blocking(fd, False)
@@ -398,21 +442,3 @@ class _Log:
 def _kill_group(process: subprocess.Popen[bytes]) -> None:
     with contextlib.suppress(ProcessLookupError, PermissionError):
         os.killpg(process.pid, signal.SIGKILL)
-
-
-_LIBC = ctypes.CDLL(None) if sys.platform == "linux" else None
-_PR_SET_PDEATHSIG = 1
-
-
-def _die_with_parent(parent: int) -> Callable[[], None] | None:
-    """Returns what the child runs between fork and exec (prctl(2), PR_SET_PDEATHSIG), or None where there is no such thing."""
-    if _LIBC is None:
-        return None
-    prctl = _LIBC.prctl
-
-    def ask() -> None:
-        prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
-        if os.getppid() != parent:  # it died before we asked
-            os._exit(1)
-
-    return ask

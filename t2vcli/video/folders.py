@@ -35,7 +35,10 @@ def reserved_folder(parent: Path) -> Iterator[Path]:
             continue
         with contextlib.ExitStack() as afterwards:
             afterwards.callback(shutil.rmtree, temporary, ignore_errors=True)
-            handle = os.open(temporary, os.O_RDONLY | os.O_DIRECTORY)
+            try:
+                handle = os.open(temporary, os.O_RDONLY | os.O_DIRECTORY)
+            except FileNotFoundError:  # a sweep came before it was locked
+                continue
             afterwards.callback(os.close, handle)
             if held(handle, temporary):
                 yield temporary

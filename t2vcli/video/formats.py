@@ -235,6 +235,11 @@ FORMATS = {kind.suffix: kind for kind in (MP4, WEBM, MOV, MKV, GIF, WEBP, PNG)}
 _NUMBER = re.compile(r"%(?:0([1-9]))?d")
 
 
+def keeping(kind: str, codec: str) -> list[Format]:
+    """Returns the kinds of output that have room for sound or subtitles in `codec`, the one with most room first."""
+    return [output for output in (MKV, MP4, MOV, WEBM) if output.takes(kind, codec)]
+
+
 def format_of(path: Path) -> Format:
     """Returns the kind of output that `path` names by its extension; pictures by a pattern such as out/%04d.png.
 

@@ -1,0 +1,86 @@
+"""The names that a job of a list may have, and their values where they are written as text (text files, CSV)."""
+
+from __future__ import annotations
+
+import difflib
+import re
+import types
+import typing
+from collections.abc import Mapping
+from typing import Any
+
+from t2vcli.request import GenerateRequest, UpscaleRequest
+
+OF_THE_LIST = ("id", "custom_id", "count", "meta")
+"""Names that are the list's own; a job is made without them."""
+
+_OF_A_JOB: dict[str, Any] = {
+    "command": str,
+    "preset": str,
+    "prompt": str,
+    "source": str,
+    "init_video": str,
+    "extend": str,
+    "upscale": str,
+    "upscale_strength": float,
+    "keep_draft": bool,
+    "scale": float,
+    "output": str,
+}
+_OF_REQUESTS: dict[str, Any] = {
+    name: field.annotation for kind in (GenerateRequest, UpscaleRequest) for name, field in kind.model_fields.items()
+}
+KNOWN: Mapping[str, Any] = {
+    **dict.fromkeys(OF_THE_LIST, str),
+    "count": int,
+    "meta": dict,
+    **_OF_REQUESTS,
+    **_OF_A_JOB,
+}
+
+
+def unknown(name: str) -> str:
+    """Returns the sentence about a name that no job has."""
+    near = difflib.get_close_matches(name[:60].replace("-", "_").casefold(), KNOWN, n=1, cutoff=0.5)
+    shown = name if len(name) <= 60 else name[:57] + "..."
+    return f"{shown!r} is no field of a job; " + (
+        f"did you mean {near[0]!r}?" if near else f"the fields are {', '.join(KNOWN)}"
+    )
+
+
+def is_switch(name: str) -> bool:
+    """Returns whether a field is one that is on or off."""
+    return _kinds(KNOWN[name]) == {bool}
+
+
+def from_text(name: str, text: str) -> object:
+    """Returns the value that a text stands for; the text itself where its kind has rules of its own, or it is wrong.
+
+    What is wrong is told by the request's own rules later, in the same words as everywhere.
+    """
+    kinds = _kinds(KNOWN[name])
+    if bool in kinds and text.lower() in _SWITCH:
+        return _SWITCH[text.lower()]
+    if int in kinds and re.fullmatch(r"[+-]?[0-9]{1,19}", text):
+        return int(text)
+    if float in kinds:
+        try:
+            return float(text)
+        except ValueError:
+            return text
+    return text
+
+
+_SWITCH = {"true": True, "yes": True, "on": True, "1": True, "false": False, "no": False, "off": False, "0": False}
+
+
+def _kinds(annotation: Any) -> set[Any]:
+    """Returns the types in an annotation, without None."""
+    origin = typing.get_origin(annotation)
+    if origin is typing.Annotated:
+        return _kinds(typing.get_args(annotation)[0])
+    if origin is typing.Literal:
+        return {str}
+    if origin in (typing.Union, types.UnionType):
+        return set().union(*map(_kinds, typing.get_args(annotation)))
+    return set() if annotation is type(None) else {annotation}
