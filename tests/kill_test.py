@@ -271,7 +271,7 @@ def _check_output(kill: Kill, out: Path, reference: Undisturbed) -> None:
 
 def _how_it_went_on(said: str) -> str:
     for sign, what in (
-        ("was complete already", "cleared away"),
+        ("is complete already", "cleared away"),
         ("exists already", "refused"),
         ("all steps are done", "from the latents"),
         ("going on from", "from a step"),

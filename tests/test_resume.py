@@ -812,7 +812,7 @@ def test_killed_between_the_video_and_the_removal_of_its_folder(
         shutil.copytree(f"{out}.t2v-run", kept)
         done = t2v(*again)
         assert (done.code, done.stdout) == (0, f"{out}\n"), done.stderr
-        assert "was complete already" in done.stderr
+        assert "is complete already" in done.stderr
         assert os.listdir() == [out] or sorted(os.listdir()) == sorted(["kept", out])
         assert Path(out).read_bytes() == content
         kept.rename(f"{out}.t2v-run")
@@ -820,6 +820,35 @@ def test_killed_between_the_video_and_the_removal_of_its_folder(
     assert other.code == 8
     assert "exists already" in other.stderr
     assert Path(out).read_bytes() == content
+
+
+@pytest.mark.parametrize("seed", [["--seed", "3"], []], ids=["seed given", "seed drawn"])
+@pytest.mark.usefixtures("models")
+def test_killed_while_its_folder_is_removed_or_just_after(
+    seed: list[str], small: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With the folder half empty, empty and gone, the same command and t2v resume say that all is done."""
+    command = [*small, *seed, "-o", "out.mp4"]
+    with monkeypatch.context() as patch:
+        patch.setattr(runs.Run, "remove", lambda run: None)
+        assert t2v(*command).code == 0
+    folder, content = Path("out.mp4.t2v-run"), Path("out.mp4").read_bytes()
+    shutil.copytree(folder, "whole")
+    for gone in ([*runs.WORK, runs.RECORD], None):
+        for again in (command, ["resume", "out.mp4.t2v-run"]):
+            shutil.rmtree(folder, ignore_errors=True)
+            if gone is not None:
+                shutil.copytree("whole", folder)
+                for path in list(folder.iterdir()):
+                    if path.name in gone:
+                        path.unlink()
+            done = t2v(*again)
+            assert (done.code, done.stdout) == (0, "out.mp4\n"), (gone, again, done.stderr)
+            assert "out.mp4 is complete already" in done.stderr
+            assert f"seed {recipe_of('out.mp4')['request']['seed']}," in done.stderr
+            assert Path("out.mp4").read_bytes() == content
+    assert t2v(*command, "--steps", "5").code == 8
+    assert t2v("resume", "other.mp4.t2v-run").code == 4
 
 
 @pytest.mark.usefixtures("models")

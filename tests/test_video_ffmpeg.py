@@ -8,11 +8,19 @@ import pytest
 from t2vcli.errors import OutputError
 from t2vcli.video import ffmpeg
 from t2vcli.video.ffmpeg import find_ffmpeg, last_line, require_encoder, shown
+from t2vcli.video.formats import FORMATS
 
 
 def test_the_bundled_ffmpeg_is_found_and_has_the_encoder(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("IMAGEIO_FFMPEG_EXE", raising=False)
     assert require_encoder() == find_ffmpeg()
+
+
+def test_the_bundled_ffmpeg_has_all_that_is_written_with(monkeypatch: pytest.MonkeyPatch) -> None:
+    """So it is not asked for its encoders once it was seen to run."""
+    monkeypatch.delenv("IMAGEIO_FFMPEG_EXE", raising=False)
+    listed = ffmpeg._names_in("-encoders", find_ffmpeg())
+    assert {kind.encoder for kind in FORMATS.values()} <= listed
 
 
 def test_the_environment_chooses_another(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

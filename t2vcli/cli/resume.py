@@ -9,6 +9,7 @@ import typer
 
 from t2vcli.cli import options as opt
 from t2vcli.cli.running import show_run
+from t2vcli.errors import InputError
 from t2vcli.paths import expanded
 from t2vcli.runs import read_record
 
@@ -70,6 +71,14 @@ def decode(
 
 def seed_in(run: Path) -> int:
     """Returns the run's seed, 0 if its record has none (the job will refuse it). Raises InputError for other folders."""
-    request = read_record(run)["identity"].get("request")
+    try:
+        request = read_record(run)["identity"].get("request")
+    except InputError:
+        from t2vcli.asking.finished import finished_beside, seed_of
+
+        made = finished_beside(run)
+        if made is None:
+            raise
+        return seed_of(made[2])
     seed = request.get("seed") if isinstance(request, dict) else None
-    return seed if isinstance(seed, int) else 0
+    return seed if type(seed) is int else 0

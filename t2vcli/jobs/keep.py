@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import shlex
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -14,6 +15,7 @@ import torch
 from pydantic import TypeAdapter, ValidationError
 
 from t2vcli import runs, stopping
+from t2vcli.asking.finished import finished, requests_of
 from t2vcli.engine.checkpoint import read_latents, read_state, write_latents, write_state
 from t2vcli.engine.latents import DenoiseState
 from t2vcli.errors import HOW_IT_STOPPED, InputError, Interrupted, NonFiniteError, T2VError
@@ -26,7 +28,7 @@ from t2vcli.request import TRAITS, Request
 from t2vcli.video.ffmpeg import shown
 from t2vcli.video.files import sweep
 from t2vcli.video.formats import place_of
-from t2vcli.video.reader import VideoInfo, probe, read_metadata
+from t2vcli.video.reader import VideoInfo
 from t2vcli.windows import Blocks
 
 T = TypeVar("T")
@@ -367,47 +369,26 @@ def _stage_identity(request: Request, prepared: Prepared) -> dict[str, Any]:
 def finished_before(
     work: Work, *, keeping: Keeping, overwrite: bool, report: Report
 ) -> tuple[VideoInfo, dict[str, Any]] | None:
-    """Returns what the output is and its recipe, if an earlier process of this run was killed after it was in its place.
+    """Returns what the output is and its recipe, if it is the finished video of this very work; None in every other case.
 
-    All that process left undone is to remove its folder, which is done here. None in every other case.
-    Raises OutputError if another process is at work on it.
+    An earlier process made it and may have been stopped before it could remove its folder, which is done here, or say
+    so. Raises OutputError if another process is at work on it.
     """
-    place, folder = work.place, work.folder
-    if overwrite or not keeping.enabled or not place.exists() or not folder.is_dir():
+    if overwrite or not work.place.exists():
         return None
-    try:
-        run = runs.open_run(folder)
-    except OSError:
+    source = None if work.source is None or work.described is None else work.described["sha256"]
+    made = finished(work.output, work.command, (work.request, work.upscale), source=source, any_seed=keeping.seed_drawn)
+    if made is None:
         return None
-    try:
-        record = runs.read_record(folder)
-        identity = record["identity"]
-        video, recipe = probe(place), read_metadata(place)
-    except InputError:
+    if work.folder.is_dir():
+        try:
+            run = runs.open_run(work.folder)
+        except OSError:
+            return None
+        with contextlib.suppress(InputError):
+            if runs.requests_in(runs.read_record(work.folder)) == requests_of(made[1]):
+                run.remove()
         run.leave()
-        return None
-    if (
-        recipe is None
-        or not (_requests_of(recipe) == runs.requests_in(record) == work.deciding_fields)
-        or recipe.get("command") != work.command
-        or recipe.get("versions") != identity.get("versions")
-        or _sha256(recipe.get("source")) != _sha256(work.described)
-    ):
-        run.leave()
-        return None
-    run.remove()
-    run.leave()
-    sweep(place.parent)  # of its other name, which the file may still have had
-    report.say(f"{shown(place)} was complete already: the process that made it was stopped before it could say so")
-    return video, recipe
-
-
-def _requests_of(recipe: Mapping[str, Any]) -> list[Any]:
-    """Returns the deciding fields of the requests in a recipe, as `runs.requests_in` does of a record."""
-    upscale = recipe.get("upscale")
-    made = [recipe.get("request"), upscale.get("request") if isinstance(upscale, dict) else None]
-    return [runs.deciding_fields(each) if isinstance(each, dict) else None for each in made]
-
-
-def _sha256(source: object) -> object:
-    return source.get("sha256") if isinstance(source, Mapping) else None
+    sweep(work.place.parent)  # of its other name, which the file may still have had
+    report.say(f"{shown(work.place)} is complete already; --overwrite makes it anew")
+    return made

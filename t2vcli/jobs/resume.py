@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from t2vcli import runs
+from t2vcli.asking.finished import finished_beside
 from t2vcli.asking.source import Source
 from t2vcli.engine.checkpoint import read_latents
 from t2vcli.errors import InputError
@@ -26,7 +27,15 @@ from t2vcli.video.writer import check_writable
 
 def resume(folder: Path, *, report: Report, overwrite: bool = False, keep_every_s: float) -> Result:
     """Goes on with the run in `folder`, to the output beside it. Raises a T2VError, with the run as it was."""
-    record = runs.read_record(folder)
+    try:
+        record = runs.read_record(folder)
+    except InputError:
+        made = finished_beside(folder)  # and stopped when the record was removed already
+        if made is None:
+            raise
+        runs.sweep([folder])
+        report.say(f"{shown(made[0])} is complete already")
+        return Result(*made)
     request = request_in(folder, record)
     output = output_of(folder, record)
     keeping = Keeping(every_s=keep_every_s, seed_drawn=record.get("seed_drawn") is True, only_same=True)

@@ -119,6 +119,8 @@ def require_encoder(encoder: str = "libx264") -> str:
     To be called before a model loads. Raises OutputError when ffmpeg fails, hangs or lacks the encoder.
     """
     exe = find_ffmpeg()
+    if _is_bundled(exe) and _identity(exe) in _seen_to_run:
+        return exe  # imageio-ffmpeg's own have all that t2v writes with; the tests look
     if encoder not in _names_in("-encoders", exe):
         raise OutputError(f"ffmpeg at {shown(exe)} was built without the encoder {encoder}; {REINSTALL}")
     return exe
@@ -136,13 +138,28 @@ def has_filters(*names: str) -> bool:
 
 def _names_in(listing: str, exe: str) -> frozenset[str]:
     """Returns the names that ffmpeg lists; it is asked once in a process. Raises OutputError when it does not answer."""
+    return _asked_once(listing, *_identity(exe))
+
+
+_seen_to_run: set[tuple[str, int, int, int]] = set()
+
+
+def _identity(exe: str) -> tuple[str, int, int, int]:
+    """Returns what tells one program from another that takes its place."""
     found = os.stat(exe)
-    return _asked_once(listing, exe, (found.st_mtime_ns, found.st_size, found.st_ino))
+    return exe, found.st_mtime_ns, found.st_size, found.st_ino
+
+
+def _is_bundled(exe: str) -> bool:
+    try:
+        import imageio_ffmpeg
+    except ImportError:
+        return False
+    return Path(exe).parent == Path(imageio_ffmpeg.__file__).parent / "binaries"
 
 
 @functools.cache
-def _asked_once(listing: str, exe: str, which: tuple[int, ...]) -> frozenset[str]:
-    """`which` tells one program from another that takes its place."""
+def _asked_once(listing: str, exe: str, *identity: int) -> frozenset[str]:
     done = run(["-hide_banner", "-nostdin", listing], limit_s=STARTUP_LIMIT_S, exe=exe)
     if done.hung:
         raise OutputError(f"ffmpeg at {shown(exe)} did not answer within {STARTUP_LIMIT_S:g} seconds; {REINSTALL}")
@@ -342,6 +359,9 @@ def run(
                 hung = not wait_for_exit(running, max(0.0, deadline - time.monotonic()))
         finally:
             status = stop(running)
+    if status == 0 and not (hung or overflowed):
+        with contextlib.suppress(OSError):
+            _seen_to_run.add(_identity(exe or find_ffmpeg()))
     return Finished(status, bytes(outputs[0]), running.log(), hung, overflowed, tuple(map(bytes, outputs[1:])))
 
 

@@ -486,7 +486,9 @@ def _begins_transparent(path: Path | str) -> bool:
         limit_s=PROBE_LIMIT_S,
         limit_bytes=MAX_PIXELS,
     )
-    return done.status == 0 and min(done.output, default=255) < 255
+    if done.status != 0 or done.hung:
+        _refuse(path, done)
+    return min(done.output, default=255) < 255
 
 
 def _read_first_frame(path: Path | str, decoder: str = "") -> _FirstFrame:
@@ -519,14 +521,14 @@ def _read_tags(path: Path | str, *, strict: bool = False) -> dict[str, str]:
         limit_s=PROBE_LIMIT_S,
         limit_bytes=_TAGS_BYTES,
     )
-    if done.overflowed and strict:
+    if done.overflowed and not strict:
+        return {}
+    if done.overflowed:
         raise InputError(
             f"the metadata in {shown(path)} is larger than {_TAGS_BYTES >> 20} MiB, which t2v never writes"
         )
-    if done.status != 0:
-        if strict:
-            _refuse(path, done)
-        return {}
+    if done.status != 0 or done.hung:  # no answer: it may well have tags
+        _refuse(path, done)
     tags = {_own_name(key): value for key, value in parse_tags(done.output.decode("utf-8", "replace")).items()}
     if _begins_with(path, b"WEBP", at=8):
         tags.update(tags_in_xmp(tags.pop("xmp", "")))

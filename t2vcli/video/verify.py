@@ -37,7 +37,10 @@ def verify(
         info = probe(written)
         recipe = parse_metadata(info.tags[METADATA_KEY], shown(path)) if METADATA_KEY in info.tags else None
     except InputError as error:
-        raise OutputError(f"ffmpeg reported success, but its file does not read back ({error}); {REINSTALL}") from None
+        raise OutputError(
+            f"{shown(path)} was encoded, but could not be read back, and is not kept ({error}); try again, and if that"
+            f" ends in the same way, {REINSTALL}"
+        ) from None
     kinds = [stream.kind for stream in info.streams if stream.kind in ("audio", "subtitle")]
     checks: list[tuple[str, object, object]] = [
         ("frames", info.frames, count),

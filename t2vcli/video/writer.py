@@ -20,6 +20,7 @@ from typing import IO, NoReturn
 import numpy as np
 
 from t2vcli.errors import OutputError
+from t2vcli.limits import refuse_limit
 from t2vcli.video import Frame, ffmpeg
 from t2vcli.video.along import Along
 from t2vcli.video.ffmpeg import QUIET, REINSTALL, Running, file_url, require_encoder, shown
@@ -286,8 +287,8 @@ def _flush(temporary: Path, handle: IO[bytes]) -> None:
     os.fsync(handle.fileno())
 
 
-# What ffmpeg says of an error of the system's, and nothing else says of the pictures.
-_SYSTEM_ERRORS = {os.strerror(number): number for number in (*FULL, errno.EIO, errno.EROFS, errno.EACCES)}
+# Errors of the system's, which ffmpeg ends with: as its exit status, and at the end of a line of its own.
+_SYSTEM_ERRORS = (*FULL, errno.EIO, errno.EROFS, errno.EACCES)
 
 
 def _refuse_encoding(path: Path, running: Running, status: int) -> NoReturn:
@@ -296,9 +297,12 @@ def _refuse_encoding(path: Path, running: Running, status: int) -> NoReturn:
         refuse(place, OSError(errno.EFBIG, os.strerror(errno.EFBIG)))
     if not place.parent.is_dir():
         refuse(place, OSError(errno.ENOENT, os.strerror(errno.ENOENT)))
-    for reason, number in _SYSTEM_ERRORS.items():
-        if reason in log:
-            refuse(place, OSError(number, reason))
+    if 256 - status in (errno.ENOMEM, errno.EMFILE):
+        refuse_limit(OSError(256 - status, os.strerror(256 - status)))
+    said = [line.text for line in ffmpeg.messages(log) if line.level in ("error", "fatal")]
+    for number in _SYSTEM_ERRORS:
+        if 256 - status == number or any(text.endswith(os.strerror(number)) for text in said):
+            refuse(place, OSError(number, os.strerror(number)))
     raise OutputError(f"ffmpeg could not encode {shown(path)} ({ffmpeg.how_it_ended(status, log)}); {REINSTALL}")
 
 
