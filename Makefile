@@ -32,7 +32,7 @@ test: $(READY)  ## run the test suite
 
 fuzz: $(READY)  ## give the readers 10,000 damaged videos and thousands of other hostile inputs (half an hour)
 	OMP_NUM_THREADS=1 $(BIN)/python tests/fuzz/videos.py --count 10000
-	OMP_NUM_THREADS=1 T2V_FUZZ_EXAMPLES=3000 $(BIN)/python -m pytest tests/test_fuzz.py
+	OMP_NUM_THREADS=1 T2V_FUZZ_EXAMPLES=3000 $(BIN)/python -m pytest tests/test_fuzz.py tests/test_hostile_models.py tests/test_hostile_hub.py
 
 kill-test: $(READY)  ## kill a run 200 times at random moments, and go on with it (some 20 minutes)
 	OMP_NUM_THREADS=1 $(BIN)/python tests/kill_test.py --count 200 --seed 1

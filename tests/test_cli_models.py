@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import os
 import shutil
 from collections.abc import Callable, Iterator
@@ -245,6 +246,20 @@ def test_another_model_than_there_is_is_refused(
     assert outcome.code == code, said
     for word in words:
         assert word in said, said
+
+
+# Talk of the libraries
+
+
+def test_nothing_of_a_librarys_own_talk_is_on_the_screen(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    """dpm++ 2S remarks on its own settings in `set_timesteps`; and whatever else is logged or warned of in a run."""
+    small = ("--frames", "1", "--width", "16", "--height", "16", "--steps", "4", "--seed", "1", "-q")
+    outcome = t2v("generate", "a boat", "-p", "demo", *small, "--scheduler", "dpm++ 2S", "-o", tmp_path / "x.gif")
+    logging.getLogger("diffusers.schedulers.any").warning("of diffusers")
+    logging.getLogger("transformers.any").warning("of transformers")
+    logging.getLogger("accelerate.any").warning("of accelerate")
+    assert (outcome.code, outcome.stderr) == (0, "")
+    assert capfd.readouterr().err == ""
 
 
 # Devices
