@@ -623,7 +623,7 @@ def test_a_truncated_file_in_the_cache_is_named_with_the_command_that_mends_it(
 ) -> None:
     files = find_model(NAME, revision="v1", variant=None)
     asked = len(client.server.asked)
-    weights = files.weights["unet"]
+    [weights] = files.weights["unet"]
     weights.resolve().write_bytes(weights.read_bytes()[:-1])
     pattern = r"unet/diffusion_pytorch_model\.safetensors is truncated .*`t2v pull owner/name --revision v1` downloads"
     with pytest.raises(ModelError, match=pattern):
