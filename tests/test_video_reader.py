@@ -59,11 +59,11 @@ def test_a_single_frame_is_a_video(tmp_path: Path) -> None:
 
 
 def test_a_variable_rate_gives_each_frame_once_and_the_average(tmp_path: Path) -> None:
-    uneven = ["-vf", "setpts='(N+if(gte(N,6),6,0))/24/TB'", "-fps_mode", "passthrough"]
+    uneven = ["-vf", "setpts='(N+if(gte(N,6),N-5,0))/24/TB'", "-fps_mode", "passthrough"]
     clip = clips.make_clip(tmp_path / "vfr.mp4", clips.ramp(12), *uneven)
     info = probe(clip)
     assert (info.frames, info.variable_rate) == (12, True)
-    assert float(info.fps) == pytest.approx(12 / (18 / 24), rel=0.01)
+    assert float(info.fps) == pytest.approx(12 / (18 / 24), rel=0.04)
     assert clips.levels(list(read_frames(clip))) == pytest.approx(clips.levels(clips.ramp(12)), abs=2)
 
 
@@ -220,10 +220,11 @@ def test_damage_in_the_middle_is_noticed(tmp_path: Path) -> None:
     clip = clips.make_clip(tmp_path / "a.mp4", clips.noise(12), "-movflags", "+faststart")
     data = bytearray(clip.read_bytes())
     data[len(data) // 2 : len(data) // 2 + 200] = bytes(200)
+    whole = probe(clip)
     clip.write_bytes(data)
-    assert probe(clip).frames == 12
-    with pytest.raises(InputError, match=r"damaged or truncated: \d+ of its 12 frames could be read"):
-        list(read_frames(clip))
+    for read in (probe, lambda path: list(read_frames(path, whole))):  # before the work begins, and while it is done
+        with pytest.raises(InputError, match=r"damaged or truncated: \d+ of its 12 frames could be read"):
+            read(clip)
 
 
 def test_fewer_frames_than_the_container_promises_is_damage(tmp_path: Path) -> None:

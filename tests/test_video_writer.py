@@ -23,7 +23,8 @@ from test_atomic import DISKS, be_disk
 
 from t2vcli.errors import InputError, OutputError
 from t2vcli.video import Frame, ffmpeg, files, writer
-from t2vcli.video.reader import VideoInfo, parse_tags, probe, read_frames, read_metadata
+from t2vcli.video.listing import parse_tags
+from t2vcli.video.reader import VideoInfo, probe, read_frames, read_metadata
 from t2vcli.video.tags import tag_file, tags_for
 from t2vcli.video.writer import check_output, write_video
 

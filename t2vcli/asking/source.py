@@ -63,7 +63,7 @@ class Source:
     @cached_property
     def recipe(self) -> dict[str, Any] | None:
         """What t2v has written into it. Raises InputError if that cannot be read."""
-        return read_metadata(self.path)
+        return read_metadata(self.path, self.video)
 
     @cached_property
     def described(self) -> dict[str, Any]:

@@ -26,7 +26,7 @@ def info(file: FileArg, as_json: JsonOpt = False, debug: DebugOpt = False) -> No
     from t2vcli.video.reader import probe, read_metadata
 
     video = probe(file)
-    recipe = read_metadata(file)
+    recipe = read_metadata(file, video)
     facts = {
         "path": str(file),
         "width": video.width,

@@ -56,7 +56,7 @@ MAX_PIXELS = 36_000_000
 """The largest picture that is decoded (8K is 33 to 35 million): a file of a kilobyte may claim one of gigabytes."""
 
 _NOISE = re.compile(
-    r"^(frame=|Could not open encoder before EOF|Output file is empty|Error processing|Error selecting an encoder|Conversion failed|Task finished|Terminating thread|Last message repeated|Nothing was written|Error writing trailer"
+    r"^(frame=|video:\d|Could not open encoder before EOF|Output file is empty|Error processing|Error selecting an encoder|Conversion failed|Task finished|Terminating thread|Last message repeated|Nothing was written|Error writing trailer"
     r"|Error closing file|Error submitting|Error muxing|Error sending|Error while filtering|Error opening (input|output) files?\b"
     r"|Exiting normally|Could not find tag|Press )",
 )
@@ -411,8 +411,12 @@ def write_all(running: Running, data: memoryview) -> None:
 
 
 def last_line(log: str) -> str:
-    """Returns the last line of ffmpeg's stderr that says something, without its `[encoder @ 0x...]` prefix; "" if none."""
-    for line in reversed(log.splitlines()):
+    """Returns the last line of ffmpeg's stderr that says something, without its `[encoder @ 0x...]` prefix; "" if none.
+
+    Of a log with levels, the last that is more than information, if there is one.
+    """
+    loud = [line.text for line in messages(log) if line.level not in ("info", "verbose", "debug", "trace")]
+    for line in reversed(loud or log.splitlines()):
         text = _PREFIX.sub("", line.strip()).strip()
         if text and not _NOISE.match(text):
             return shown(text[:300])

@@ -10,7 +10,8 @@ from pathlib import Path
 
 from t2vcli.errors import UsageError
 from t2vcli.video.ffmpeg import shown
-from t2vcli.video.reader import VideoInfo, average_rate
+from t2vcli.video.rates import average_rate
+from t2vcli.video.reader import VideoInfo
 
 _SLACK_S = Fraction(1, 1000)  # so that the sum of two times rounded to milliseconds finds its frame
 
@@ -40,7 +41,7 @@ def part_of(
     if max_frames is not None:
         end = min(end, first + max_frames)
     fps = video.fps
-    if video.times_s:
+    if video.variable_rate:
         times = (*video.times_s, video.file_duration_s)
         fps = average_rate(end - first, Fraction(times[end] - times[first]))
     frames = end - first

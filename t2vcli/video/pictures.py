@@ -34,6 +34,31 @@ def pictures_in(folder: Path) -> list[Path]:
     return [folder / name for name in sorted(names, key=_natural)]
 
 
+_PICTURES = {
+    b"\xff\xd8\xff": "JPEG",
+    b"\x89PNG\r\n": "PNG",
+    b"BM": "BMP",
+    b"II*\0": "TIFF",
+    b"MM\0*": "TIFF",
+    b"\xff\x0a": "JPEG XL",
+}
+_STILL_BRANDS = {b"heic": "HEIC", b"heix": "HEIC", b"mif1": "HEIC", b"avif": "AVIF"}
+
+
+def is_picture(path: Path | str) -> str:
+    """Returns what kind of picture a file begins like ("JPEG"), "" if like none. Of a moving one, such as an APNG, too."""
+    try:
+        with open(path, "rb") as file:
+            begin = file.read(64)
+    except OSError:  # gone since
+        return ""
+    if begin[4:8] == b"ftyp":
+        return _STILL_BRANDS.get(begin[8:12], "")
+    if begin[:4] == b"RIFF" and begin[8:12] == b"WEBP":
+        return "WebP"
+    return next((kind for mark, kind in _PICTURES.items() if begin.startswith(mark)), "")
+
+
 def common_size(pictures: list[Path]) -> tuple[int, int, bool]:
     """Returns the (width, height) that all pictures have, and whether one may be transparent; opens their headers only.
 

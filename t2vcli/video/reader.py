@@ -1,7 +1,8 @@
 """A video file read exactly: what it is, each of its frames once, and the request that t2v left inside it.
 
-There is no ffprobe in imageio-ffmpeg. `ffmpeg -c copy -f framecrc` lists the time base and every packet without decoding
-them, and `showinfo` tells what the first decoded frame is like after rotation.
+Frames are what a decoder shows. The packets of a file are quickly listed, but not every packet is a frame: some are never
+shown (VP8's reference frames, what lies before the first key frame or an edit list cuts away), some are half of one
+(fields), some hold two. Where that cannot be, and the first frames agree, packets are counted; else every frame is decoded.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ import math
 import os
 import re
 import stat
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from fractions import Fraction
 from pathlib import Path
@@ -23,8 +24,27 @@ import numpy as np
 from t2vcli.errors import InputError
 from t2vcli.video import Frame, ffmpeg
 from t2vcli.video.colors import Color, has_alpha, to_rgb
-from t2vcli.video.ffmpeg import MAX_PIXELS, QUIET, Finished, how_it_ended, input_arguments, last_line, shown
-from t2vcli.video.pictures import PICTURES_PER_S, common_size, picture_tags, pictures_in, pixel_format_of, read_picture
+from t2vcli.video.ffmpeg import MAX_PIXELS, QUIET, Finished, how_it_ended, input_arguments, last_line, messages, shown
+from t2vcli.video.listing import (
+    SAMPLE_FRAMES,
+    FirstFrame,
+    Listed,
+    Seen,
+    Times,
+    decoded_times,
+    look,
+    read_tags,
+)
+from t2vcli.video.pictures import (
+    PICTURES_PER_S,
+    common_size,
+    is_picture,
+    picture_tags,
+    pictures_in,
+    pixel_format_of,
+    read_picture,
+)
+from t2vcli.video.rates import find_timing
 from t2vcli.video.tags import MAX_METADATA_BYTES, METADATA_KEY, OWN_KEYS, rate_in, tags_in_gif, tags_in_xmp
 
 PROBE_LIMIT_S = 120.0
@@ -32,52 +52,52 @@ MAX_SIDE = 16384
 MAX_METADATA_DEPTH = 200
 """How deeply nested a stranger's metadata may be: what is close to Python's limit can be read, but not written again."""
 
-_PACKETS_BYTES = 32 << 20  # half a million frames
 _TAGS_BYTES = 8 << 20
-_NO_TIME = -(1 << 63)
-_DISCARD = 0x4  # AV_PKT_FLAG_DISCARD: cut away by an edit list; decoded, never shown
 
-_STANDARD_RATES = sorted(
-    {Fraction(n) for n in range(1, 241)} | {Fraction(n * 1000, 1001) for n in (12, 15, 24, 30, 48, 60, 120, 240)}
-)
-
-_STREAM = re.compile(r"^ +Stream #0:0\S*: Video: (?P<codec>[^\s,(]+)(?: \((?P<profile>[^)]*)\))?.*$", re.M)
-_RATE = re.compile(r", ([\d.]+)(k?) (?:fps|tbr)\b")
-_DURATION = re.compile(r"^  Duration: (\d+):(\d\d):(\d\d\.\d+)", re.M)
-_FIRST = re.compile(
-    r"\bn: *0 .*? fmt:(?P<format>\S+) .*?\bsar:(?P<sar>\d+/\d+) s:(?P<width>\d+)x(?P<height>\d+) i:(?P<field>\w)"
-)
-_COLOR = re.compile(r"color_range:(\S+) color_space:(\S+) color_primaries:(\S+) color_trc:(\S+)")
+# What a demuxer says of a file that ends too early, while ffmpeg reports success.
 _ENDS_EARLY = re.compile(
-    r"ended prematurely|partial file|[Pp]acket corrupt|corrupt input packet|moov atom not found|truncat"
+    r"stream \d+, offset 0x[0-9a-f]+: partial file|File ended prematurely|Packet corrupt|corrupt input packet"
+    r"|moov atom not found|[Tt]runcat"
+)
+_FLAWS = re.compile(
+    r"Packet corrupt|corrupt input packet|corrupt decoded frame|PES packet size mismatch|Decoding error|Error submitting"
+    r"|error while decoding|concealing"
 )
 _TOO_LARGE = re.compile(r"Picture size (\d+x\d+) (?:is invalid|exceeds)")
-_TAG_LINE = re.compile(r"((?:\\.|[^\\=\n])*)(?:=((?:\\.|[^\\\n])*))?(?:\n|\Z)", re.S)
-_ESCAPED = re.compile(r"\\(.)", re.S)
+_NO_STREAM = re.compile(r"Stream map '.*' matches no streams")
+_DISORDER = re.compile(r"Non-monoton(?:ic|ous) DTS")
 
 
 @dataclass(frozen=True)
 class Stream:
     """What else lies in a file besides the pictures taken: its number there, kind, codec and language ("" if untold).
 
-    `kind` is audio, subtitle, cover, video, data or attachment.
+    `kind` is audio, subtitle, cover, video, data or attachment; `size` is "64x48" for pictures, else "".
     """
 
     index: int
     kind: str
     codec: str
     language: str
+    title: str = ""
+    default: bool = False
+    forced: bool = False
+    size: str = ""
 
 
 @dataclass(frozen=True)
 class VideoInfo:
     """What a video file holds. `width` and `height` are as displayed: rotated, with square pixels.
 
-    `frames` is how many it shows. Where `variable_rate` is set, `fps` is their average; otherwise it is exact.
+    `frames` is how many it shows. Where `variable_rate` is set, `fps` is their average; otherwise it is exact, but for
+    `gaps`: how often time was left out before the next frame.
     `frames`, `fps` and `duration_s` are those of the part taken, which begins after `skipped` frames; `file_frames` and
     `file_duration_s` are those of the file. `times_s` is when each frame is shown after the first, where the rate
-    varies, and `starts_s` when the first is shown after the file's beginning: sound may come before it.
+    varies or has gaps, and `starts_s` when the first is shown after the file's beginning: sound may come before it.
     `transparent` says that what is shown lies over black, `decoder` which decoder sees that ("": the usual one).
+    `stream` is which stream of the file the pictures are, by its number; `stream_size` is the size it says ("64x48").
+    Where `forgiving` is set, the file is of a kind whose damage a decoder makes the best of, as a television does, and
+    `flaws` is how often it had to.
     """
 
     width: int
@@ -100,6 +120,11 @@ class VideoInfo:
     file_frames: int = 0
     file_duration_s: float = 0.0
     starts_s: Fraction = Fraction(0)
+    gaps: int = 0
+    stream: int = -1
+    stream_size: str = ""
+    forgiving: bool = False
+    flaws: int = 0
     times_s: tuple[float, ...] = field(default=(), repr=False, compare=False)
 
     @property
@@ -109,59 +134,199 @@ class VideoInfo:
 
 
 def probe(path: Path | str) -> VideoInfo:
-    """Returns what the video, or the folder of PNG pictures, holds, without decoding more than its beginning.
+    """Returns what the video, or the folder of PNG pictures, holds.
 
+    No more than its beginning is decoded where its packets tell how many frames it has, else the whole.
     Raises InputError when it is missing, no regular file, empty, not a video, without pictures, or cut short.
     """
     if os.path.isdir(path):
         return _probe_pictures(Path(path))
     _require_file(path)
-    packets = ffmpeg.run(
-        [
-            *(*QUIET, "info", "-xerror", *input_arguments(path), "-map", "0:V:0", "-map_metadata", "-1"),
-            *("-c", "copy", "-copyinkf", "-f", "framecrc", "pipe:1"),
-        ],
-        limit_s=PROBE_LIMIT_S,
-        limit_bytes=_PACKETS_BYTES,
-    )
-    time_base, times, last_duration = _read_packets(packets.output)
-    streams = list(_STREAM.finditer(packets.log))
-    hints = [float(rate) * (1000 if kilo else 1) for rate, kilo in _RATE.findall(streams[-1][0])] if streams else []
-    if packets.status != 0 or packets.hung or packets.overflowed or _ENDS_EARLY.search(packets.log):
-        _refuse(path, packets, readable=len(times), announced=_announced(packets.log, hints))
-    if not times or not streams:
-        raise InputError(f"{shown(path)} holds no picture")
-    beside = _other_streams(packets.log)
-    decoder = _decoder_of_alpha(packets.log, streams[-1]["codec"])
-    first = _read_first_frame(path, decoder)
-    tags = _read_tags(path)
-    fps, variable = _find_rate(times, last_duration, time_base, hints, rate_in(tags))
-    duration_s = float((times[-1] - times[0] + last_duration) * time_base) if variable else float(len(times) / fps)
+    strict = _keeps_an_index(path)
+    seen, stream, decoder, strict = _look(path, strict=strict)
+    if seen.first is None or not seen.sample.shown:
+        raise InputError(f"{shown(path)} holds no picture that can be decoded; it may begin between two key frames")
+    rates = stream.rates
+    times, flaws = seen.sample, _count_flaws(seen.said) if seen.trusted else 0
+    if len(times.shown) == SAMPLE_FRAMES:
+        if strict and _one_frame_each(path, seen, stream):
+            listed = sorted((packet.pts or 0, packet.duration) for packet in seen.packets)
+            times = Times(seen.time_base, tuple(pts for pts, _ in listed), tuple(duration for _, duration in listed))
+        else:
+            times, flaws = _all_times(path, seen, stream, decoder, strict=strict)
+    tags = _own_tags(path, seen.tags)
+    timing = find_timing(times.shown, max(0, times.durations[-1]), times.time_base, rates, rate_in(tags))
+    width, height = _square(path, seen.first)
+    first, frames = seen.first, len(times.shown)
     # The frames of a GIF or an animated WebP always have an alpha channel, but most are opaque.
-    often_opaque = first.pixel_format in ("bgra", "pal8") or streams[-1]["codec"] == "webp_anim"
-    transparent = has_alpha(first.pixel_format) and (not often_opaque or _begins_transparent(path))
+    often_opaque = first.pixel_format in ("bgra", "pal8") or stream.codec == "webp_anim"
+    transparent = has_alpha(first.pixel_format) and (not often_opaque or _begins_transparent(path, stream.index))
     return VideoInfo(
-        width=first.width,
-        height=first.height,
-        fps=fps,
-        frames=len(times),
-        codec=streams[-1]["codec"],
-        profile=streams[-1]["profile"] or "",
+        width=width,
+        height=height,
+        fps=timing.fps,
+        frames=frames,
+        codec=stream.codec,
+        profile=stream.profile,
         pixel_format=first.pixel_format,
-        color=first.color,
-        duration_s=duration_s,
-        variable_rate=variable,
+        color=Color(*first.colors),
+        duration_s=timing.lasts_s if timing.variable else float(frames / timing.fps),
+        variable_rate=timing.variable,
         tags=tags,
-        streams=beside,
-        chapters=_CHAPTER.search(packets.log) is not None,
-        interlaced=first.interlaced,
+        streams=_beside(seen, stream.index),
+        chapters=seen.chapters,
+        interlaced=first.field in "TB",
         transparent=transparent,
         decoder=decoder,
-        file_frames=len(times),
-        file_duration_s=duration_s,
-        starts_s=times[0] * time_base,
-        times_s=tuple(float((time - times[0]) * time_base) for time in times) if variable else (),
+        file_frames=frames,
+        file_duration_s=timing.lasts_s,
+        starts_s=times.shown[0] * times.time_base,
+        gaps=timing.gaps,
+        stream=stream.index,
+        stream_size=stream.size,
+        forgiving=not strict,
+        flaws=0 if strict else flaws,
+        times_s=timing.times_s,
     )
+
+
+def _look(path: Path | str, *, strict: bool) -> tuple[Seen, Listed, str, bool]:
+    """Returns what ffmpeg tells of the file, the stream that is taken, the decoder that it needs, and whether any damage
+    ended ffmpeg.
+
+    One start, but for rare files: with several videos, with alpha that the usual decoder does not see, with packets out
+    of order, or with a stream that says too little of itself.
+    """
+    chosen, decoder, all_streams, garbled = "V:0", "", True, 5
+    while True:
+        seen = look(path, chosen, decoder=decoder, strict=strict, limit_s=PROBE_LIMIT_S, all_streams=all_streams)
+        failed = seen.done.status > 0 and not seen.done.hung and not seen.done.overflowed
+        if failed and strict and _says(seen, _DISORDER):
+            strict = False
+            continue
+        if failed and all_streams and seen.opened and not _says(seen, _NO_STREAM):
+            all_streams = False
+            continue
+        videos = [stream for stream in seen.streams if stream.kind == "video" and not stream.cover]
+        taken = next((stream for stream in videos if chosen in ("V:0", str(stream.index))), None)
+        if seen.first is None and seen.sample.shown and garbled:  # two threads of ffmpeg wrote into one line
+            garbled -= 1
+            continue
+        if seen.done.status != 0 or seen.done.hung or seen.done.overflowed or (strict and _ends_early(path, seen)):
+            rate = taken.rates[0] if taken and taken.rates else 0.0
+            announced = round(seen.announced_s * rate) if seen.trusted else 0
+            packets, decoded = len(seen.packets), len(seen.sample.shown)
+            if packets >= announced and decoded < min(packets, SAMPLE_FRAMES):  # all is there, but not all is sound
+                announced, packets = packets, decoded
+            _refuse(path, seen.done, readable=packets, announced=announced)
+        if taken is None:
+            raise InputError(f"{shown(path)} holds no picture")
+        if chosen == "V:0":
+            default = next((stream for stream in videos if stream.default), taken)
+            chosen = str(default.index)
+            if default is not taken:
+                continue
+        tags = seen.stream_tags[taken.index] if taken.index < len(seen.stream_tags) else {}
+        needed = _decoder_of_alpha(tags, taken.codec)
+        if needed != decoder:
+            decoder = needed
+            continue
+        return seen, taken, decoder, strict
+
+
+def _says(seen: Seen, what: re.Pattern[str]) -> bool:
+    """Returns whether ffmpeg says it, at its own level and at the beginning of a line."""
+    return any(line.level in _LOUD and what.match(line.text) for line in seen.said)
+
+
+_LOUD = ("panic", "fatal", "error", "warning")
+
+
+def _ends_early(path: Path | str, seen: Seen) -> bool:
+    """Returns whether ffmpeg said, and nobody else, that the file is cut short."""
+    if not _says(seen, _ENDS_EARLY):
+        return False
+    if seen.trusted:
+        return True
+    # The name of a tag holds a line break: once more at a level where ffmpeg repeats none.
+    again, _ = decoded_times(path, "V:0", seen.time_base, decoder="", strict=False, limit_s=PROBE_LIMIT_S)
+    return any(line.source and _ENDS_EARLY.match(line.text) for line in messages(again.log))
+
+
+def _count_flaws(said: Sequence[ffmpeg.Message]) -> int:
+    return sum(line.level in _LOUD and _FLAWS.match(line.text) is not None for line in said)
+
+
+_MAGIC = (
+    *((mark, 4) for mark in (b"ftyp", b"moov", b"mdat", b"wide", b"free", b"skip", b"pnot", b"styp", b"moof")),
+    *((mark, 0) for mark in (b"\x1a\x45\xdf\xa3", b"RIFF", b"GIF8", b"FLV", b"OggS", b"\x89PNG", b"nut/", b"DKIF")),
+    *((mark, 0) for mark in (b"\x30\x26\xb2\x75", b"\x06\x0e\x2b\x34", b".RMF", b"YUV4MPEG2")),
+)
+"""How files begin that say themselves what they hold, so that damage shows; others are cut and joined anywhere."""
+
+
+def _keeps_an_index(path: Path | str) -> bool:
+    return any(_begins_with(path, mark, at=at) for mark, at in _MAGIC)
+
+
+_WHOLE_FRAMES = frozenset(
+    [
+        *(
+            "prores",
+            "mjpeg",
+            "ffv1",
+            "huffyuv",
+            "ffvhuff",
+            "utvideo",
+            "dnxhd",
+            "png",
+            "apng",
+            "gif",
+            "qtrle",
+            "rawvideo",
+        ),
+        *("dvvideo", "cfhd", "v210", "jpeg2000", "hap", "magicyuv", "webp_anim"),
+    ]
+)
+"""Codecs of which every packet is a frame by itself."""
+
+_PREDICTED = frozenset(["h264", "hevc", "vp9", "av1"])
+"""Codecs of which every packet is a frame once decoding has begun at a key frame, fields of H.264 apart."""
+
+_ONE_A_FRAME = (*((mark, 4) for mark in (b"ftyp", b"moov", b"mdat")), (b"\x1a\x45\xdf\xa3", 0))
+
+
+def _one_frame_each(path: Path | str, seen: Seen, stream: Listed) -> bool:
+    """Returns whether every packet is a frame that is shown, and when: it must be sure, or the frames are decoded."""
+    packets = seen.packets
+    times = sorted(packet.pts for packet in packets if packet.pts is not None)
+    if len(times) != len(packets) or any(packet.discarded or packet.size == 0 for packet in packets):
+        return False
+    steps = [later - earlier for earlier, later in itertools.pairwise(times)]
+    in_order = all(later.dts > earlier.dts for earlier, later in itertools.pairwise(packets))
+    begins = packets[0].key and packets[0].pts == times[0]
+    # In the end it is the decoder that knows: the frames that were decoded must be the first of the packets.
+    agrees = seen.sample.shown == tuple(times[:SAMPLE_FRAMES])
+    if not (in_order and begins and agrees and min(steps) > 0):
+        return False
+    if stream.codec in _WHOLE_FRAMES:
+        return True
+    if stream.codec not in _PREDICTED or not any(_begins_with(path, mark, at=at) for mark, at in _ONE_A_FRAME):
+        return False
+    if stream.codec == "h264":  # a field is half a frame, and a packet
+        usual = sorted(steps)[len(steps) // 2]
+        return stream.progressive and seen.first is not None and seen.first.field == "P" and 5 * min(steps) > 3 * usual
+    return True
+
+
+def _all_times(path: Path | str, seen: Seen, stream: Listed, decoder: str, *, strict: bool) -> tuple[Times, int]:
+    """Returns when each frame is shown, and how often the decoder made the best of damage, by decoding the whole."""
+    done, times = decoded_times(
+        path, str(stream.index), seen.time_base, decoder=decoder, strict=strict, limit_s=PROBE_LIMIT_S
+    )
+    if done.status != 0 or done.hung or done.overflowed or not times.shown:
+        _refuse(path, done, readable=len(times.shown), announced=len(seen.packets))
+    return times, _count_flaws(messages(done.log))
 
 
 def read_frames(path: Path | str, info: VideoInfo | None = None) -> Iterator[Frame]:
@@ -181,7 +346,8 @@ def read_frames(path: Path | str, info: VideoInfo | None = None) -> Iterator[Fra
     filters = part + to_rgb(info.color, info.pixel_format, width=info.width, height=info.height)
     running = ffmpeg.start(
         [
-            *(*QUIET, "error", "-xerror", *_decoding(info.decoder), *input_arguments(path), "-map", "0:V:0"),
+            *(*QUIET, "level+error", *(() if info.forgiving else ("-xerror",)), *_decoding(info.decoder)),
+            *(*input_arguments(path), "-map", f"0:{info.stream}" if info.stream >= 0 else "0:V:0"),
             *("-vf", filters, "-fps_mode", "passthrough", "-f", "rawvideo", "-pix_fmt", "rgb24", "pipe:1"),
         ],
         stdin=False,
@@ -215,7 +381,8 @@ def read_frames(path: Path | str, info: VideoInfo | None = None) -> Iterator[Fra
             f"ffmpeg stopped after {count} of the {info.frames} frames of {shown(path)}"
             f" ({how_it_ended(status, log)}); try again, or encode the video again"
         )
-    if status != 0 or size or count != info.frames or _ENDS_EARLY.search(log):
+    early = not info.forgiving and any(_ENDS_EARLY.match(line.text) for line in messages(log))
+    if status != 0 or size or count != info.frames or early:
         why = f" ({last_line(log)})" if last_line(log) else ""
         raise InputError(
             f"{shown(path)} is damaged or truncated: {count} of its {info.frames} frames could be read{why}; {_WAY_OUT}"
@@ -256,21 +423,27 @@ def _read_pictures(folder: Path, info: VideoInfo) -> Iterator[Frame]:
         yield frame
 
 
-def read_metadata(path: Path | str) -> dict[str, object] | None:
+def read_metadata(path: Path | str, video: VideoInfo | None = None) -> dict[str, object] | None:
     """Returns the JSON object that `write_video` put into the file, or into the first picture; None if there is none.
 
-    Raises InputError when the file is no video, or what it holds is no JSON object, above 1 MiB or nested too deeply.
+    `video` is what `probe` returned of it, if that is known. Raises InputError when the file is no video, or what it holds is no JSON object, above 1 MiB or nested too deeply.
     """
-    if os.path.isdir(path):
+    if video is not None:
+        text = video.tags.get(METADATA_KEY)
+    elif os.path.isdir(path):
         text = picture_tags(pictures_in(Path(path))[0]).get(METADATA_KEY)
-        if text is None:
-            return None
     else:
         _require_file(path)
-        text = _read_tags(path, strict=True).get(METADATA_KEY)
+        done, found = read_tags(path, limit_s=PROBE_LIMIT_S, limit_bytes=_TAGS_BYTES)
+        if done.overflowed:
+            _refuse_tags(path)
+        if done.status != 0 or done.hung:
+            _refuse(path, done)
+        text = _own_tags(path, found).get(METADATA_KEY)
         if text is None:
-            _read_first_frame(path)
-            return None
+            text = probe(path).tags.get(METADATA_KEY)
+    if text is None:
+        return None
     metadata = parse_metadata(text, shown(path))
     if _depth(metadata) > MAX_METADATA_DEPTH:
         raise InputError(f"the t2v metadata in {shown(path)} is nested more than {MAX_METADATA_DEPTH} deep")
@@ -308,15 +481,6 @@ _MOST_PIXELS = f"the most is {MAX_SIDE:,} a side and {MAX_PIXELS:,} in all"
 _WAY_OUT = "copy or download it again, or save what is left with `ffmpeg -i IN OUT.mp4`"
 
 
-@dataclass(frozen=True)
-class _FirstFrame:
-    width: int
-    height: int
-    pixel_format: str
-    color: Color
-    interlaced: bool
-
-
 def _require_file(path: Path | str) -> None:
     try:
         found = os.stat(path)
@@ -345,17 +509,21 @@ def _refuse(path: Path | str, done: Finished, *, readable: int = 0, announced: i
     if done.status < 0:
         ended = how_it_ended(done.status, done.log)
         raise InputError(f"ffmpeg stopped while reading {name} ({ended}); try again, or encode the video again")
-    if "matches no streams" in done.log:
+    said = [line.text for line in messages(done.log) if line.level in _LOUD]
+    if any(_NO_STREAM.match(text) for text in said):
         raise InputError(f"{name} holds no video stream (only sound, a cover picture or subtitles)")
     if readable or announced:
         counts = f"{readable or 'none'} of its {announced}" if announced > readable else f"only its first {readable}"
         raise InputError(f"{name} is damaged or truncated: {counts} frames could be read; {_WAY_OUT}")
-    if size := _TOO_LARGE.search(done.log):
+    if size := next((found for text in said if (found := _TOO_LARGE.match(text))), None):
         raise InputError(f"{name} is {size[1]} pixels; {_MOST_PIXELS}")
-    if "moov atom not found" in done.log and _begins_with(path, b"ftyp", at=4):
+    if "moov atom not found" in said and _begins_with(path, b"ftyp", at=4):
         raise InputError(
             f"{name} is damaged or truncated: its index is missing, so no frame could be read; copy or download it again"
         )
+    if kind := is_picture(path):
+        whole = "put it into a folder" if kind == "PNG" else f"save it as a PNG (ffmpeg -i {name} FOLDER/1.png)"
+        raise InputError(f"{name} is a picture ({kind}), and not a video; {whole} and give the folder")
     raise InputError(f"{name} is not a video that can be read ({last_line(done.log) or how_it_ended(done.status, '')})")
 
 
@@ -367,109 +535,32 @@ def _begins_with(path: Path | str, mark: bytes, *, at: int = 0) -> bool:
         return False
 
 
-def _announced(log: str, hints: list[float]) -> int:
-    """Returns how many frames the file's header promises, 0 if it does not say."""
-    durations = _DURATION.findall(log)
-    if not durations or not hints:
-        return 0
-    hours, minutes, seconds = durations[-1]
-    return round((int(hours) * 3600 + int(minutes) * 60 + float(seconds)) * hints[0])
-
-
-def _read_packets(listing: bytes) -> tuple[Fraction, list[int], int]:
-    """Returns the time base in seconds, when each shown frame is due, in order, and how long the last one stays."""
-    time_base = Fraction(1, 1000)
-    shown_at: list[tuple[int, int]] = []
-    for line in listing.decode("ascii", "replace").splitlines():
-        if line.startswith("#tb 0: "):
-            over, _, under = line.removeprefix("#tb 0: ").partition("/")
-            if over.isdigit() and under.isdigit() and int(over) and int(under):
-                time_base = Fraction(int(over), int(under))
-        elif line and line[0] != "#":
-            values = [value.strip() for value in line.split(",")]
-            flags = next((int(value[2:], 16) for value in values[6:] if value.startswith("F=")), 0)
-            if len(values) >= 6 and not flags & _DISCARD:
-                pts, dts = int(values[2]), int(values[1])
-                shown_at.append((dts if pts == _NO_TIME else pts, int(values[3])))
-    shown_at.sort()
-    return time_base, [time for time, _ in shown_at], max(0, shown_at[-1][1]) if shown_at else 0
-
-
-def _find_rate(
-    times: list[int], last_duration: int, time_base: Fraction, hints: list[float], noted: Fraction | None = None
-) -> tuple[Fraction, bool]:
-    """Returns the frame rate and whether it varies.
-
-    Times are exact in most mp4 files, but whole milliseconds in Matroska and hundredths in GIF: there 24 frames per
-    second come as 42, 41, 42, ... A rate whose rounded times the file holds is not a varying one.
-    """
-    steps = [later - earlier for earlier, later in itertools.pairwise(times)]
-    rounded = time_base.numerator == 1 and time_base.denominator in (100, 1000)
-    if noted and rounded and _fits(times, float(1 / (noted * time_base)), tolerance=1):
-        return noted, False
-    if not steps:
-        if last_duration and not rounded:
-            return 1 / (last_duration * time_base), False
-        return _nearest_standard(hints[0]) if hints else Fraction(25), False
-    if min(steps) == max(steps) > 0 and not rounded:
-        return 1 / (steps[0] * time_base), False
-    span = (times[-1] - times[0]) * time_base
-    if max(steps) - min(steps) <= 1 and min(steps) >= 2:
-        average = len(steps) / span
-        hint = hints[0] if hints else float(average)
-        near = sorted(_STANDARD_RATES, key=lambda rate: abs(float(rate) - hint))[:3]
-        plain = [average.limit_denominator(most) for most in (1, 2, 3, 4, 6, 12, 100, 1001)]
-        for rate in [*near, *plain, average]:
-            if rate > 0 and _fits(times, float(1 / (rate * time_base)), tolerance=max(1, steps[0] // 100)):
-                return rate, False
-    return average_rate(len(times), span + last_duration * time_base), True
-
-
-def average_rate(frames: int, seconds: Fraction) -> Fraction:
-    """Returns frames per second with a denominator of at most 1001; 25 where they take no time."""
-    average = frames / seconds if seconds > 0 else Fraction(25)
-    return max(average.limit_denominator(1001), Fraction(1, 1001))
-
-
-def _fits(times: list[int], period: float, *, tolerance: int) -> bool:
-    """Returns whether the frames are `period` ticks apart, give or take the rounding of each time."""
-    return all(abs(time - times[0] - n * period) <= tolerance + 1e-6 for n, time in enumerate(times))
-
-
-def _nearest_standard(rate: float) -> Fraction:
-    return min(_STANDARD_RATES, key=lambda standard: abs(float(standard) - rate))
-
-
-_BESIDE = re.compile(
-    r"^  Stream #0:(?P<index>\d+)(?:\[\w+\])?(?:\((?P<language>\w+)\))?: "
-    r"(?P<kind>Video|Audio|Subtitle|Data|Attachment): (?P<codec>[^\s,(]+)(?P<rest>.*)$",
-    re.M,
-)
-_CHOSEN = re.compile(r"^  Stream #0:(\d+) -> #0:0 \(copy\)", re.M)
-_CHAPTER = re.compile(r"^ +Chapter #0:\d+: start ", re.M)
-_ALPHA_DECODERS = {"vp8": "libvpx", "vp9": "libvpx-vp9"}
-_ALPHA_MODE = re.compile(r"^ +alpha_mode +: 1$", re.M | re.I)
-
-
-def _other_streams(log: str) -> tuple[Stream, ...]:
-    """Returns the streams of the input that ffmpeg lists, but for the one that it took."""
-    chosen = _CHOSEN.search(log)
-    listed = log[: chosen.start()] if chosen else log
+def _beside(seen: Seen, taken: int) -> tuple[Stream, ...]:
+    """Returns the streams of a file but for the one that is taken."""
+    told: list[dict[str, str]] = [*seen.stream_tags, *({} for _ in seen.streams)]
     return tuple(
         Stream(
-            int(line["index"]),
-            "cover" if "(attached pic)" in line["rest"] else line["kind"].lower(),
-            line["codec"],
-            line["language"] or "",
+            index=stream.index,
+            kind="cover" if stream.cover else stream.kind,
+            codec=stream.codec,
+            language=tags.get("language", ""),
+            title=tags.get("title", ""),
+            default=stream.default,
+            forced=stream.forced,
+            size=stream.size,
         )
-        for line in _BESIDE.finditer(listed)
-        if chosen is None or line["index"] != chosen[1]
+        for stream, tags in zip(seen.streams, told, strict=False)
+        if stream.index != taken
     )
 
 
-def _decoder_of_alpha(log: str, codec: str) -> str:
+_ALPHA_DECODERS = {"vp8": "libvpx", "vp9": "libvpx-vp9"}
+
+
+def _decoder_of_alpha(tags: dict[str, str], codec: str) -> str:
     """Returns the decoder that sees the alpha of a WebM, which lies beside its pictures: ffmpeg's own leave it out."""
-    decoder = _ALPHA_DECODERS.get(codec, "") if _ALPHA_MODE.search(log) else ""
+    has_one = any(name.lower() == "alpha_mode" and value == "1" for name, value in tags.items())
+    decoder = _ALPHA_DECODERS.get(codec, "") if has_one else ""
     return decoder if decoder and ffmpeg.has_decoder(decoder) else ""
 
 
@@ -477,59 +568,36 @@ def _decoding(decoder: str) -> tuple[str, ...]:
     return ("-c:v", decoder) if decoder else ()
 
 
-def _begins_transparent(path: Path | str) -> bool:
+def _begins_transparent(path: Path | str, stream: int) -> bool:
     done = ffmpeg.run(
         [
-            *(*QUIET, "error", *input_arguments(path), "-map", "0:V:0", "-frames:v", "1"),
+            *(*QUIET, "level+error", *input_arguments(path), "-map", f"0:{stream}", "-frames:v", "1"),
             *("-vf", "format=rgba,alphaextract,format=gray", "-f", "rawvideo", "pipe:1"),
         ],
         limit_s=PROBE_LIMIT_S,
         limit_bytes=MAX_PIXELS,
     )
-    if done.status != 0 or done.hung:
+    if done.status != 0 or done.hung or not done.output:
         _refuse(path, done)
-    return min(done.output, default=255) < 255
+    return min(done.output) < 255
 
 
-def _read_first_frame(path: Path | str, decoder: str = "") -> _FirstFrame:
-    done = ffmpeg.run(
-        [
-            *(*QUIET, "info", "-xerror", *_decoding(decoder), *input_arguments(path)),
-            *("-map", "0:V:0", "-map_metadata", "-1"),
-            *("-vf", "showinfo=checksum=0", "-frames:v", "1", "-f", "null", "-"),
-        ],
-        limit_s=PROBE_LIMIT_S,
-    )
-    first = _FIRST.search(done.log)
-    if first is None:
-        _refuse(path, done)
-    width, height = int(first["width"]), int(first["height"])
-    over, under = (int(part) for part in first["sar"].split("/"))
-    if over and under:  # never fewer pixels than the file has
+def _square(path: Path | str, first: FirstFrame) -> tuple[int, int]:
+    """Returns the (width, height) with square pixels, never fewer than the file has. Raises InputError if it is too large."""
+    width, height = first.width, first.height
+    over, under = (int(part) for part in first.sample_ratio.split("/"))
+    if over and under:
         width, height = (round(width * over / under), height) if over > under else (width, round(height * under / over))
     if not (1 <= width <= MAX_SIDE and 1 <= height <= MAX_SIDE and width * height <= MAX_PIXELS):
         raise InputError(f"{shown(path)} is {width}x{height} pixels; {_MOST_PIXELS}")
-    color = _COLOR.search(done.log, first.end())
-    names = ["" if name == "unknown" else name for name in color.groups()] if color else []
-    return _FirstFrame(width, height, first["format"], Color(*names), first["field"] in "TB")
+    return width, height
 
 
-def _read_tags(path: Path | str, *, strict: bool = False) -> dict[str, str]:
-    """Returns the file's own tags (not the streams'). With `strict`, InputError says why there are none."""
-    done = ffmpeg.run(
-        [*QUIET, "error", *input_arguments(path), "-f", "ffmetadata", "pipe:1"],
-        limit_s=PROBE_LIMIT_S,
-        limit_bytes=_TAGS_BYTES,
-    )
-    if done.overflowed and not strict:
-        return {}
-    if done.overflowed:
-        raise InputError(
-            f"the metadata in {shown(path)} is larger than {_TAGS_BYTES >> 20} MiB, which t2v never writes"
-        )
-    if done.status != 0 or done.hung:  # no answer: it may well have tags
-        _refuse(path, done)
-    tags = {_own_name(key): value for key, value in parse_tags(done.output.decode("utf-8", "replace")).items()}
+def _own_tags(path: Path | str, found: dict[str, str]) -> dict[str, str]:
+    """Returns the file's own tags (not the streams'), of which ffmpeg `found` some."""
+    if sum(len(name) + len(value) for name, value in found.items()) > _TAGS_BYTES:
+        _refuse_tags(path)
+    tags = {_own_name(key): value for key, value in found.items()}
     if _begins_with(path, b"WEBP", at=8):
         tags.update(tags_in_xmp(tags.pop("xmp", "")))
     if _begins_with(path, b"GIF8"):
@@ -538,24 +606,13 @@ def _read_tags(path: Path | str, *, strict: bool = False) -> dict[str, str]:
     return tags
 
 
+def _refuse_tags(path: Path | str) -> NoReturn:
+    raise InputError(f"the metadata in {shown(path)} is larger than {_TAGS_BYTES >> 20} MiB, which t2v never writes")
+
+
 def _own_name(key: str) -> str:
     """Returns the name as t2v gave it: Matroska has its own in capitals."""
     return key.lower() if key.lower() in OWN_KEYS else key
-
-
-def parse_tags(text: str) -> dict[str, str]:
-    """Returns the tags of the whole file out of ffmpeg's FFMETADATA1 format, which names streams and chapters after them."""
-    tags: dict[str, str] = {}
-    position = 0
-    while position < len(text) and (line := _TAG_LINE.match(text, position)) and not line[0].startswith("["):
-        if line[2] is not None:
-            tags[_unescape(line[1])] = _unescape(line[2])
-        position = line.end()
-    return tags
-
-
-def _unescape(text: str) -> str:
-    return _ESCAPED.sub(r"\1", text)
 
 
 def _refuse_constant(name: str) -> NoReturn:
