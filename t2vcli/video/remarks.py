@@ -28,6 +28,19 @@ def remarks_on(source: Path, video: VideoInfo, along: Along) -> list[str]:
             f"the frame rate of {name} varies: each frame is taken once, at the average of {float(video.fps):g} per second"
             + _out_of_step(video, along)
         )
+    if video.gaps:
+        lines.append(_about_gaps(name, video, along))
+    others = [stream.size for stream in video.streams if stream.kind == "video"]
+    if others:
+        lines.append(
+            f"{name} holds {1 + len(others)} videos: the default one, {video.stream_size}, is taken,"
+            f" and not {' or '.join(others)}"
+        )
+    if video.flaws:
+        lines.append(
+            f"warning: ffmpeg found errors in {name} ({video.flaws}): it may have been cut, joined or damaged there, and"
+            " pictures may be missing or show blocks"
+        )
     lines += _about_colors(name, video)
     if video.interlaced:
         lines.append(
@@ -47,6 +60,15 @@ def _out_of_step(video: VideoInfo, along: Along) -> str:
         return ""
     worst = max(abs(time - number / float(video.fps)) for number, time in enumerate(video.times_s))
     return f"; it is up to {worst:.2f} s out of step with the sound" if worst > _NOTICED_S else ""
+
+
+def _about_gaps(name: str, video: VideoInfo, along: Along) -> str:
+    left_out_s = video.file_duration_s - float(video.file_frames / video.fps)
+    times = "once" if video.gaps == 1 else f"{video.gaps:,} times"
+    return (
+        f"{name} leaves out time {times}, {left_out_s:.2f} s in all: the pictures after it follow at once,"
+        f" at its {float(video.fps):g} per second" + _out_of_step(video, along)
+    )
 
 
 def _about_colors(name: str, video: VideoInfo) -> list[str]:
