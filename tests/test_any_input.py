@@ -394,13 +394,13 @@ def test_sound_stays_with_its_picture(tmp_path: Path, encoder: str, shift: str) 
 def test_sound_that_an_mp4_cannot_hold_is_dropped_and_said(tmp_path: Path) -> None:
     clip = with_sound(tmp_path / "a.mkv", "libvorbis")
     assert again(clip).streams == ()
-    assert remarks(clip) == "the sound is dropped: vorbis cannot be in an mp4"
+    assert remarks(clip) == "the sound is dropped: vorbis cannot be in an mp4; an mkv (-o NAME.mkv) keeps it"
 
 
 def test_of_two_sounds_the_one_dropped_is_named(tmp_path: Path) -> None:
     clip = with_sound(tmp_path / "a.mkv", "libvorbis", "aac")
     assert [stream.codec for stream in again(clip).streams] == ["aac"]
-    assert remarks(clip) == "sound 1 is dropped: vorbis cannot be in an mp4"
+    assert remarks(clip) == "sound 1 is dropped: vorbis cannot be in an mp4; an mkv (-o NAME.mkv) keeps it"
     assert stream_hash(tmp_path / "again.mp4", "a:0") == stream_hash(clip, "a:1")
 
 
