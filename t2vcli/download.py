@@ -27,6 +27,7 @@ from typing import Any, NoReturn
 from t2vcli.atomic import confirm_names, write_whole
 from t2vcli.errors import Interrupted, ModelError, OutputError
 from t2vcli.hub import MAX_LISTING_BYTES, SLOW_BYTES, SLOW_S, GivenUp, Hub, Listing, Patience, RemoteFile, Say, Trouble
+from t2vcli.report import counted
 from t2vcli.strangers import UnreadableError, read_json, read_text
 
 PROGRESS_BYTES = 1 << 20
@@ -238,7 +239,7 @@ class _Download:
         part = f", of which {bytes_text(here)} are here already" if here else ""
         self._say(
             f"{listing.repository} at {listing.revision}{commit} from {hub.shown}: {bytes_text(total)} in"
-            f" {len(self._missing)} files{part}; into {folder}, which has {bytes_text(free)} free"
+            f" {counted(len(self._missing), 'file')}{part}; into {folder}, which has {bytes_text(free)} free"
         )
         if total - here > free:
             raise OutputError(

@@ -24,6 +24,7 @@ from pydantic.fields import FieldInfo
 
 from t2vcli.errors import InputError, T2VError, UsageError
 from t2vcli.paths import expanded, expanded_model
+from t2vcli.report import counted
 from t2vcli.request import MAX_FRAMES, TRAITS, GenerateRequest, Request, Side, Text, UpscaleRequest, describe_problem
 from t2vcli.strangers import UnreadableError, read_bytes
 
@@ -361,6 +362,8 @@ def load_preset(name_or_path: str) -> Preset:
     index = _index()
     if name_or_path not in index:
         hint = _suggest_preset(name_or_path, index)
+        if len(name_or_path.split()) > 1:
+            hint = f"a prompt is no preset: -p is short for --preset, and the prompt stands by itself; {hint}"
         raise UsageError(
             f"there is no preset {_shorten(name_or_path)!r}; {hint} (`t2v presets` describes them){_unseen()}"
         )
@@ -480,7 +483,7 @@ def trained_range_warning(preset: Preset, *, frames: int, width: int, height: in
         return None
     outside = []
     if not trained.least_frames <= frames <= trained.most_frames:
-        outside.append(f"{frames} frames")
+        outside.append(counted(frames, "frame"))
     if (width, height) != (trained.width, trained.height):
         outside.append(f"{width}x{height}")
     if not outside:

@@ -9,11 +9,16 @@ from typing import Protocol
 class Report(Protocol):
     """Receives a job's stages and remarks, in order."""
 
-    def stage(self, name: str, total: int | None = None, unit: str = "frame") -> None:
-        """A stage begins: load, encode, denoise, decode, ... `total` is its number of units, where it is known."""
+    def stage(
+        self, name: str, total: int | None = None, unit: str = "frame", *, begun: int = 0, told: str = ""
+    ) -> None:
+        """A stage begins: load, encode, denoise, decode, ... `total` is its number of units, where it is known.
+
+        `begun` of them an earlier process has done. `told` is how many there are in words, where a number is not enough.
+        """
 
     def advance(self, done: int) -> None:
-        """`done` units of the current stage are finished."""
+        """`done` units of the current stage are finished, those of an earlier process among them."""
 
     def say(self, line: str) -> None:
         """Something worth knowing, in one line."""
@@ -22,10 +27,17 @@ class Report(Protocol):
         """Something that may spoil the result, in one line."""
 
 
+def counted(number: int, unit: str) -> str:
+    """Returns "1 frame" or "2 frames"."""
+    return f"{number} {unit}" if number == 1 else f"{number} {unit}s"
+
+
 class Silent:
     """A report that nobody reads."""
 
-    def stage(self, name: str, total: int | None = None, unit: str = "frame") -> None: ...
+    def stage(
+        self, name: str, total: int | None = None, unit: str = "frame", *, begun: int = 0, told: str = ""
+    ) -> None: ...
 
     def advance(self, done: int) -> None: ...
 

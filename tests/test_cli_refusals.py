@@ -45,7 +45,7 @@ CASES = [
     generate(2, "--seeed", "1", words=("--seeed", "--seed")),
     generate(2, "--no\x1b[31m", words=("no such option",)),
     Case(2, ("generate", "x", "--seed"), ("--seed", "argument")),
-    Case(2, ("generate", "a", "boat"), ("unexpected", "boat")),
+    Case(2, ("generate", "a", "boat"), ("'boat' is left over", "t2v generate 'a boat'")),
     Case(2, ("upscale",), ("missing argument", "t2v upscale --help")),
     Case(2, ("upscalee",), ("no such command 'upscalee'", "t2v --help")),
     # Presets

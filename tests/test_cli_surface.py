@@ -438,7 +438,7 @@ def test_a_name_is_only_a_name(name: str, called: Called, tmp_path: Path) -> Non
     safe = name.encode("unicode_escape").decode() if "\x1b" in name or "\n" in name else name
     said = t2v("info", path)
     assert said.code == 0
-    assert said.stdout.startswith(f"{path.parent}/{safe}: 1 frames of 64x64")
+    assert said.stdout.startswith(f"{path.parent}/{safe}: 1 frame of 64x64")
     refused = t2v("generate", "x", "-o", path)
     assert refused.code == 8
     assert safe in sentence(refused)

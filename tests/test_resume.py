@@ -50,9 +50,15 @@ class Listening(Silent):
         self.lines: list[str] = []
         self.advanced: dict[str, int] = {}
         self.current = ""
+        self.counted: dict[
+            str, tuple[int | None, int]
+        ] = {}  # of each stage, how many units, and how many of them before
 
-    def stage(self, name: str, total: int | None = None, unit: str = "frame") -> None:
+    def stage(
+        self, name: str, total: int | None = None, unit: str = "frame", *, begun: int = 0, told: str = ""
+    ) -> None:
         self.current = name
+        self.counted[name] = total, begun
 
     def advance(self, done: int) -> None:
         self.advanced[self.current] = self.advanced.get(self.current, 0) + 1
@@ -199,6 +205,18 @@ def folder(tmp_path: Path) -> Path:
 def stopped_after(steps: int, job: Job, task: str = "generate", **options: Any) -> None:
     with pytest.raises(Interrupted, match="after step"):
         job(task, StoppingAfter(steps), **options)
+
+
+@pytest.mark.parametrize(("task", "changes"), [("generate", {"steps": 6}), ("upscale", {"steps": 9, "strength": 0.7})])
+def test_what_was_done_before_is_counted(
+    task: str, changes: dict[str, Any], job: Job, models: None, written: Any
+) -> None:
+    with pytest.raises(Interrupted, match="after step"):
+        job(task, StoppingAfter(2), **changes)
+    again = Listening()
+    job(task, again, **changes)
+    assert again.counted["denoise"] == (6, 2)
+    assert again.advanced["denoise"] == 4
 
 
 # The same frames

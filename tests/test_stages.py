@@ -116,7 +116,7 @@ class Listening(Silent):
         self.stages: list[str] = []
         self.done = 0
 
-    def stage(self, name: str, total: int | None = None, unit: str = "frame") -> None:
+    def stage(self, name: str, total: int | None = None, unit: str = "frame", **_: object) -> None:
         self.stages.append(name)
 
     def say(self, line: str) -> None:
@@ -231,7 +231,7 @@ def test_a_run_killed_between_its_stages_has_its_draft(
     make: Make, tmp_path: Path, undisturbed: np.ndarray, models: tuple[Path, Path]
 ) -> None:
     class Between(Listening):
-        def stage(self, name: str, total: int | None = None, unit: str = "frame") -> None:
+        def stage(self, name: str, total: int | None = None, unit: str = "frame", **_: object) -> None:
             super().stage(name, total, unit)
             if self.stages.count("load") == 2:
                 raise KeyboardInterrupt

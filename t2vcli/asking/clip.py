@@ -7,10 +7,12 @@ from typing import Any
 
 from t2vcli.asking.job import Job
 from t2vcli.asking.larger import check_input, enlarged, nearest_side, second_stage, words_for
+from t2vcli.asking.misread import check_prompt, no_prompt, size_remarks
 from t2vcli.asking.values import build
 from t2vcli.asking.work import Stage, Work
 from t2vcli.errors import UsageError
 from t2vcli.presets import Preset, load_preset
+from t2vcli.report import counted
 from t2vcli.request import TRAITS, GenerateRequest
 
 DEFAULT_PRESET = "ms-1.7b"
@@ -24,18 +26,22 @@ def clip(job: Job) -> Work:
     preset = load_preset(job.preset or DEFAULT_PRESET)
     if job.init_video is not None:
         return _begun_with(job.init_video, job, preset)
+    remarks = check_prompt(job.prompt, allow_empty=job.allow_empty_prompt)
     if job.extend is not None:
-        return _extending(job.extend, job, preset)
+        return _extending(job.extend, job, preset, remarks)
     if job.prompt is None:
-        raise UsageError('give a prompt, as in: t2v generate "a red boat moving right on the sea"')
+        raise no_prompt(job.upscale)
     given = {"prompt": job.prompt, **job.values}
     if job.upscale is None:
         request = build(GenerateRequest, preset, given)
-        return Work("generate", (Stage(request, preset),), request.frames, request.fps, Path())
+        return Work("generate", (Stage(request, preset),), request.frames, request.fps, Path(), remarks=tuple(remarks))
     own = {name: value for name, value in given.items() if TRAITS[name].stage != "last"}
     draft = build(GenerateRequest, preset, own)
-    stages = Stage(draft, preset), second_stage(draft, preset, job)
-    return Work("generate", stages, draft.frames, draft.fps, Path())
+    second = second_stage(draft, preset, job)
+    sides = (draft.width, draft.height), (second.request.width, second.request.height)
+    remarks += size_remarks(*sides, preset=second.request.preset, size_given=False, draft=True)
+    stages = Stage(draft, preset), second
+    return Work("generate", stages, draft.frames, draft.fps, Path(), remarks=tuple(remarks))
 
 
 def _refuse_what_does_not_go_together(job: Job) -> None:
@@ -73,19 +79,20 @@ def _begun_with(path: Path, job: Job, preset: Preset) -> Work:
             source=path,
             preset=job.preset or DEFAULT_PRESET,
             prompt=job.prompt,
+            allow_empty_prompt=job.allow_empty_prompt,
             output=job.output,
             values={name: value for name, value in own.items() if value is not None},
         )
     )
     if frames is not None and work.frames < frames:
         raise UsageError(
-            f"{path} has {work.frames} frames, fewer than --frames {frames};"
+            f"{path} has {counted(work.frames, 'frame')}, fewer than --frames {frames};"
             " take as many, or make it longer first with --extend"
         )
     return work
 
 
-def _extending(path: Path, job: Job, preset: Preset) -> Work:
+def _extending(path: Path, job: Job, preset: Preset, remarks: list[str]) -> Work:
     """Returns the work for new frames after those of a video."""
     from t2vcli.asking.source import Source
     from t2vcli.video.along import Along
@@ -96,7 +103,7 @@ def _extending(path: Path, job: Job, preset: Preset) -> Work:
     source = Source.opened(path)
     check_input(source)
     words, video = words_for(source, job), source.video
-    remarks = [*words.remarks, *remarks_on(path, video, Along(path))]
+    remarks = [*remarks, *words.remarks, *remarks_on(path, video, Along(path))]
     if any(stream.kind == "audio" for stream in video.streams):
         remarks.append(f"the sound of {path} is dropped: the clip gets longer than it")
     most = preset.trained.most_frames // 2 if preset.trained else CONTEXT_FRAMES

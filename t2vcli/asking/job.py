@@ -44,6 +44,7 @@ class Job(BaseModel):
     command: Command = "generate"
     preset: str | None = None
     prompt: str | None = None
+    allow_empty_prompt: bool = False
     source: PathText | None = None
     init_video: PathText | None = None
     extend: PathText | None = None

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from t2vcli.asking.job import Job
+from t2vcli.asking.misread import check_enlarges, check_prompt, size_remarks
 from t2vcli.asking.values import build, changed
 from t2vcli.asking.work import Stage, Work
 from t2vcli.errors import InputError, UsageError
@@ -30,6 +31,10 @@ def enlarged(job: Job) -> Work:
         raise UsageError("give the video that is to be made anew, as in: t2v upscale clip.mp4")
     container = format_of(job.output) if job.output else MP4
     preset = load_preset(job.preset or DEFAULT_UPSCALER)
+    check_enlarges(
+        preset, job.given("strength"), better=_upscaler_of(preset), chosen_by="-p", strength_flag="--strength"
+    )
+    prompt_remarks = check_prompt(job.prompt, allow_empty=job.allow_empty_prompt)
     width, height = job.given("width"), job.given("height")
     _check_scale(job.scale, width, height)
     # The flags, before the video is opened
@@ -40,7 +45,13 @@ def enlarged(job: Job) -> Work:
     sides = _choose_size(source.video, preset, width, height, job.scale)
     request = changed(asked, prompt=words.prompt, width=sides[0], height=sides[1], **words.negative)
     video = source.video
-    remarks = (*words.remarks, *remarks_on(source.path, video, source.along(container)))
+    size_given = not (width is None and height is None and job.scale is None)
+    remarks = (
+        *size_remarks((video.width, video.height), sides, preset=preset.name, size_given=size_given),
+        *prompt_remarks,
+        *words.remarks,
+        *remarks_on(source.path, video, source.along(container)),
+    )
     return Work("upscale", (Stage(request, preset),), video.frames, video.fps, Path(), source=source, remarks=remarks)
 
 
@@ -50,11 +61,23 @@ def second_stage(draft: GenerateRequest, preset: Preset, job: Job) -> Stage:
     from t2vcli.video.resize import fit_size
 
     assert job.upscale is not None
-    chosen = load_preset((preset.upscaler or DEFAULT_UPSCALER) if job.upscale == "auto" else job.upscale)
+    chosen = load_preset(_upscaler_of(preset) if job.upscale == "auto" else job.upscale)
+    check_enlarges(
+        chosen,
+        job.upscale_strength,
+        better=_upscaler_of(chosen),
+        chosen_by="--upscale",
+        strength_flag="--upscale-strength",
+    )
     width, height = fit_size(draft.width, draft.height, pixels=_pixels(chosen))
     given = {name: value for name, value in job.values.items() if TRAITS[name].stage != "draft"}
     given |= {"prompt": draft.prompt, "seed": draft.seed, "strength": job.upscale_strength}
     return Stage(build(UpscaleRequest, chosen, {**given, "width": width, "height": height}), chosen)
+
+
+def _upscaler_of(preset: Preset) -> str:
+    """Returns the name of the preset that enlarges the clips of `preset`."""
+    return preset.upscaler or DEFAULT_UPSCALER
 
 
 def check_input(source: Source) -> None:

@@ -5,15 +5,16 @@ from __future__ import annotations
 import contextlib
 import os
 import re
+import shlex
 import signal
 import time
 import traceback
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from types import FrameType
 from typing import Any, NoReturn
 
 import typer
-from typer.core import TyperGroup
+from typer.core import TyperCommand, TyperGroup
 
 from t2vcli import stopping
 from t2vcli.cli.console import printable, say, say_error
@@ -70,6 +71,13 @@ class ErrorBoundary(TyperGroup):
         with _ending():
             return super().make_context(*args, **extra)
 
+    def resolve_command(self, ctx: Any, args: list[str]) -> Any:
+        if ctx.parent is None and args and len(args[0].split()) > 1:
+            raise UsageError(
+                printable(f"{args[0]!r} is no command; to make a clip of it: t2v generate {quoted(args[:1])}")
+            )
+        return super().resolve_command(ctx, args)
+
     def invoke(self, ctx: Any) -> Any:
         global _interrupted_s
         _interrupted_s = None
@@ -85,6 +93,28 @@ class ErrorBoundary(TyperGroup):
                 return super().invoke(ctx)
         finally:
             stopping.forget()
+
+
+class OneTextCommand(TyperCommand):
+    """A command that says what to do with words that belong to nothing: texts of several words that lack quotes."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        ctx.allow_extra_args = True
+        words: list[str] = super().parse_args(ctx, args)
+        if words and not ctx.resilient_parsing:  # else only a shell's completion
+            most = 60
+            said = " ".join(words)
+            said = said if len(said) <= most else said[: most - 3] + "..."
+            raise UsageError(printable(f"{said!r} is left over; {self.left_over(ctx.params, words)}"))
+        return words
+
+    def left_over(self, given: Mapping[str, Any], words: Sequence[str]) -> str:
+        """Returns what to do about `words`, which no parameter takes; `given` are the parameters' values."""
+        return "put a text of several words in quotes"
+
+
+def quoted(words: Sequence[str]) -> str:
+    return shlex.quote(" ".join(words))
 
 
 @contextlib.contextmanager

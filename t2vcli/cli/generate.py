@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import itertools
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-from typer.core import TyperCommand
 
 from t2vcli.cli import options as opt
+from t2vcli.cli.boundary import OneTextCommand, quoted
 from t2vcli.cli.plan import show_plan
 from t2vcli.cli.running import run_and_report
 from t2vcli.paths import expanded
@@ -95,6 +96,7 @@ WISH: opt.Options = {
     **opt.REQUEST_OPTIONS,
     "prompt": (PromptArg, None),
     "prompt_file": (opt.PromptFileOpt, None),
+    "allow_empty_prompt": (opt.AllowEmptyPromptOpt, False),
     **opt.preset_option("ms-1.7b"),
     "init_video": (InitVideoOpt, None),
     "extend": (ExtendOpt, None),
@@ -118,7 +120,7 @@ def generate(
     The video's path is printed on stdout when the file is complete and verified; everything else goes to stderr.
     """
     if dry_run:
-        show_plan(job, exact=False, as_json=as_json)
+        show_plan(job, exact=False, quiet=quiet, as_json=as_json)
     else:
         run_and_report(job, policy, quiet=quiet, as_json=as_json)
 
@@ -129,12 +131,18 @@ def plan_generate(
 ) -> None:
     """Print how `t2v generate` with the same options would run, and the memory that it is predicted to take."""
     if job.prompt is None:
-        job = job.model_copy(update={"prompt": ""})  # words decide nothing here
+        job = job.model_copy(update={"prompt": "", "allow_empty_prompt": True})  # words decide nothing here
     show_plan(job, exact=exact, as_json=as_json)
 
 
-class GenerateCommand(TyperCommand):
+class GenerateCommand(OneTextCommand):
     """The command with an option whose value may be left out, which Typer does not offer."""
+
+    def left_over(self, given: Mapping[str, Any], words: Sequence[str]) -> str:
+        prompt = given.get("prompt")
+        if prompt is None or len(prompt.split()) > 1:  # it was in quotes, so another option's value was not
+            return super().left_over(given, words)
+        return f"put the prompt in quotes, as in: t2v generate {quoted([prompt, *words])}"
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
         """Takes an --upscale that nothing follows, or another option, for `--upscale auto`."""

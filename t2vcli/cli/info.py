@@ -14,6 +14,7 @@ from t2vcli.cli.console import printable, result, result_json, result_path
 from t2vcli.cli.options import DebugOpt, JsonOpt
 from t2vcli.errors import OutputError, UsageError
 from t2vcli.paths import expanded
+from t2vcli.report import counted
 
 MAX_INDENT = 20  # deeper, a recipe's values are shown as JSON: a stranger's file may be nested without end
 MAX_SHEET_PIXELS = 100_000_000
@@ -42,7 +43,7 @@ def info(file: FileArg, as_json: JsonOpt = False, debug: DebugOpt = False) -> No
         return
     result(
         printable(
-            f"{file}: {video.frames} frames of {video.width}x{video.height} at {float(video.fps):g} fps"
+            f"{file}: {counted(video.frames, 'frame')} of {video.width}x{video.height} at {float(video.fps):g} fps"
             f" ({video.duration_s:.2f} s), {video.codec}, {video.pixel_format}"
         )
     )

@@ -44,10 +44,10 @@ plan_app = typer.Typer(
     rich_markup_mode="rich",
 )
 plan_app.command("generate", cls=generate.GenerateCommand)(generate.plan_generate)
-plan_app.command("upscale")(upscale.plan_upscale)
+plan_app.command("upscale", cls=upscale.UpscaleCommand)(upscale.plan_upscale)
 
 app.command(cls=generate.GenerateCommand)(generate.generate)
-app.command()(upscale.upscale)
+app.command(cls=upscale.UpscaleCommand)(upscale.upscale)
 app.command()(resume.resume)
 app.command()(resume.decode)
 app.add_typer(plan_app, name="plan")

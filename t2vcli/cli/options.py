@@ -249,6 +249,14 @@ PromptFileOpt = Annotated[
         rich_help_panel=SAMPLING,
     ),
 ]
+AllowEmptyPromptOpt = Annotated[
+    bool,
+    typer.Option(
+        "--allow-empty-prompt",
+        help="Take an empty prompt, which is refused otherwise: the model shows what it likes.",
+        rich_help_panel=SAMPLING,
+    ),
+]
 
 
 # --- the options of a request, each as (annotation, default), in the order of --help

@@ -9,6 +9,7 @@ from rich.table import Table
 
 from t2vcli.cli.console import result, result_console, result_json, say
 from t2vcli.errors import OutOfMemoryError
+from t2vcli.report import counted
 from t2vcli.sizes import size_text
 
 if TYPE_CHECKING:
@@ -16,7 +17,7 @@ if TYPE_CHECKING:
     from t2vcli.outlook import Alternative, Outlook
 
 
-def show_plan(job: Job, *, exact: bool, as_json: bool) -> None:
+def show_plan(job: Job, *, exact: bool, as_json: bool, quiet: bool = False) -> None:
     """Prints how each stage of a job would run. Raises OutOfMemoryError, after printing, if no plan fits."""
     from t2vcli.asking.work import planned, work_for
 
@@ -27,9 +28,9 @@ def show_plan(job: Job, *, exact: bool, as_json: bool) -> None:
         forecast_of = exact_forecast
     work = work_for(job, take_up=False)
     outlooks = planned(work, forecast_of)
-    for outlook in outlooks:
-        for remark in outlook.remarks:
-            say(f"warning: {remark}")
+    warnings = (f"warning: {remark}" for outlook in outlooks for remark in outlook.remarks)
+    for line in (*work.remarks, *warnings) if not quiet else ():
+        say(line)
     if as_json:
         first, *second = (_as_json(outlook) for outlook in outlooks)
         result_json({**first, "upscale": second[0]} if second else first)
@@ -38,7 +39,7 @@ def show_plan(job: Job, *, exact: bool, as_json: bool) -> None:
             if number:
                 result("")
             request = stage.request
-            _print(outlook, f"{request.preset}, {work.frames} frames of {request.width}x{request.height}")
+            _print(outlook, f"{request.preset}, {counted(work.frames, 'frame')} of {request.width}x{request.height}")
     for outlook in outlooks:
         if outlook.problem is not None:
             raise OutOfMemoryError(outlook.problem)

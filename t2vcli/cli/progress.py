@@ -20,7 +20,7 @@ from rich.progress import (
 from rich.text import Text
 
 from t2vcli.cli.console import error_console, printable, say
-from t2vcli.report import Report, Silent
+from t2vcli.report import Report, Silent, counted
 
 
 def choose_report(*, quiet: bool) -> LiveReport | PlainReport | QuietReport:
@@ -53,10 +53,12 @@ def clock(seconds: float) -> str:
 
 class _Rate(ProgressColumn):
     def render(self, task: Task) -> Text:
-        if task.total is None:
+        unit = task.fields["unit"]
+        if task.total is None or unit is None:  # nothing is counted
             return Text("")
         elapsed = task.finished_time if task.finished and task.finished_time is not None else task.elapsed or 0.0
-        rate = rate_text(task.completed, elapsed, task.total, task.fields.get("unit", "frame"))
+        begun = task.fields["begun"]
+        rate = rate_text(task.completed - begun, elapsed, task.total - begun, unit)
         return Text(f"{task.completed:.0f} of {task.total:.0f}  {rate}")
 
 
@@ -90,10 +92,15 @@ class LiveReport:
         if self._task is not None:
             self._progress.update(self._task, total=self._total or 1, completed=self._total or 1)
 
-    def stage(self, name: str, total: int | None = None, unit: str = "frame") -> None:
+    def stage(
+        self, name: str, total: int | None = None, unit: str = "frame", *, begun: int = 0, told: str = ""
+    ) -> None:
         self._finish()
         self._total = total
-        self._task = self._progress.add_task(name, total=total, unit=unit)
+        description = f"{name} ({told})" if told else name
+        self._task = self._progress.add_task(
+            description, total=total, completed=begun, unit=None if total is None else unit, begun=begun
+        )
 
     def advance(self, done: int) -> None:
         if self._task is not None:
@@ -114,10 +121,14 @@ class PlainReport:
 
     def __exit__(self, *_: object) -> None: ...
 
-    def stage(self, name: str, total: int | None = None, unit: str = "frame") -> None:
-        self._name, self._total, self._unit, self._tenth = name, total, unit, 0
+    def stage(
+        self, name: str, total: int | None = None, unit: str = "frame", *, begun: int = 0, told: str = ""
+    ) -> None:
+        self._name, self._total, self._unit, self._begun = name, total, unit, begun
+        self._tenth = begun * 10 // total if total else 0
         self._started_s = time.monotonic()
-        say(name if total is None else f"{name}: {total} {unit}s")
+        before = f", {begun} of them done before" if begun else ""
+        say(name if total is None else f"{name}: {told or counted(total, unit)}{before}")
 
     def advance(self, done: int) -> None:
         if not self._total:
@@ -125,7 +136,8 @@ class PlainReport:
         tenth = done * 10 // self._total
         if tenth > self._tenth:
             self._tenth = tenth
-            rate = rate_text(done, time.monotonic() - self._started_s, self._total, self._unit)
+            elapsed_s = time.monotonic() - self._started_s
+            rate = rate_text(done - self._begun, elapsed_s, self._total - self._begun, self._unit)
             say(f"{self._name}: {done * 100 // self._total} % ({self._unit} {done} of {self._total}, {rate})")
 
     def say(self, line: str) -> None:

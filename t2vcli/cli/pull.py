@@ -10,7 +10,7 @@ import typer
 from t2vcli.cli import options as opt
 from t2vcli.cli.console import result_json, result_path, say
 from t2vcli.cli.progress import choose_report, clock
-from t2vcli.report import told_in_megabytes
+from t2vcli.report import counted, told_in_megabytes
 
 
 def pull(
@@ -66,7 +66,7 @@ def pull(
             say(f"{model} is here; nothing was downloaded or verified")
         else:
             say(
-                f"{model}: {len(fetched.files)} files, {bytes_text(fetched.total_bytes)}, all as the hub lists them;"
+                f"{model}: {counted(len(fetched.files), 'file')}, {bytes_text(fetched.total_bytes)}, all as the hub lists them;"
                 f" {bytes_text(fetched.downloaded_bytes)} downloaded in {clock(time.monotonic() - started_s)}"
             )
     if not as_json:

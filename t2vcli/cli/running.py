@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from t2vcli.cli.console import result_json, result_path, say
 from t2vcli.cli.progress import Report, choose_report, clock
+from t2vcli.report import counted
 
 if TYPE_CHECKING:
     from t2vcli.asking.job import Job, Policy
@@ -35,7 +36,9 @@ def run_and_report(job: Job, policy: Policy, *, quiet: bool, as_json: bool) -> N
 
 
 def show_run(make: Callable[[Report], Result], *, quiet: bool, as_json: bool, seed: int) -> None:
-    """Makes something under a progress display, and prints the result."""
+    """Makes something under a progress display, and prints the result: the file, or the folder of its pictures."""
+    from t2vcli.video.formats import place_of
+
     started_s = time.monotonic()
     with choose_report(quiet=quiet) as report:
         report.stage("start")  # importing torch takes seconds
@@ -44,13 +47,13 @@ def show_run(make: Callable[[Report], Result], *, quiet: bool, as_json: bool, se
     video = done.video
     if not quiet:
         say(
-            f"{video.frames} frames of {video.width}x{video.height} at {float(video.fps):g} fps,"
+            f"{counted(video.frames, 'frame')} of {video.width}x{video.height} at {float(video.fps):g} fps,"
             f" seed {seed}, in {clock(elapsed_s)}"
         )
     if as_json:
         result_json(
             {
-                "path": str(done.path),
+                "path": str(place_of(done.path)),
                 "seed": seed,
                 "frames": video.frames,
                 "width": video.width,
@@ -61,4 +64,4 @@ def show_run(make: Callable[[Report], Result], *, quiet: bool, as_json: bool, se
             }
         )
     else:
-        result_path(done.path)
+        result_path(place_of(done.path))

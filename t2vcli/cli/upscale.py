@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import os
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from t2vcli.cli import options as opt
+from t2vcli.cli.boundary import OneTextCommand, quoted
 from t2vcli.cli.plan import show_plan
 from t2vcli.cli.running import run_and_report
 from t2vcli.paths import expanded
@@ -68,6 +71,7 @@ WISH: opt.Options = {
     "source": (SourceArg, ...),
     "prompt": (PromptOpt, None),
     "prompt_file": (opt.PromptFileOpt, None),
+    "allow_empty_prompt": (opt.AllowEmptyPromptOpt, False),
     **opt.preset_option("zeroscope-XL"),
     "scale": (ScaleOpt, None),
 }
@@ -88,7 +92,7 @@ def upscale(
     many pixels as the preset's size, in the shape of the input.
     """
     if dry_run:
-        show_plan(job, exact=False, as_json=as_json)
+        show_plan(job, exact=False, quiet=quiet, as_json=as_json)
     else:
         run_and_report(job, policy, quiet=quiet, as_json=as_json)
 
@@ -99,3 +103,17 @@ def plan_upscale(
 ) -> None:
     """Print how `t2v upscale` with the same options would run, and the memory that it is predicted to take."""
     show_plan(job, exact=exact, as_json=as_json)
+
+
+class UpscaleCommand(OneTextCommand):
+    """The command that says what several words after the input are taken for."""
+
+    def left_over(self, given: Mapping[str, Any], words: Sequence[str]) -> str:
+        if any(os.path.lexists(word) for word in words):
+            return "t2v upscale takes one video at a time"
+        prompt = given.get("prompt")
+        if prompt is None:
+            return f"put the prompt after --prompt, in quotes: --prompt {quoted(words)}"
+        if len(prompt.split()) > 1:
+            return super().left_over(given, words)
+        return f"put the prompt in quotes: --prompt {quoted([prompt, *words])}"

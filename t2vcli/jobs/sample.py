@@ -19,7 +19,7 @@ from t2vcli.engine.decode import decode_latents, to_frames
 from t2vcli.engine.denoise import denoise
 from t2vcli.engine.device import free_cached_memory
 from t2vcli.engine.guidance import needs_guidance, unet_prediction, with_guidance
-from t2vcli.engine.latents import DenoiseState, draw_noise, draw_noise_per_frame, make_generator
+from t2vcli.engine.latents import DenoiseState, draw_noise, draw_noise_per_frame, make_generator, skipped_steps
 from t2vcli.engine.loading import make_scheduler
 from t2vcli.engine.memory import PlacedModel
 from t2vcli.errors import Interrupted
@@ -28,7 +28,7 @@ from t2vcli.jobs.keep import Keeper
 from t2vcli.jobs.prepare import Prepared, encode_words
 from t2vcli.metadata import comment_for
 from t2vcli.report import Report
-from t2vcli.request import Request
+from t2vcli.request import Request, UpscaleRequest
 from t2vcli.video.along import Along
 from t2vcli.video.reader import VideoInfo
 from t2vcli.video.writer import write_video as write_file
@@ -125,12 +125,23 @@ def denoised_latents(
     steps, shape = len(timesteps), state.latents.shape
     del state  # as large as the clip is long
     counts = blocks_per_step(blocks, shape, timesteps)
-    total, ends = sum(counts[first:]), set(itertools.accumulate(counts[first:]))
-    report.stage("denoise", total, "step" if total == steps - first else "window")
+    begin, told = 0, ""  # the step that a fresh run begins with; in words, how many there are
+    if isinstance(request, UpscaleRequest) and request.steps_run < request.steps:
+        begin = skipped_steps(request.steps, request.strength) * scheduler.order
+        told = f"{request.steps_run} of {request.steps} steps at strength {request.strength:g}"
+    total, ends = sum(counts[begin:]), set(itertools.accumulate(counts[begin:]))
+    in_windows = total != steps - begin
+    report.stage(
+        "denoise",
+        total,
+        "window" if in_windows else "step",
+        begun=sum(counts[begin:first]),
+        told=f"{told}, {total} windows" if told and in_windows else told,
+    )
 
     def work(placed: PlacedModel) -> None:
         nonlocal latest
-        done = sum(counts[first : latest.next_step])
+        done = sum(counts[begin : latest.next_step])
 
         def on_block() -> None:
             nonlocal done

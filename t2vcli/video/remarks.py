@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from t2vcli.report import counted
 from t2vcli.video.along import Along
 from t2vcli.video.colors import can_convert
 from t2vcli.video.ffmpeg import shown
@@ -18,7 +19,7 @@ def remarks_on(source: Path, video: VideoInfo, along: Along) -> list[str]:
     name, lines = shown(source), []
     if source.is_dir():
         lines.append(
-            f"{name} is a folder of {video.file_frames} pictures: taken as {float(video.fps):g} frames per second"
+            f"{name} is a folder of {counted(video.file_frames, 'picture')}: taken as {float(video.fps):g} frames per second"
         )
     if not video.whole:
         last = video.skipped + video.frames
