@@ -17,10 +17,11 @@ if TYPE_CHECKING:
 
 def run_and_report(job: Job, policy: Policy, *, quiet: bool, as_json: bool) -> None:
     """Makes what a job asks for, and prints where it is."""
-    from t2vcli.asking.finished import done_already
     from t2vcli.asking.work import check_place, work_for
 
     work = work_for(job, take_up=policy.keep)
+    from t2vcli.asking.finished import done_already  # brings numpy
+
     if not (policy.overwrite or work.taken_up or work.output_chosen):
         work = done_already(work)
     # What can be known to be wrong without torch is refused before it is imported (that takes seconds). An unfinished run
