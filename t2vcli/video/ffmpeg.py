@@ -103,7 +103,9 @@ def find_ffmpeg() -> str:
         try:
             import imageio_ffmpeg
 
-            path = imageio_ffmpeg.get_ffmpeg_exe()
+            brought = list(_bundled_folder().glob("ffmpeg-*"))
+            # get_ffmpeg_exe starts it once to see whether it runs, which is seen soon enough
+            path = str(brought[0]) if len(brought) == 1 else imageio_ffmpeg.get_ffmpeg_exe()
         except (ImportError, RuntimeError) as error:
             raise OutputError(f"ffmpeg was not found ({shown(str(error))}); {REINSTALL}") from None
     if not os.path.isfile(path):
@@ -152,10 +154,15 @@ def _identity(exe: str) -> tuple[str, int, int, int]:
 
 def _is_bundled(exe: str) -> bool:
     try:
-        import imageio_ffmpeg
+        return Path(exe).parent == _bundled_folder()
     except ImportError:
         return False
-    return Path(exe).parent == Path(imageio_ffmpeg.__file__).parent / "binaries"
+
+
+def _bundled_folder() -> Path:
+    import imageio_ffmpeg
+
+    return Path(imageio_ffmpeg.__file__).parent / "binaries"
 
 
 @functools.cache
