@@ -9,6 +9,7 @@ Every value is checked by the request's own rules, and a mistake is named with i
 
 from __future__ import annotations
 
+import contextlib
 import difflib
 import os
 from collections.abc import Iterable, Iterator, Mapping
@@ -352,11 +353,33 @@ def _show(path: Path) -> str:
 # Putting them together
 
 
+_kept: dict[str, Preset] | None = None
+
+
+@contextlib.contextmanager
+def read_once() -> Iterator[None]:
+    """Has each preset's files read once for the time of the block: a list of 100,000 jobs names a few."""
+    global _kept
+    _kept = {}
+    try:
+        yield
+    finally:
+        _kept = None
+
+
 def load_preset(name_or_path: str) -> Preset:
     """Returns the preset of that name, or the one in that file if the value is a path.
 
     Raises UsageError for a name that is not found, InputError for a file that is no good preset.
     """
+    if _kept is None:
+        return _found(name_or_path)
+    if name_or_path not in _kept:
+        _kept[name_or_path] = _found(name_or_path)
+    return _kept[name_or_path]
+
+
+def _found(name_or_path: str) -> Preset:
     if _is_path(name_or_path):
         return _load(expanded(name_or_path))
     index = _index()

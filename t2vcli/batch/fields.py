@@ -2,49 +2,34 @@
 
 from __future__ import annotations
 
-import difflib
 import re
 import types
 import typing
 from collections.abc import Mapping
 from typing import Any
 
-from t2vcli.request import GenerateRequest, UpscaleRequest
+from t2vcli.asking.job import Job, nearest
+from t2vcli.presets import REQUESTS
 
 OF_THE_LIST = ("id", "custom_id", "count", "meta")
 """Names that are the list's own; a job is made without them."""
 
-_OF_A_JOB: dict[str, Any] = {
-    "command": str,
-    "preset": str,
-    "prompt": str,
-    "source": str,
-    "init_video": str,
-    "extend": str,
-    "upscale": str,
-    "upscale_strength": float,
-    "keep_draft": bool,
-    "scale": float,
-    "output": str,
-}
-_OF_REQUESTS: dict[str, Any] = {
-    name: field.annotation for kind in (GenerateRequest, UpscaleRequest) for name, field in kind.model_fields.items()
-}
+_OF_REQUESTS = {name: field for kind in REQUESTS.values() for name, field in kind.model_fields.items()}
+_OF_A_JOB = {name: field for name, field in Job.model_fields.items() if name != "values"}
 KNOWN: Mapping[str, Any] = {
     **dict.fromkeys(OF_THE_LIST, str),
     "count": int,
     "meta": dict,
-    **_OF_REQUESTS,
-    **_OF_A_JOB,
+    **{name: field.annotation for name, field in {**_OF_REQUESTS, **_OF_A_JOB}.items()},
 }
 
 
 def unknown(name: str) -> str:
     """Returns the sentence about a name that no job has."""
-    near = difflib.get_close_matches(name[:60].replace("-", "_").casefold(), KNOWN, n=1, cutoff=0.5)
+    near = nearest(name, KNOWN)
     shown = name if len(name) <= 60 else name[:57] + "..."
     return f"{shown!r} is no field of a job; " + (
-        f"did you mean {near[0]!r}?" if near else f"the fields are {', '.join(KNOWN)}"
+        f"did you mean {near!r}?" if near else f"the fields are {', '.join(KNOWN)}"
     )
 
 

@@ -15,6 +15,7 @@ from array import array
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import PurePosixPath
+from types import MappingProxyType
 from typing import IO, Any
 
 from t2vcli.batch.fields import KNOWN, OF_THE_LIST, unknown
@@ -159,11 +160,13 @@ def read_list(
     decide: Decide,
     *,
     template: str = DEFAULT_NAME,
+    defaults: Mapping[str, Any] = MappingProxyType({}),
     skip_invalid: bool = False,
     on_read: Callable[[int], None] = lambda count: None,
 ) -> JobList:
     """Returns the jobs of a list, all of them checked. `name` is the list's, for messages.
 
+    `defaults` are fields of the jobs that have none of their own.
     Raises BadList with every mistake, unless `skip_invalid`: then `problems` has them. Raises InputError for a list that
     is empty or cannot be read, UsageError for a `template` that makes no names.
     """
@@ -174,14 +177,14 @@ def read_list(
         if isinstance(entry, Problem):
             reading.add_problem(entry)
         else:
-            reading.add(entry)
+            reading.add(Entry(entry.line, {**defaults, **entry.fields}) if defaults else entry)
             on_read(len(jobs))
     if reading.wrong and not skip_invalid:
         noun = "mistake" if reading.wrong == 1 else "mistakes"
         raise BadList(
             f"{name} has {reading.wrong:,} {noun}, so nothing was started (--skip-invalid goes on without those jobs)",
             reading.sentences(),
-            InputError.exit_code if reading.unreadable else UsageError.exit_code,
+            reading.exit_code,
         )
     if not len(jobs) and not reading.wrong:
         raise InputError(f"{name} holds no jobs")
@@ -198,14 +201,16 @@ class _Reading:
         self.decide = decide
         self.template = template
         self.wrong = 0
-        self.unreadable = False
+        self.exit_code = UsageError.exit_code
         self._sentences: list[str] = []
         self._alike: dict[int, int] = {}
         self._taken: set[int] = set()
 
-    def add_problem(self, problem: Problem) -> None:
+    def add_problem(self, problem: Problem, exit_code: int = UsageError.exit_code) -> None:
+        """Notes what is wrong with a line. The first one's exit code is that of the list."""
         self.wrong += 1
-        self.unreadable |= problem.unreadable
+        if self.wrong == 1:
+            self.exit_code = InputError.exit_code if problem.unreadable else exit_code
         if len(self._sentences) < MAX_SHOWN:
             text = problem.text if len(problem.text) <= 600 else problem.text[:597] + "..."
             self._sentences.append(f"{self.name}:{problem.line}: {text}")
@@ -219,7 +224,7 @@ class _Reading:
             for job, decided in self._planned(entry):
                 self.jobs._add(job, decided)
         except T2VError as error:
-            self.add_problem(Problem(entry.line, str(error)))
+            self.add_problem(Problem(entry.line, str(error)), error.exit_code)
         if len(self.jobs) > MAX_JOBS:
             raise InputError(f"{self.name} makes more than {MAX_JOBS:,} jobs, the most for a batch; split it")
 

@@ -20,9 +20,9 @@ from t2vcli.batch.claims import Claims
 from t2vcli.batch.joblist import JobList, Planned
 from t2vcli.batch.journal import MAX_ERROR, Journal, Record
 from t2vcli.batch.workers import Died, Event, Failed, Finished, Made, Ready, Stopped, Task, Unfit, Workers
-from t2vcli.errors import OutOfMemoryError, OutputError, T2VError
+from t2vcli.errors import ModelError, OutOfMemoryError, OutputError, T2VError
 
-WORTH_ANOTHER = frozenset([OutOfMemoryError.exit_code, OutputError.exit_code])
+WORTH_ANOTHER = frozenset(each.exit_code for each in (ModelError, OutOfMemoryError, OutputError))
 """Exit codes that another attempt may not end in; a wrong value or a broken input fails again the same way."""
 
 DEATHS_IN_A_ROW = 3
@@ -31,7 +31,7 @@ MAX_FAILURES_KEPT = 100
 
 @dataclass(frozen=True)
 class Rules:
-    """`retries`: further attempts after a worker's death, or an error of memory or disk. `share`: with other processes."""
+    """`retries`: further attempts after a worker's death, or an error of model, memory or disk. `share`: with other processes."""
 
     retries: int = 1
     fail_fast: bool = False

@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 from t2vcli import __version__
-from t2vcli.cli import generate, info, presets, pull, resume, upscale
+from t2vcli.cli import batch, generate, info, presets, pull, resume, upscale
 from t2vcli.cli.boundary import ErrorBoundary, exit_code_table
 from t2vcli.cli.console import prepare_streams, result
 
@@ -51,6 +51,7 @@ app.command(cls=upscale.UpscaleCommand)(upscale.upscale)
 app.command()(resume.resume)
 app.command()(resume.decode)
 app.add_typer(plan_app, name="plan")
+app.add_typer(batch.app, name="batch")
 app.add_typer(presets.app, name="presets")
 app.command()(pull.pull)
 app.command()(info.info)
