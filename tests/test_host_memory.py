@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import shutil
 import subprocess
 import sys
 from dataclasses import replace
@@ -26,7 +28,8 @@ import sys
 from pathlib import Path
 import torch
 from diffusers import UNet3DConditionModel
-from t2vcli.engine.loading import _load_part
+from t2vcli.engine.loading import _fitted
+from t2vcli.engine.tensors import fill
 from t2vcli.models import files_in_folder, find_model
 
 def status(key):
@@ -36,7 +39,8 @@ files = files_in_folder(Path(sys.argv[1]), source="x", variant=sys.argv[2] or No
 UNet3DConditionModel.from_config({**files.config("unet"), "block_out_channels": [32, 32, 32, 32]})  # what is imported late
 open("/proc/self/clear_refs", "w").write("5")  # begin the high-water mark anew
 before = status("VmRSS:")
-unet = _load_part(UNet3DConditionModel, files, "unet", getattr(torch, sys.argv[3]))
+unet, tensors = _fitted(files, "unet")
+fill(unet, tensors, getattr(torch, sys.argv[3]))
 print(status("VmHWM:") - before, sum(p.numel() * p.element_size() for p in unet.parameters()))
 """
 
@@ -59,8 +63,12 @@ def wide(tmp_path_factory: pytest.TempPathFactory) -> Path:
     ("variant", "dtype"),
     [pytest.param("", "float32", marks=pytest.mark.slow), ("fp16", "float16"), ("fp16", "float32")],
 )
-def test_loading_holds_the_weights_once(variant: str, dtype: str, wide: Path) -> None:
+@pytest.mark.parametrize("form", ["safetensors", "bin"])
+def test_loading_holds_the_weights_once(form: str, variant: str, dtype: str, wide: Path, tmp_path: Path) -> None:
     """At no time two copies: no module full of random numbers first, no second one for another type."""
+    if form == "bin":
+        unwanted = shutil.ignore_patterns("*.safetensors")
+        wide = Path(shutil.copytree(wide, tmp_path / "bin", ignore=unwanted, copy_function=os.link))
     done = subprocess.run(
         [sys.executable, "-c", MEASURE, str(wide), variant, dtype],
         env=environment(),
