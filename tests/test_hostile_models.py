@@ -60,7 +60,14 @@ def smallest(tmp_path_factory: pytest.TempPathFactory) -> Path:
         up_block_types=("UpDecoderBlock2D",) * 2,
         norm_num_groups=2,
     )
-    narrow = {"hidden_size": 8, "intermediate_size": 8, "num_attention_heads": 2, "num_hidden_layers": 1}
+    narrow = {
+        "hidden_size": 8,
+        "intermediate_size": 8,
+        "num_attention_heads": 2,
+        "num_hidden_layers": 1,
+        "bos_token_id": 0,
+        "eos_token_id": 1,
+    }
     text = CLIPTextModel(CLIPTextConfig(**{**TEXT_ENCODER, **narrow, "vocab_size": len(vocabulary)}))
     for part, module in (("unet", unet), ("vae", vae), ("text_encoder", text)):
         module.save_pretrained(folder / part)
