@@ -446,6 +446,13 @@ def test_a_part_keeps_the_tags_alone_and_says_so(tmp_path: Path) -> None:
     assert "only a part" not in remarks(clip, part_of(probe(clip), clip, max_frames=24))
 
 
+def test_many_attachments_are_one_sentence(tmp_path: Path) -> None:
+    (tmp_path / "font.txt").write_text("x")
+    fonts = [part for _ in range(30) for part in ("-attach", str(tmp_path / "font.txt"))]
+    clip = clips.make_clip(tmp_path / "a.mkv", clips.ramp(2), *fonts, "-metadata:s:t", "mimetype=text/plain")
+    assert remarks(clip) == "30 attachment streams are dropped: only pictures, sound and subtitles are kept"
+
+
 def test_our_own_comment_does_not_pile_up(tmp_path: Path) -> None:
     clip = clips.make_clip(tmp_path / "a.mp4", clips.ramp(2))
     again(clip)
@@ -508,6 +515,9 @@ def damaged_folders(folder: Path) -> Iterator[tuple[Path, str]]:
     mixed = pictures(folder / "mixed", [1, 2, 3])
     Image.new("RGB", (20, 14)).save(mixed / "2.png")
     yield mixed, r"the pictures differ in size: .*1\.png is 20x12 and 2\.png 20x14"
+    turns = pictures(folder / "turns", [1, 2, 3])
+    (turns / "2.png").rename(turns / "2.jpg")
+    yield turns, r"holds 2 PNG and a picture that is of another kind \(2\.jpg\), and t2v takes PNG pictures alone"
     cut = pictures(folder / "cut", [1, 2, 3])
     (cut / "2.png").write_bytes((cut / "2.png").read_bytes()[:50])
     yield cut, r"2\.png is not a picture that can be read"
@@ -521,6 +531,19 @@ def test_each_folder_that_is_no_video_gets_its_own_sentence(tmp_path: Path) -> N
         with pytest.raises(InputError, match=complaint) as caught:
             list(read_frames(folder))
         assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("kind", "way_out"),
+    [
+        ("PNG", "put it into a folder and give the folder"),
+        ("JPEG", r"save it as a PNG \(ffmpeg -i .*a.jpeg FOLDER/1.png\)"),
+    ],
+)
+def test_a_picture_is_named_as_one(tmp_path: Path, kind: str, way_out: str) -> None:
+    Image.new("RGB", (8, 8)).save(tmp_path / f"a.{kind.lower()}")
+    with pytest.raises(InputError, match=rf"is a picture \({kind}\), and not a video; {way_out}"):
+        probe(tmp_path / f"a.{kind.lower()}")
 
 
 def test_pictures_that_change_while_they_are_read_are_noticed(tmp_path: Path) -> None:

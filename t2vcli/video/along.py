@@ -19,6 +19,8 @@ from t2vcli.video.tags import METADATA_KEY, RATE_KEY
 
 _TRIAL_LIMIT_S = 60.0
 _MAX_TAG_BYTES = 64 * 1024
+_MOST_NAMED = 4
+"""How many streams of a kind, dropped for one reason, have a sentence each."""
 
 # What says how the input was packed, not what it is; a timecode would make a track of its own.
 _PACKING = {"major_brand", "minor_version", "compatible_brands", "encoder", "timecode", METADATA_KEY, RATE_KEY}
@@ -77,11 +79,15 @@ def along_with(source: Path, video: VideoInfo, *, container: Format = MP4) -> Al
     reasons = {stream.index: _obstacle(video, stream, container) for stream in streams}
     reasons |= _misfits(source, tuple(stream for stream in streams if not reasons[stream.index]), container)
     kept: dict[str, list[int]] = {"audio": [], "subtitle": []}
+    left: dict[tuple[str, str], list[Stream]] = {}
     for stream in streams:
-        if reasons[stream.index]:
-            dropped.append(f"{_called(stream, video.streams)} dropped: {reasons[stream.index]}")
+        if reason := reasons[stream.index]:
+            left.setdefault((stream.kind, reason), []).append(stream)
         else:
             kept[stream.kind].append(stream.index)
+    for (kind, reason), alike in left.items():
+        each = [f"{_called(stream, video.streams)} dropped: {reason}" for stream in alike]
+        dropped += each if len(each) <= _MOST_NAMED else [f"{len(each):,} {kind} streams are dropped: {reason}"]
     if video.chapters and not container.keeps_tags:
         dropped.append(f"the chapters are dropped: {_no_room(container)}")
     elif video.chapters and not video.whole:

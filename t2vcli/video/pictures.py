@@ -22,13 +22,23 @@ PICTURES_PER_S = 8
 _DAMAGE = (OSError, SyntaxError, ValueError, EOFError, struct.error, zlib.error, Image.DecompressionBombError)
 
 
+_OTHER_PICTURES = (".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff", ".heic", ".heif", ".avif", ".jxl", ".tga", ".exr")
+
+
 def pictures_in(folder: Path) -> list[Path]:
     """Returns the folder's PNG files: 2.png before 10.png, hidden ones left out. Raises InputError if there are none."""
     try:
         names = [entry.name for entry in os.scandir(folder) if entry.is_file()]
     except OSError as error:
         raise InputError(f"{shown(folder)} cannot be read: {error.strerror}") from None
+    others = sorted(name for name in names if name.lower().endswith(_OTHER_PICTURES) and not name.startswith("."))
     names = [name for name in names if name.lower().endswith(".png") and not name.startswith(".")]
+    if others:
+        what = "a picture that is" if len(others) == 1 else f"{len(others)} pictures that are"
+        raise InputError(
+            f"{shown(folder)} holds {len(names) or 'no'} PNG and {what} of another kind ({shown(others[0])}), and t2v takes"
+            " PNG pictures alone: save those as PNG (ffmpeg -i IN.jpg OUT.png), or move them out of the folder"
+        )
     if not names:
         raise InputError(f"{shown(folder)} is a folder without a PNG picture; give a video file or a folder of PNGs")
     return [folder / name for name in sorted(names, key=_natural)]
