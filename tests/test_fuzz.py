@@ -132,7 +132,7 @@ def test_a_name_reaches_ffmpeg_as_a_file_and_as_nothing_else(
     assert [argument for argument in given_to_ffmpeg if name in argument] == (
         [f"file:{name}"] * given_to_ffmpeg.count(f"file:{name}")
     )
-    assert given_to_ffmpeg.count(f"file:{name}") == 6  # of every run of ffmpeg
+    assert given_to_ffmpeg.count(f"file:{name}") == 4  # of every run of ffmpeg
     if name.endswith(".mp4"):
         log.unlink()
         check_output(Path(name), overwrite=True)

@@ -266,7 +266,7 @@ def everything(folder: Path) -> dict[str, bytes]:
             "libwebp",
             "x.webp",
             "a[a.index('libwebp')] = 'libwebp_anim'; a[a.index('-vf') + 1] = 'loop=9:1:3'",
-            "fps is|not 16",
+            "fps is|not 16|gaps is 1, not 0",
         ),
         ("png", "p/%d.png", "a[a.index('-map'):a.index('-map')] = ['-t', '0.3']", "frames is 7, not 16"),
         ("png", "p/%d.png", "a[a.index('rgb24', 20)] = 'gray'", "pixel format is gray, not rgb24"),

@@ -48,6 +48,7 @@ def verify(
         ("height", info.height, height),
         ("fps", info.fps, fps),
         ("variable rate", info.variable_rate, False),
+        ("number of gaps", info.gaps, 0),
         ("codec", info.codec, kind.codec),
         ("profile", info.profile, kind.profile),
         ("pixel format", info.pixel_format, kind.pixel_format),
