@@ -62,13 +62,11 @@ bench: $(READY)  ## measure, and write benchmarks/report.md
 bench-windows: $(READY)  ## measure windows, loops, tiles and joints on the embedded model (most of an hour)
 	OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.windows
 
-train-demo: $(READY)  ## train the embedded model from nothing (hours; resumes where it stopped)
-	bash training/train.sh $(BIN)/python training/run
+train-demo: $(READY)  ## train the embedded model from nothing, or on with INIT=t2vcli/demo (hours; resumes where it stopped)
+	bash training/train.sh $(BIN)/python training/run "$(INIT)"
 
-evaluate-demo: $(READY)  ## score the embedded model on held-out prompts
-	$(BIN)/python -m training.evaluate drawn
-	$(BIN)/python -m training.evaluate vae
-	$(BIN)/python -m training.evaluate model
+evaluate-demo: $(READY)  ## score the embedded model on 200 held-out prompts, and demo-XL (a quarter of an hour)
+	$(BIN)/python -m training.evaluate all --json training/run/scores.json
 
 memory-table: $(READY)  ## trace the predicted memory of the presets anew (most of an hour)
 	OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.memory_table

@@ -45,7 +45,7 @@ from t2vcli.video.resize import resize_frame
 from t2vcli.video.sheet import contact_sheet, write_png
 from t2vcli.windows import Axis
 from training import world
-from training.evaluate import ASPECTS, detect
+from training.detector import ASPECTS, detect
 
 FRAMES, WINDOW, OVERLAP = 64, 16, 8
 SCHEDULES = ("alternate", "fixed")

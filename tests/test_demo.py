@@ -15,7 +15,7 @@ from t2vcli.report import Silent
 from t2vcli.request import GenerateRequest, UpscaleRequest, build_request
 from t2vcli.video.reader import probe, read_frames
 from training import world
-from training.evaluate import ASPECTS, Seen, detect
+from training.detector import ASPECTS, Seen, detect
 
 
 class Remembering(Silent):
@@ -80,6 +80,27 @@ def test_a_prompt_of_known_words_is_not_remarked_on(tmp_path: Path) -> None:
     report = Remembering()
     make("The red boat, moving right on the sea", tmp_path / "out.mp4", report=report, steps=1, frames=8)
     assert report.warnings == []
+
+
+def test_schedulers_that_do_not_suit_its_noise_schedule_are_named(tmp_path: Path) -> None:
+    """The demo is trained down to pure noise; diffusers' Heun leaves that setting out unsaid, Karras wastes its steps."""
+    for scheduler, remarked in (("heun", True), ("dpm++ 2M karras", True), ("dpm++ 2M", False), ("euler-a", False)):
+        report = Remembering()
+        make("a red boat", tmp_path / "out.mp4", report=report, steps=1, frames=8, scheduler=scheduler)
+        said = [w for w in report.warnings if "trained down to pure noise" in w]
+        assert len(said) == remarked
+        if remarked:
+            assert f"--scheduler {scheduler} does not suit" in said[0]
+            assert "these do: ddim, ddpm, dpm++ 2M, dpm++ 2M sde, unipc, euler, euler-a" in said[0]
+
+
+def test_nights_are_dark_and_not_green(tmp_path: Path) -> None:
+    """Sampling that starts above pure noise tells the network that it is day, and paints green smears into the night."""
+    frames = np.stack(list(read_frames(make("a yellow star falling at night", tmp_path / "o.mp4", frames=8))))
+    sky = np.abs(frames.astype(int) - world.background("night", 64)).max(-1) < 40
+    assert sky.mean() > 0.75
+    red, green, blue = (frames[..., k].astype(int) for k in range(3))
+    assert ((green > red + 12) & (green > blue + 12)).mean() < 0.01
 
 
 def test_every_caption_of_the_world_is_known_to_the_vocabulary() -> None:

@@ -1,12 +1,17 @@
-"""Writes the trained parts to t2vcli/demo as fp16 safetensors: `python -m training.export [--stage images|clips]`."""
+"""Writes the trained parts as fp16 safetensors: `python -m training.export [--run FOLDER] [--out FOLDER]`.
+
+Each part is taken from the last stage that the run folder has: so it can be called while a stage is still under way.
+"""
 
 from __future__ import annotations
 
 import argparse
 import json
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
+from diffusers import AutoencoderKL
 
 from training import world
 from training.models import (
@@ -14,25 +19,34 @@ from training.models import (
     new_scheduler,
     new_text_encoder,
     new_unet,
+    new_upscaler_unet,
     write_tokenizer,
 )
-from training.train_unet import load_stage, load_trained_vae, whiten
+from training.train_decoder import decoder_parts
+from training.train_unet import load_stage
+
+UPSCALER = "unet-xl"  # the folder of demo-XL's UNet; its other parts are the base model's
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
+def main(argv: Sequence[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--run", type=Path, default=Path("training/run"))
     parser.add_argument("--out", type=Path, default=Path("t2vcli/demo"))
-    parser.add_argument("--stage", default="clips", choices=("images", "clips"))
-    arguments = parser.parse_args()
+    arguments = parser.parse_args(argv)
     run, out = arguments.run, arguments.out
 
     write_tokenizer(out / "tokenizer")
     text_encoder, unet = new_text_encoder(load_tokenizer(out / "tokenizer")), new_unet()
-    load_stage(run / f"{arguments.stage}.pt", {"unet": unet, "text_encoder": text_encoder}, "ema")
-    statistics = torch.load(run / "vae-white.pt", weights_only=True)
-    vae = whiten(load_trained_vae(run), statistics["mean"], statistics["std"])
+    stage = next(run / f"{s}.pt" for s in ("steady", "clips", "images") if (run / f"{s}.pt").exists())
+    load_stage(stage, {"unet": unet, "text_encoder": text_encoder}, "ema")
+    vae = AutoencoderKL.from_pretrained(run / "vae", torch_dtype=torch.float32)
+    if (run / "decoder.pt").exists():
+        load_stage(run / "decoder.pt", {"decoder": decoder_parts(vae)}, "ema")
     parts = {"text_encoder": text_encoder, "unet": unet, "vae": vae}
+    if (run / "upscaler.pt").exists():
+        upscaler = new_upscaler_unet()
+        load_stage(run / "upscaler.pt", {"unet": upscaler}, "ema")
+        parts[UPSCALER] = upscaler
     for name, module in parts.items():
         module.half().save_pretrained(out / name)
     new_scheduler().save_pretrained(out / "scheduler")
@@ -53,6 +67,7 @@ def main() -> None:
     (out / "vocabulary.json").write_text(json.dumps({"words": words, "summary": summary}, indent=1) + "\n")
     for path in sorted(out.rglob("*.safetensors")):
         print(f"{path.stat().st_size / 1e6:6.2f} MB  {path.relative_to(out)}")
+    print(f"{sum(p.stat().st_size for p in out.rglob('*.safetensors')) / 1e6:6.2f} MB in all")
 
 
 if __name__ == "__main__":

@@ -1,13 +1,33 @@
 #!/usr/bin/env bash
-# Trains the embedded model from nothing: bash training/train.sh PYTHON RUN_FOLDER
-# Every stage resumes from its checkpoint in the run folder, so the command can be given again after an interruption.
+# Trains the embedded model: bash training/train.sh PYTHON RUN_FOLDER [FINISHED_MODEL [OUT]]
+# With a finished model's folder (such as t2vcli/demo) it goes on from that, without it from nothing. Every stage resumes
+# from its checkpoint in the run folder, so the command can be given again after an interruption, kill -9 included.
+# SCALE shrinks every stage, for a trial: SCALE=0.001 takes a minute or two and learns nothing.
 set -euo pipefail
 python=${1:-python}
 run=${2:-training/run}
-"$python" -m training.train_vae --out "$run" --steps 5000
-[ -f "$run/latents-64-0.pt" ] || "$python" -m training.train_unet cache --run "$run" --clips 6000
-[ -f "$run/latents-128-0.pt" ] || "$python" -m training.train_unet cache --run "$run" --clips 400 --size 128
-"$python" -m training.train_unet words --run "$run" --steps 400
-"$python" -m training.train_unet images --run "$run" --steps 1700 --batch 48
-"$python" -m training.train_unet clips --run "$run" --steps 3500 --batch 12 --lr 1e-3
-"$python" -m training.export --run "$run"
+init=${3:-}
+out=${4:-t2vcli/demo}
+workers=${WORKERS:-2}
+steps() { "$python" -c "print(max(2, int($1 * ${SCALE:-1})))"; }
+few() { "$python" -c "print(max(4, int($1 * min(1, 10 * ${SCALE:-1}))))"; }
+
+from=()
+if [ -n "$init" ]; then
+  from=(--init "$init")
+else
+  "$python" -m training.train_vae --out "$run" --steps "$(steps 5000)" --workers "$workers"
+  "$python" -m training.train_unet words --run "$run" --steps "$(steps 400)" --workers "$workers"
+  for stage in "images 1700 48" "clips 2000 12"; do
+    read -r name count batch <<< "$stage"
+    "$python" -m training.train_unet "$name" --run "$run" --steps "$(steps "$count")" --batch "$batch" \
+      --first-clips "$(few 2000)" --check-clips "$(few 16)" --workers "$workers"
+  done
+fi
+"$python" -m training.train_unet steady --run "$run" "${from[@]}" --steps "$(steps 4000)" \
+  --first-clips "$(few 1000)" --check-clips "$(few 16)" --workers "$workers"
+"$python" -m training.train_decoder --run "$run" "${from[@]}" --steps "$(steps 2000)" --first-clips "$(few 240)" --workers "$workers"
+"$python" -m training.export --run "$run" --out "$run/base"
+"$python" -m training.train_upscaler --run "$run" --base "$run/base" --steps "$(steps 6000)" \
+  --first-clips "$(few 80)" --check-clips "$(few 8)" --workers "$workers"
+"$python" -m training.export --run "$run" --out "$out"

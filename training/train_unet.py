@@ -1,149 +1,41 @@
-"""Trains the demo UNet and text encoder on the VAE's latents, in stages:
+"""Trains the demo UNet (and, before it, the text encoder) on the VAE's latents, in stages:
 
-    python -m training.train_unet cache     draws clips and keeps their latents (also whitens the VAE's latents)
     python -m training.train_unet words     the text encoder alone, from captions to colour, subject, motion, place
     python -m training.train_unet images    single frames: what words look like (an eighth of a clip's cost)
-    python -m training.train_unet clips     clips of 4, 8 and 16 frames: how words move; at the end 128x128 ones, too
+    python -m training.train_unet clips     clips of 4, then 8 frames, text encoder too: how words move
+    python -m training.train_unet steady    clips of 8 and 16 frames, text encoder frozen: outlines that hold still
 
-Images before clips is ModelScope's own order (arXiv:2308.06571). Each stage resumes from its checkpoint.
+Images before clips is ModelScope's own order (arXiv:2308.06571). `--init FOLDER` starts `steady` from a finished model,
+such as the shipped one (t2vcli/demo), instead of from the stage `clips`. Each stage resumes from its checkpoint.
 """
 
 from __future__ import annotations
 
 import argparse
-import random
+import copy
+import shutil
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-import torch.distributed as dist
 import torch.nn.functional as F
 from diffusers import AutoencoderKL, DDIMScheduler, UNet3DConditionModel
 from torch import nn
 from transformers import CLIPTextModel, CLIPTokenizer
 
 from training import world
-from training.loop import Schedule, Trainer, log, spawn
-from training.models import (
-    load_tokenizer,
-    new_scheduler,
-    new_text_encoder,
-    new_unet,
-    new_vae,
-    write_tokenizer,
-)
+from training.fast import prepare_for_training
+from training.latents import LatentClips, subject_cells
+from training.loop import Schedule, Trainer, is_first, log, spawn
+from training.models import load_tokenizer, new_scheduler, new_text_encoder, new_unet, write_tokenizer
 
 EMPTY_CAPTIONS = 0.1  # share of captions dropped, for classifier-free guidance
 # Weight of the word heads' loss beside the denoising loss. Without it the text encoder forgets the motions' words while
 # it trains on single frames, which show no motion: their share of the features' variance fell from 31 % to 1 %.
 HEADS_WEIGHT = 0.1
-NOISY_SHARE = 0.5  # share of the clips that are drawn from the noisiest timesteps
-
-
-class FlatTemporalConv(nn.Conv3d):
-    """A 3x1x1 convolution run as a 3x1 one over (frames, pixels): the same numbers, a tenth faster on CPU."""
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        b, _, f, h, w = x.shape
-        out = F.conv2d(x.reshape(b, -1, f, h * w), self.weight.squeeze(-1), self.bias, padding=(1, 0))
-        return out.reshape(b, -1, f, h, w)
-
-
-def prepare_for_training(unet: UNet3DConditionModel) -> UNet3DConditionModel:
-    for module in unet.modules():
-        if isinstance(module, nn.Dropout):
-            module.p = 0.0
-        if type(module) is nn.Conv3d:
-            module.__class__ = FlatTemporalConv
-    return unet
-
-
-# --- latents -----------------------------------------------------------------------------------------------------
-
-
-def load_trained_vae(run: Path) -> AutoencoderKL:
-    vae = new_vae()
-    vae.load_state_dict(torch.load(run / "vae.pt", weights_only=True)["ema"]["vae"])
-    return vae.eval().requires_grad_(False)
-
-
-@torch.no_grad()
-def whiten(vae: AutoencoderKL, mean: torch.Tensor, std: torch.Tensor) -> AutoencoderKL:
-    """Moves and scales each latent channel to mean 0 and deviation 1, inside the VAE's own 1x1 convolutions.
-
-    Decoded pictures stay the same, and `scaling_factor` becomes 1.
-    """
-    channels = mean.numel()
-    quant, post = vae.quant_conv, vae.post_quant_conv
-    quant.weight[:channels] /= std[:, None, None, None]
-    quant.bias[:channels] = (quant.bias[:channels] - mean) / std
-    quant.bias[channels:] -= 2 * std.log()
-    post.bias += (post.weight[:, :, 0, 0] @ mean[:, None])[:, 0]
-    post.weight *= std[None, :, None, None]
-    vae.register_to_config(scaling_factor=1.0)
-    return vae
-
-
-def frames_to_tensor(frames: object) -> torch.Tensor:
-    """(F, H, W, 3) uint8 -> (F, 3, H, W) in [-1, 1]."""
-    return torch.from_numpy(frames).permute(0, 3, 1, 2).float() / 127.5 - 1
-
-
-@torch.no_grad()
-def cache_worker(rank: int, workers: int, arguments: argparse.Namespace) -> None:
-    run, size = arguments.run, arguments.size
-    vae = load_trained_vae(run)
-    white = run / "vae-white.pt"
-    if not white.exists():
-        rng = random.Random(5)
-        samples = []
-        for _ in range(200):
-            frame = world.draw_frame(world.sample_scene(rng), rng.uniform(0, 15))
-            samples.append(vae.encode(frames_to_tensor(frame[None])).latent_dist.mean)
-        z = torch.cat(samples).transpose(0, 1).flatten(1)
-        dist.barrier()
-        if rank == 0:
-            torch.save({"mean": z.mean(1), "std": z.std(1)}, white)
-        dist.barrier()
-    statistics = torch.load(white, weights_only=True)
-    vae = whiten(vae, statistics["mean"], statistics["std"]).to(memory_format=torch.channels_last)
-
-    rng = random.Random(100 + rank + size)
-    latents, scenes = [], []
-    for index in range(arguments.clips // workers):
-        scene = world.sample_scene(rng)
-        clip = frames_to_tensor(world.draw_clip(scene, size=size)).contiguous(memory_format=torch.channels_last)
-        latents.append(vae.encode(clip).latent_dist.mean.transpose(0, 1).contiguous().half())  # (8, 16, S/8, S/8)
-        scenes.append(scene.combination)
-        if rank == 0 and index % 500 == 0:
-            print(f"clip {index} of {arguments.clips // workers}", flush=True)
-    torch.save({"latents": torch.stack(latents), "scenes": scenes}, run / f"latents-{size}-{rank}.pt")
-
-
-class LatentClips:
-    """This worker's clips, kept in memory in half precision."""
-
-    def __init__(self, run: Path, size: int, rank: int) -> None:
-        stored = torch.load(run / f"latents-{size}-{rank}.pt", weights_only=True)
-        self.latents: torch.Tensor = stored["latents"]  # (N, 8, 16, S/8, S/8)
-        self.scenes = [world.Scene(*s) for s in stored["scenes"]]
-
-    def sample(self, rng: random.Random, batch: int, frames: int) -> tuple[torch.Tensor, list[str], list[world.Scene]]:
-        """Returns latents (B, 8, F, S/8, S/8), their captions, some of them empty, and their scenes.
-
-        Whatever `frames` is, a clip shows the whole way from end to end: so the first frame of "left" is always on the
-        right, and the words for a motion matter as much as those for a colour.
-        """
-        clips, captions, scenes = [], [], []
-        for _ in range(batch):
-            index = rng.randrange(len(self.scenes))
-            stride = (world.TRAJECTORY_FRAMES - 1) // (frames - 1) if frames > 1 else 1
-            first = rng.randint(0, world.TRAJECTORY_FRAMES - 1 - stride * (frames - 1))
-            clips.append(self.latents[index, :, first::stride][:, :frames])
-            words = "" if rng.random() < EMPTY_CAPTIONS else world.caption(self.scenes[index], rng)
-            captions.append(words)
-            scenes.append(self.scenes[index])
-        return torch.stack(clips).float(), captions, scenes
+SUBJECT_WEIGHT = 3.0  # weight of the latent cells that the subject touches, of 1 for the others
+CHECK_TIMESTEPS = (60, 200, 400, 600, 800, 950)
 
 
 # --- objectives --------------------------------------------------------------------------------------------------
@@ -155,29 +47,32 @@ def tokenize(tokenizer: CLIPTokenizer, captions: list[str]) -> torch.Tensor:
     ).input_ids
 
 
-def v_loss(
-    unet: UNet3DConditionModel,
-    scheduler: DDIMScheduler,
-    latents: torch.Tensor,
-    embeds: torch.Tensor,
-    *,
-    max_timestep: int = 1000,
-    noisy_share: float = 0.0,
-) -> torch.Tensor:
-    """Returns the v-prediction loss (arXiv:2202.00512) at timesteps below `max_timestep`.
+def draw_timesteps(batch: int, noisy_share: float) -> torch.Tensor:
+    """Returns timesteps (B,), uniform but for `noisy_share` of them, which lie in the noisiest three tenths.
 
-    They are uniform, but for `noisy_share` of them, which lie in the noisiest three tenths: only there is a clip's
-    direction not yet to be seen in the noisy clip itself, so only there do the words for it matter.
+    Only there is a clip's direction not yet to be seen in the noisy clip itself, so only there do the words for it
+    matter. One stratified draw a batch: the loss is steadier, and every noise level is met every step.
     """
-    noise = torch.randn_like(latents)
-    # One stratified draw a batch: the loss is steadier, and every noise level is met every step.
-    batch = latents.shape[0]
-    timesteps = (torch.arange(batch) + torch.rand(batch)) / batch * max_timestep
+    timesteps = (torch.arange(batch) + torch.rand(batch)) / batch * 1000
     raised = torch.rand(batch) < noisy_share
-    timesteps = torch.where(raised, 0.7 * max_timestep + 0.3 * timesteps, timesteps).long()
+    return torch.where(raised, 700 + 0.3 * timesteps, timesteps).long()
+
+
+def v_error(
+    unet: nn.Module, scheduler: DDIMScheduler, latents: torch.Tensor, embeds: torch.Tensor, timesteps: torch.Tensor
+) -> torch.Tensor:
+    """Returns the squared error of the v-prediction (arXiv:2202.00512), (B, C, F, H, W) fp32."""
+    dtype = next(unet.parameters()).dtype
+    noise = torch.randn_like(latents)
     noisy = scheduler.add_noise(latents, noise, timesteps)
     target = scheduler.get_velocity(latents, noise, timesteps)
-    return F.mse_loss(unet(noisy, timesteps, embeds).sample, target)
+    predicted = unet(noisy.to(dtype), timesteps, embeds.to(dtype)).sample.float()
+    return (predicted - target).square()
+
+
+def weighted_mean(error: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
+    """Returns the mean of `error` (B, C, F, H, W) under weights (B, 1, F, H, W), whatever their scale."""
+    return (error * weight).mean() / weight.mean()
 
 
 class WordHeads(nn.Module):
@@ -201,12 +96,6 @@ class WordHeads(nn.Module):
 # --- stages ------------------------------------------------------------------------------------------------------
 
 
-def start(run: Path) -> tuple[CLIPTokenizer, CLIPTextModel, DDIMScheduler]:
-    torch.manual_seed(0)
-    tokenizer = load_tokenizer(run / "tokenizer")
-    return tokenizer, new_text_encoder(tokenizer), new_scheduler()
-
-
 def load_stage(path: Path, modules: dict[str, nn.Module], which: str = "modules") -> None:
     state = torch.load(path, weights_only=True)[which]
     for name, module in modules.items():
@@ -214,12 +103,14 @@ def load_stage(path: Path, modules: dict[str, nn.Module], which: str = "modules"
 
 
 def words_worker(rank: int, workers: int, arguments: argparse.Namespace) -> None:
-    tokenizer, text_encoder, _ = start(arguments.run)
+    torch.manual_seed(0)
+    tokenizer = load_tokenizer(arguments.run / "tokenizer")
+    text_encoder = new_text_encoder(tokenizer)
     heads = WordHeads(text_encoder.config.hidden_size)
     schedule = Schedule(1e-3, arguments.steps, warmup=50)
     trainer = Trainer({"text_encoder": text_encoder, "heads": heads}, schedule, arguments.run / "words.pt")
-    rng = random.Random(11 + rank)
     for _ in trainer.steps():
+        rng = trainer.random()
         scenes = [world.sample_scene(rng) for _ in range(32)]
         ids = tokenize(tokenizer, [world.caption(s, rng) for s in scenes])
         loss = heads(text_encoder(ids).last_hidden_state, scenes)
@@ -228,89 +119,151 @@ def words_worker(rank: int, workers: int, arguments: argparse.Namespace) -> None
 
 
 @dataclass(frozen=True)
-class Shape:
-    """What a step trains on: clips of so many frames and pixels, drawn from timesteps below a bound."""
+class Stage:
+    """How a stage of the denoiser trains. `frames` lists what the steps train on in turn, by the stage's progress."""
 
-    frames: int
-    size: int = 64
-    max_timestep: int = 1000
+    frames: tuple[tuple[float, tuple[int, ...]], ...]  # (until this progress, frames of the steps in turn)
+    rate: float
+    warmup: int
+    hold: float
+    noisy_share: float
+    subject_weight: float
+    words: bool  # whether the text encoder trains too
 
-    def share(self, batch: int) -> int:
-        """Returns how many such clips cost about as much as `batch` clips of 8 frames at 64x64 (fewer frames: as many)."""
-        return max(1, batch * 8 * 64**2 // (max(8, self.frames) * self.size**2))
+    def frames_at(self, step: int, progress: float) -> int:
+        turn = next(frames for until, frames in self.frames if progress <= until)
+        return turn[step % len(turn)]
 
 
-# demo-XL only ever starts from a video at strength 0.6, so it need not know the noisier timesteps.
-ENLARGING = Shape(8, size=128, max_timestep=620)
+STAGES = {
+    "images": Stage(((1.0, (1,)),), 1e-3, 200, 0.5, 0.0, 1.0, words=True),
+    # First few frames, in which a motion is large, and so are its words' gradients.
+    "clips": Stage(((0.5, (4,)), (1.0, (8,))), 1e-3, 200, 0.5, 0.5, 1.0, words=True),
+    "steady": Stage(((1.0, (8, 16)),), 4e-4, 100, 0.1, 0.1, SUBJECT_WEIGHT, words=False),
+}
 
 
-def shape_of(stage: str, step: int, progress: float) -> Shape:
-    """Returns what a step trains on: first few frames, in which a motion is large, and so are its words' gradients.
+def share_of(batch: int, frames: int) -> int:
+    """Returns how many clips of `frames` frames cost about as much as `batch` clips of 8 (fewer frames: as many)."""
+    return max(1, batch * 8 // max(8, frames))
 
-    The last third also has whole trajectories and enlarged clips, so that one UNet serves both presets.
-    """
-    if stage == "images":
-        return Shape(1)
-    if progress < 0.35:
-        return Shape(4)
-    if progress < 0.65:
-        return Shape(8)
-    return (Shape(8), Shape(16), Shape(8), ENLARGING)[step % 4]
+
+def initial_parts(
+    arguments: argparse.Namespace, tokenizer: CLIPTokenizer
+) -> tuple[UNet3DConditionModel, CLIPTextModel, WordHeads]:
+    """Returns what the stage starts from: the finished model of --init, or the stage before."""
+    torch.manual_seed(0)
+    run, stage = arguments.run, arguments.stage
+    if arguments.init:
+        unet = UNet3DConditionModel.from_pretrained(arguments.init / "unet", torch_dtype=torch.float32)
+        text_encoder = CLIPTextModel.from_pretrained(arguments.init / "text_encoder", torch_dtype=torch.float32)
+        return unet, text_encoder, WordHeads(text_encoder.config.hidden_size)
+    unet, text_encoder = new_unet(), new_text_encoder(tokenizer)
+    heads = WordHeads(text_encoder.config.hidden_size)
+    before = {"images": "words", "clips": "images", "steady": "clips"}[stage]
+    parts: dict[str, nn.Module] = {"text_encoder": text_encoder, "heads": heads}
+    if before != "words":
+        parts["unet"] = unet
+    load_stage(run / f"{before}.pt", parts, "ema")
+    return unet, text_encoder, heads
 
 
 def denoiser_worker(rank: int, workers: int, arguments: argparse.Namespace) -> None:
-    run, stage = arguments.run, arguments.stage
-    tokenizer, text_encoder, scheduler = start(run)
-    unet = prepare_for_training(new_unet())
-    heads = WordHeads(text_encoder.config.hidden_size)
-    load_stage(run / "words.pt", {"text_encoder": text_encoder, "heads": heads}, "ema")
-    if stage == "clips":
-        load_stage(run / "images.pt", {"unet": unet, "text_encoder": text_encoder}, "ema")
-    modules: dict[str, nn.Module] = {"unet": unet, "text_encoder": text_encoder, "heads": heads}
-    schedule = Schedule(arguments.lr, arguments.steps, minutes=arguments.minutes)
-    trainer = Trainer(modules, schedule, run / f"{stage}.pt", ema_decay=0.999)
-    clips: dict[int, LatentClips] = {}
-    rng = random.Random(13 * (trainer.step + 1) + rank)
-    torch.manual_seed(trainer.step * 2 + rank)
+    run, stage = arguments.run, STAGES[arguments.stage]
+    tokenizer, scheduler = load_tokenizer(run / "tokenizer"), new_scheduler()
+    unet, text_encoder, heads = initial_parts(arguments, tokenizer)
+    modules: dict[str, nn.Module] = {
+        "unet": prepare_for_training(unet),
+        "text_encoder": text_encoder.requires_grad_(stage.words),
+        "heads": heads.requires_grad_(stage.words),
+    }
+    schedule = Schedule(
+        arguments.lr or stage.rate, arguments.steps, warmup=stage.warmup, hold=stage.hold, minutes=arguments.minutes
+    )
+    trainer = Trainer(modules, schedule, run / f"{arguments.stage}.pt", dtype=torch.bfloat16)
+    parts = trainer.working if stage.words else {**trainer.working, "text_encoder": text_encoder}
+    vae = AutoencoderKL.from_pretrained(run / "vae", torch_dtype=torch.float32).eval().requires_grad_(False)
+    vae.to(memory_format=torch.channels_last)
+    clips = LatentClips(run / f"latents-64-{rank}.f16", vae)
+    check = Check(run, vae, tokenizer, scheduler, arguments.check_clips)
     average: float | None = None
-    for step in trainer.steps(save_every=250):
-        shape = shape_of(stage, step, trainer.progress())
-        if shape.size not in clips:
-            clips[shape.size] = LatentClips(run, shape.size, rank)
-        share = shape.share(arguments.batch // workers)
-        latents, captions, scenes = clips[shape.size].sample(rng, share, shape.frames)
-        embeds = text_encoder(tokenize(tokenizer, captions)).last_hidden_state
-        loss = v_loss(
-            unet,
-            scheduler,
-            latents,
-            embeds,
-            max_timestep=shape.max_timestep,
-            noisy_share=NOISY_SHARE if stage == "clips" and shape is not ENLARGING else 0.0,
-        )
-        if shape is not ENLARGING:
-            average = loss.item() if average is None else 0.98 * average + 0.02 * loss.item()
+    for step in trainer.steps(save_every=arguments.save_every):
+        if step % arguments.check_every == 0 and is_first():
+            check.report(step, trainer.ema["unet"], trainer.ema["text_encoder"])
+        rng = trainer.random()
+        # Up to the most clips, one new one a step: drawing fresh ones all the time would cost as much as the training.
+        among = min(arguments.clips, arguments.first_clips + step)
+        clips.grow(among)
+        frames = stage.frames_at(step, trainer.progress())
+        batch = share_of(arguments.batch // workers, frames)
+        latents, numbers, captions, scenes = clips.sample(rng, batch, frames, among=among, empty=EMPTY_CAPTIONS)
+        with torch.set_grad_enabled(stage.words):
+            embeds = parts["text_encoder"](tokenize(tokenizer, captions)).last_hidden_state
+        error = v_error(parts["unet"], scheduler, latents, embeds, draw_timesteps(batch, stage.noisy_share))
+        weight = 1 + (stage.subject_weight - 1) * subject_cells(scenes, numbers, latents.shape[-1])
+        loss = weighted_mean(error, weight)
+        average = loss.item() if average is None else 0.98 * average + 0.02 * loss.item()
         told = [i for i, words in enumerate(captions) if words]
-        reading = heads(embeds[told], [scenes[i] for i in told]) if told else torch.zeros(())
-        trainer.update(loss + HEADS_WEIGHT * reading)
-        log(trainer, every=100, loss=average or 0.0, reading=reading.item())
+        if stage.words and told:
+            loss = loss + HEADS_WEIGHT * parts["heads"](embeds[told], [scenes[i] for i in told])
+        trainer.update(loss)
+        log(trainer, every=arguments.log_every, loss=average, clips=among)
+    if is_first():
+        check.report(trainer.step, trainer.ema["unet"], trainer.ema["text_encoder"])
 
 
-def main() -> None:
+class Check:
+    """The loss of the EMA on clips of held-out combinations, at fixed noise, by timestep: all cells / the subject's."""
+
+    def __init__(
+        self, run: Path, vae: AutoencoderKL, tokenizer: CLIPTokenizer, scheduler: DDIMScheduler, count: int
+    ) -> None:
+        self.tokenizer, self.scheduler = tokenizer, scheduler
+        self.count = count
+        if is_first() and count:
+            clips = LatentClips(run / "held-out-64.f16", vae, held_out=True)
+            clips.grow(count)
+            self.scenes = [clips.scene(i) for i in range(count)]
+            self.numbers = (2 * torch.arange(8)).expand(count, 8)
+            self.latents = torch.stack([clips.latents(i)[:, ::2] for i in range(count)])
+
+    @torch.no_grad()
+    def report(self, step: int, unet: nn.Module, text_encoder: nn.Module) -> None:
+        if not self.count:
+            return
+        unet = copy.deepcopy(unet).bfloat16()
+        embeds = text_encoder(tokenize(self.tokenizer, [world.plain_caption(s) for s in self.scenes])).last_hidden_state
+        cells = subject_cells(self.scenes, self.numbers, self.latents.shape[-1])
+        shown = []
+        for timestep in CHECK_TIMESTEPS:
+            torch.manual_seed(timestep)
+            timesteps = torch.full((self.count,), timestep)
+            error = v_error(unet, self.scheduler, self.latents, embeds, timesteps)
+            shown.append(f"{timestep}: {error.mean():.4f}/{weighted_mean(error, cells):.4f}")
+        print(f"check at step {step} (held-out loss, all/subject): {'  '.join(shown)}", flush=True)
+
+
+def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("stage", choices=("cache", "words", "images", "clips"))
+    parser.add_argument("stage", choices=("words", *STAGES))
     parser.add_argument("--run", type=Path, default=Path("training/run"))
+    parser.add_argument("--init", type=Path, help="a finished model's folder to start from, with its VAE")
     parser.add_argument("--workers", type=int, default=2)
     parser.add_argument("--steps", type=int, default=3000)
     parser.add_argument("--minutes", type=float, help="end the schedule after this time, if that is sooner")
-    parser.add_argument("--batch", type=int, default=48)
-    parser.add_argument("--lr", type=float, default=1e-3)
-    parser.add_argument("--clips", type=int, default=6000, help="how many clips to cache")
-    parser.add_argument("--size", type=int, default=64, choices=(64, 128))
-    arguments = parser.parse_args()
+    parser.add_argument("--batch", type=int, default=12, help="clips of 8 frames a step, or what costs as much")
+    parser.add_argument("--lr", type=float, help="highest learning rate; the stage has its own")
+    parser.add_argument("--first-clips", type=int, default=1000, help="how many clips to draw before the first step")
+    parser.add_argument("--clips", type=int, default=6000, help="how many clips to draw for each worker at most")
+    parser.add_argument("--check-clips", type=int, default=16, help="held-out clips that measure the loss (0: none)")
+    parser.add_argument("--check-every", type=int, default=250)
+    parser.add_argument("--save-every", type=int, default=250, help="steps; after three minutes it saves anyway")
+    parser.add_argument("--log-every", type=int, default=50)
+    arguments = parser.parse_args(argv)
     write_tokenizer(arguments.run / "tokenizer")
-    work = {"cache": cache_worker, "words": words_worker}.get(arguments.stage, denoiser_worker)
-    spawn(work, arguments.workers, arguments)
+    if arguments.init and not (arguments.run / "vae").exists():
+        shutil.copytree(arguments.init / "vae", arguments.run / "vae")
+    spawn(words_worker if arguments.stage == "words" else denoiser_worker, arguments.workers, arguments)
 
 
 if __name__ == "__main__":

@@ -1,16 +1,19 @@
-"""Trains the demo VAE on drawn frames: `python -m training.train_vae --steps N`."""
+"""Trains the demo VAE on drawn frames, and writes it, whitened, to RUN/vae: `python -m training.train_vae --steps N`."""
 
 from __future__ import annotations
 
 import argparse
 import random
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 import torch
+from diffusers import AutoencoderKL
 
 from training import world
-from training.loop import Schedule, Trainer, log, spawn
+from training.latents import encode
+from training.loop import Schedule, Trainer, is_first, log, spawn
 from training.models import new_vae
 
 FOREGROUND_WEIGHT = 4.0
@@ -56,10 +59,9 @@ def work(rank: int, workers: int, arguments: argparse.Namespace) -> None:
     arguments.out.mkdir(parents=True, exist_ok=True)
     schedule = Schedule(arguments.lr, arguments.steps, hold=0.3)
     parts = {"vae": vae}
-    trainer = Trainer(parts, schedule, arguments.out / arguments.name, ema_decay=0.998, weight_decay=0.0)
-    rng = random.Random(7919 * (trainer.step + 1) + rank)
-    torch.manual_seed(trainer.step * 2 + rank)
+    trainer = Trainer(parts, schedule, arguments.out / "vae.pt", ema_decay=0.998, weight_decay=0.0)
     for _ in trainer.steps():
+        rng = trainer.random()
         x, mask = sample_batch(rng, arguments.batch // workers)
         posterior = vae.encode(x).latent_dist
         predicted = vae.decode(posterior.sample()).sample
@@ -70,17 +72,46 @@ def work(rank: int, workers: int, arguments: argparse.Namespace) -> None:
             mse = (predicted.detach().clamp(-1, 1) - x).square().mean()
             log(trainer, loss=loss.item(), psnr=(10 * torch.log10(4 / mse)).item(), kl=kl.item())
 
+    if is_first():
+        finished = trainer.ema["vae"].eval()
+        whiten(finished, *latent_statistics(finished)).save_pretrained(arguments.out / "vae")
 
-def main() -> None:
+
+@torch.no_grad()
+def latent_statistics(vae: AutoencoderKL, count: int = 200) -> tuple[torch.Tensor, torch.Tensor]:
+    """Returns mean and deviation of each latent channel over `count` drawn frames."""
+    rng = random.Random(5)
+    frames = [world.draw_frame(world.sample_scene(rng), rng.uniform(0, 15)) for _ in range(count)]
+    z = torch.cat([encode(vae, frame[None]) for frame in frames], dim=1).flatten(1)
+    return z.mean(1), z.std(1)
+
+
+@torch.no_grad()
+def whiten(vae: AutoencoderKL, mean: torch.Tensor, std: torch.Tensor) -> AutoencoderKL:
+    """Moves and scales each latent channel to mean 0 and deviation 1, inside the VAE's own 1x1 convolutions.
+
+    Decoded pictures stay the same, and `scaling_factor` becomes 1.
+    """
+    channels = mean.numel()
+    quant, post = vae.quant_conv, vae.post_quant_conv
+    quant.weight[:channels] /= std[:, None, None, None]
+    quant.bias[:channels] = (quant.bias[:channels] - mean) / std
+    quant.bias[channels:] -= 2 * std.log()
+    post.bias += (post.weight[:, :, 0, 0] @ mean[:, None])[:, 0]
+    post.weight *= std[None, :, None, None]
+    vae.register_to_config(scaling_factor=1.0)
+    return vae
+
+
+def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--out", type=Path, default=Path("training/run"))
-    parser.add_argument("--name", default="vae.pt")
     parser.add_argument("--steps", type=int, default=12000)
     parser.add_argument("--batch", type=int, default=16)
     parser.add_argument("--lr", type=float, default=2e-3)
     parser.add_argument("--kl", type=float, default=3e-4)
     parser.add_argument("--workers", type=int, default=2)
-    arguments = parser.parse_args()
+    arguments = parser.parse_args(argv)
     spawn(work, arguments.workers, arguments)
 
 

@@ -25,7 +25,7 @@ from t2vcli.engine.tensors import fill, read_tensors, without_storage
 from t2vcli.errors import ModelError, OutOfMemoryError, T2VError, UsageError
 from t2vcli.models import EMBEDDED, ModelFiles
 from t2vcli.quiet import keep_quiet
-from t2vcli.schedulers import SCHEDULERS
+from t2vcli.schedulers import SCHEDULERS, SchedulerChoice
 
 for _library in (accelerate, diffusers, transformers):
     keep_quiet(_library.__name__)
@@ -250,6 +250,28 @@ def make_scheduler(name: str, files: ModelFiles) -> Any:
         if not isinstance(trained, int) or not 0 < trained <= MAX_TRAINED_STEPS:
             raise ValueError(f"num_train_timesteps is {trained!r:.80}")
         return kind.from_config({**settings, **choice.settings})
+
+
+def schedule_remark(name: str, files: ModelFiles) -> str | None:
+    """Returns what to say if the scheduler called `name` does not suit a model that was trained down to pure noise.
+
+    A few of diffusers' schedulers do not know `rescale_betas_zero_snr` (arXiv:2305.08891), and would leave it out unsaid;
+    Karras' spacing over such a schedule spends most steps where there is nothing but noise.
+    """
+    if not files.config("scheduler").get("rescale_betas_zero_snr"):
+        return None
+    suited = [n for n, choice in SCHEDULERS.items() if _suits_pure_noise(choice)]
+    if name in suited:
+        return None
+    return (
+        f"--scheduler {name} does not suit this model, which was trained down to pure noise: expect a picture that is a"
+        f" little off; these do: {', '.join(suited)}"
+    )
+
+
+def _suits_pure_noise(choice: SchedulerChoice) -> bool:
+    known = inspect.signature(getattr(diffusers, choice.class_name).__init__).parameters
+    return "rescale_betas_zero_snr" in known and not choice.settings.get("use_karras_sigmas")
 
 
 def check_steps(name: str, files: ModelFiles, steps: int) -> None:

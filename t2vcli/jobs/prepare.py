@@ -13,7 +13,7 @@ from transformers import CLIPTokenizer
 
 from t2vcli.engine.device import DTYPES, choose_device, free_device_bytes, has_nvidia_driver, why_no_cuda
 from t2vcli.engine.guidance import needs_guidance
-from t2vcli.engine.loading import Model, check_steps, load_model, load_tokenizer, reading, vae_scale
+from t2vcli.engine.loading import Model, check_steps, load_model, load_tokenizer, reading, schedule_remark, vae_scale
 from t2vcli.engine.memory import PlacedModel, keep_in_fp8
 from t2vcli.engine.prompt import Tokens, encode_prompt, tokenize
 from t2vcli.errors import OutOfMemoryError, UsageError
@@ -82,6 +82,8 @@ def prepare(
         report.warn(f"{reason}; a model of this size takes hours on the CPU (--device cpu says that you know)")
 
     check_steps(request.scheduler, files, request.steps)
+    if off := schedule_remark(request.scheduler, files):
+        report.warn(off)
     way = decided(request, preset, files, device=device, frames=frames, divided=divided)
     for remark in way.remarks:
         report.warn(remark)

@@ -1,0 +1,77 @@
+"""What `make demo` computes, before and after its settings were chosen anew: `python -m benchmarks.demo_compute`.
+
+Counted are the floating-point operations of the two jobs of `make demo`, a clip and its enlargement, by torch's own
+counter, so the ratio depends on no machine. Beside it stands the processor time, which does. Written to
+benchmarks/demo.md.
+"""
+
+from __future__ import annotations
+
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch.utils.flop_counter import FlopCounterMode
+
+from t2vcli.jobs.generate import generate
+from t2vcli.jobs.upscale import upscale
+from t2vcli.presets import load_preset
+from t2vcli.report import Silent
+from t2vcli.request import GenerateRequest, UpscaleRequest, build_request
+from t2vcli.video.reader import probe
+
+PROMPT = "a red boat moving right on the sea"
+# The presets' values in the first edition of the embedded model.
+BEFORE = {
+    "demo": {"steps": 16, "guidance_scale": 4},
+    "demo-XL": {"steps": 20, "guidance_scale": 3, "strength": 0.6},
+}
+NOW: dict[str, dict[str, Any]] = {"demo": {}, "demo-XL": {}}
+
+
+def run(values: dict[str, dict[str, Any]], folder: Path) -> tuple[float, float]:
+    """Returns the operations (in GFLOP) and the processor time (in s) of making a clip and enlarging it."""
+    small, large = (load_preset(name) for name in ("demo", "demo-XL"))
+    first = {**small.values_for(GenerateRequest), "preset": "demo", "prompt": PROMPT, "seed": 1, **values["demo"]}
+    then = {**large.values_for(UpscaleRequest), "preset": "demo-XL", "prompt": PROMPT, "seed": 1, **values["demo-XL"]}
+    clip = folder / "clip.mp4"
+    started_s = time.process_time()
+    with FlopCounterMode(display=False) as counter:
+        generate(build_request(GenerateRequest, first), small, clip, report=Silent(), overwrite=True)
+        upscale(
+            build_request(UpscaleRequest, then),
+            large,
+            clip,
+            probe(clip),
+            folder / "large.mp4",
+            report=Silent(),
+            overwrite=True,
+        )
+    return counter.get_total_flops() / 1e9, time.process_time() - started_s
+
+
+def main() -> None:
+    torch.set_num_threads(1)
+    with tempfile.TemporaryDirectory() as folder:
+        run(NOW, Path(folder))  # a warm-up
+        before, after = run(BEFORE, Path(folder)), run(NOW, Path(folder))
+    lines = [
+        "# What `make demo` computes",
+        "",
+        "Written by `python -m benchmarks.demo_compute`: a clip of 16 frames and its enlargement, one thread.",
+        "",
+        "| settings | operations | processor time |",
+        "|---|---|---|",
+        f"| the first edition's | {before[0]:.0f} GFLOP | {before[1]:.1f} s |",
+        f"| now | {after[0]:.0f} GFLOP | {after[1]:.1f} s |",
+        f"| **ratio** | **{after[0] / before[0]:.2f}** | {after[1] / before[1]:.2f} |",
+        "",
+    ]
+    (Path(__file__).parent / "demo.md").write_text("\n".join(lines))
+    print("\n".join(lines))
+
+
+if __name__ == "__main__":
+    main()
