@@ -116,14 +116,17 @@ def new_unet() -> UNet3DConditionModel:
 
 
 def new_upscaler_unet() -> UNet3DConditionModel:
-    """Returns demo-XL's own UNet: of the same class, narrower, because it only ever adds detail to a clip."""
+    """Returns demo-XL's own UNet: of the same class, narrower, because it only ever adds detail to a clip.
+
+    It has no attention between pixels at its outer level: detail is a local matter, and there are 256 of them.
+    """
     return UNet3DConditionModel(
         sample_size=16,
         in_channels=LATENT_CHANNELS,
         out_channels=LATENT_CHANNELS,
-        down_block_types=("CrossAttnDownBlock3D", "CrossAttnDownBlock3D"),
-        up_block_types=("CrossAttnUpBlock3D", "CrossAttnUpBlock3D"),
-        block_out_channels=(40, 80),
+        down_block_types=("DownBlock3D", "CrossAttnDownBlock3D"),
+        up_block_types=("CrossAttnUpBlock3D", "UpBlock3D"),
+        block_out_channels=(48, 80),
         layers_per_block=1,
         cross_attention_dim=TEXT_WIDTH,
         attention_head_dim=8,
