@@ -49,7 +49,7 @@ PROMPT = "a red boat moving right on the sea"
 SMALL = ("--seed", "1", "--steps", "6", "--keep-every", "0", "-o", OUT)
 TASKS = {
     "generate": ("generate", PROMPT, "--preset", "demo", "--frames", "4", *SMALL),
-    "upscale": ("upscale", f"../{CLIP}", "--preset", "demo-XL", "--scale", "1", *SMALL),
+    "upscale": ("upscale", f"../{CLIP}", "--preset", "demo-XL", "--scale", "1", "--strength", "0.6", *SMALL),
 }
 LIMIT_S = 300.0
 _TEMPORARY = re.compile(r"\.t2v-[0-9a-f]{8}\.part\.mp4")

@@ -44,7 +44,23 @@ def test_the_home_folder_is_where_every_flag_looks_and_writes(home: Path) -> Non
     begun = ("--init-video=~/in.mp4", "--prompt-file=~/prompt.txt")
     assert t2v("generate", *begun, *small, "--strength", "1", "--output=~/new.mp4").code == 0
     assert t2v("generate", "--extend=~/in.mp4", "--prompt-file=~/prompt.txt", *small, "--output=~/on.mp4").code == 0
-    assert t2v("upscale", "~/in.mp4", "--prompt", "x", "-p", "demo-XL", *FEW[:2], "--scale", "1", "--dry-run").code == 0
+    assert (
+        t2v(
+            "upscale",
+            "~/in.mp4",
+            "--prompt",
+            "x",
+            "-p",
+            "demo-XL",
+            *FEW[:2],
+            "--strength",
+            "0.6",
+            "--scale",
+            "1",
+            "--dry-run",
+        ).code
+        == 0
+    )
     assert t2v("info", "~/new.mp4").code == 0
     assert t2v("sheet", "~/new.mp4", "--output=~/new.png").code == 0
     assert contents(Path()) == {}

@@ -351,7 +351,7 @@ def test_the_command_line_makes_two_stages(
     folder = tmp_path / "presets"
     folder.mkdir()
     for name, model, more in (("small", models[0], "upscaler: large\nframes: 2\n"), ("large", models[1], "")):
-        task = "extends: demo-XL\n" if name == "large" else "extends: demo\n"
+        task = "extends: demo-XL\nstrength: 0.6\n" if name == "large" else "extends: demo\n"
         (folder / f"{name}.yaml").write_text(
             f"{task}model: {model}\nsteps: 3\nwidth: {32 if more else 48}\nheight: {32 if more else 48}\n{more}"
         )
