@@ -64,7 +64,7 @@ def finished_beside(folder: Path) -> tuple[Path, VideoInfo, dict[str, Any]] | No
     if not name.endswith(runs.SUFFIX):
         return None
     place = parent / name.removesuffix(runs.SUFFIX)
-    if not place.exists():  # of a long name the folder has a hash
+    if not os.path.exists(place):  # of a long name the folder has a hash
         with contextlib.suppress(OSError):
             entries = (parent / entry for entry in os.listdir(parent))
             place = next((entry for entry in entries if runs.folder_for(entry).name == name), place)
@@ -88,7 +88,7 @@ def seed_of(recipe: Mapping[str, Any]) -> int:
 
 def _made(place: Path) -> Made | None:
     """Returns what the video at `place` is and its recipe; None if there is none, it is not whole or no t2v made it."""
-    if not place.exists():
+    if not os.path.exists(place):  # False also for a name that is too long
         return None
     try:
         recipe = read_metadata(place)
