@@ -103,7 +103,8 @@ def _check_scheduler(value: object) -> object:
     raise ValueError(f"is not a scheduler; {hint} names are {', '.join(SCHEDULERS)}")
 
 
-def _check_text(value: object) -> object:
+def check_text(value: object) -> object:
+    """Returns a prompt as it is. Raises ValueError with what is wrong with it, as what follows its name."""
     if isinstance(value, str):
         try:
             value.encode("utf-8")
@@ -191,7 +192,7 @@ Seconds = Annotated[float, BeforeValidator(parse_seconds), Field(ge=0, le=MAX_SE
 Side = Annotated[int, BeforeValidator(_check_side)]
 DeviceName = Annotated[str, BeforeValidator(_check_device)]
 SchedulerName = Annotated[str, BeforeValidator(_check_scheduler)]
-Text = Annotated[str, BeforeValidator(_check_text)]
+Text = Annotated[str, BeforeValidator(check_text)]
 
 
 @dataclass(frozen=True)

@@ -9,6 +9,9 @@
 
 Every file is written beside its name and moved there, so that a run that is killed leaves the one before or the next.
 The folder is removed when the video is verified.
+
+A folder may be a stranger's: nothing in it is opened but regular files, no link is followed, and what the record says
+is checked before it is used.
 """
 
 from __future__ import annotations
@@ -19,6 +22,7 @@ import fcntl
 import hashlib
 import json
 import os
+import stat
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,6 +30,7 @@ from typing import IO, Any
 
 from t2vcli.atomic import confirm_names, write_whole
 from t2vcli.errors import InputError, OutputError
+from t2vcli.strangers import UnreadableError, open_regular, read_json
 
 SUFFIX = ".t2v-run"
 RECORD, STATE, LATENTS, LOCK = "run.json", "state.pt", "latents.pt", "lock"
@@ -54,16 +59,94 @@ def read_record(folder: Path) -> dict[str, Any]:
     """Returns what run.json holds. Raises InputError if the folder is no run folder, or damaged."""
     path = folder / RECORD
     try:
-        with path.open("rb") as file:
-            content = file.read(MAX_RECORD_BYTES + 1)
-        record = json.loads(content[:MAX_RECORD_BYTES])
-    except FileNotFoundError:
+        refuse_strange(folder)
+        record = read_json(path, MAX_RECORD_BYTES, follow_links=False)
+    except (FileNotFoundError, NotADirectoryError):
         raise InputError(f"{folder} is not the folder of an unfinished run (it has no {RECORD})") from None
-    except (OSError, ValueError, RecursionError) as error:
+    except UnreadableError as error:
         raise InputError(f"{path} cannot be read ({error}), so that its run can only begin anew") from None
-    if not isinstance(record, dict) or not isinstance(record.get("identity"), dict) or record.get("format") != FORMAT:
+    except OSError as error:
+        raise InputError(f"{folder} cannot be read ({error.strerror})") from None
+    if record.get("format") != FORMAT or not isinstance(record.get("identity"), dict):
         raise InputError(f"{path} is not of a run that this t2v can go on with: it can only begin anew")
+    wrong = [name for name, fits in _FIELDS.items() if not fits(record.get(name))]
+    if wrong:
+        raise InputError(f"{path} has a wrong value of {wrong[0]!r}, so that its run can only begin anew")
     return record
+
+
+def _is_how(value: object) -> bool:
+    return isinstance(value, dict) and not deciding_fields(value)
+
+
+def _is_stage(value: object) -> bool:
+    """Returns whether that is what a record keeps of how a stage went. The plan is looked at where it is used."""
+    return isinstance(value, dict) and _is_plan(value.get("plan")) and _are_notes(value.get("notes"))
+
+
+def _is_plan(value: object) -> bool:
+    return value is None or isinstance(value, dict)
+
+
+def _are_notes(value: object) -> bool:
+    return isinstance(value, list) and all(isinstance(note, str) for note in value)
+
+
+def _is_path(value: object) -> bool:
+    try:
+        return isinstance(value, str) and b"\0" not in os.fsencode(value) and bool(Path(value).name)
+    except UnicodeEncodeError:
+        return False
+
+
+_FIELDS: dict[str, Callable[[Any], bool]] = {
+    "command": lambda value: value in ("generate", "upscale"),
+    "id": lambda value: isinstance(value, str),
+    "how": _is_how,
+    "upscale_how": lambda value: value is None or _is_how(value),
+    "seed_drawn": lambda value: isinstance(value, bool),
+    "offline": lambda value: isinstance(value, bool),
+    "keep_draft": lambda value: value is None or isinstance(value, bool),
+    "output": _is_path,
+    "source": lambda value: value is None or _is_path(value),
+    "plan": _is_plan,
+    "notes": _are_notes,
+    "draft": lambda value: value is None or _is_stage(value),
+}
+"""What the values of a record have to be, beside the identity."""
+
+
+def mark_of(record: Mapping[str, Any], name: str) -> str:
+    """Returns what the file `name` of a record's run holds, so that it is not taken for another's.
+
+    It changes with the record's identity, but for the device, which may be another when it is gone on.
+    """
+    identity = _without_device(record["identity"])
+    digest = hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()
+    return f"{record['id']} {digest} {name}"
+
+
+def _without_device(identity: Any) -> Any:
+    if not isinstance(identity, dict):
+        return identity
+    return {
+        key: _without_device(value) if key == "upscale" else value for key, value in identity.items() if key != "device"
+    }
+
+
+def refuse_strange(folder: Path) -> None:
+    """Raises InputError if a run folder is none, or if anything of a run in it is no regular file; OSError."""
+    if not stat.S_ISDIR(os.lstat(folder).st_mode):
+        raise InputError(f"{folder} is not the folder of an unfinished run: it is a link, or no folder")
+    for name in (LOCK, RECORD, *WORK):
+        for path in (folder / name, folder / f"{name}.part"):
+            try:
+                mode = os.lstat(path).st_mode
+            except FileNotFoundError:
+                continue
+            if not stat.S_ISREG(mode):
+                what = "a link" if stat.S_ISLNK(mode) else "a folder" if stat.S_ISDIR(mode) else "no regular file"
+                raise InputError(f"{path} is {what}, which t2v does not make: remove it")
 
 
 def differences(kept: Mapping[str, Any], wanted: Mapping[str, Any], prefix: str = "") -> list[str]:
@@ -111,7 +194,10 @@ class Run:
     def path(self, name: str) -> Path | None:
         """Returns where a file of the folder is, or None, also if the disk does not let it be seen."""
         path = self.folder / name
-        return path if os.path.isfile(path) else None
+        try:
+            return path if stat.S_ISREG(os.lstat(path).st_mode) else None
+        except OSError:
+            return None
 
     def clear(self) -> None:
         """Removes what a run has left, and keeps the folder for the next. Raises OSError.
@@ -151,15 +237,15 @@ class Run:
 def open_run(folder: Path) -> Run:
     """Returns the run folder, made if it is not there, and locked.
 
-    Raises OutputError if another process is at work in it, and OSError if it cannot be made.
+    Raises OutputError if another process is at work in it, InputError if it is a stranger's, and OSError if it cannot be
+    made.
     """
     while True:
         folder.mkdir(exist_ok=True)
         try:
-            lock = open(folder / LOCK, "ab")  # noqa: SIM115 - held by the Run
+            refuse_strange(folder)
+            lock = open(folder / LOCK, "ab", opener=_open_own)  # noqa: SIM115 - held by the Run
         except FileNotFoundError:
-            if (folder / LOCK).is_symlink():  # to nowhere
-                raise
             continue  # another process has just finished and removed it
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -177,14 +263,19 @@ def open_run(folder: Path) -> Run:
         lock.close()
 
 
+def _open_own(path: str, flags: int) -> int:
+    """Opens a lock file: no link is followed, and a pipe is not waited for."""
+    return os.open(path, flags | os.O_NOFOLLOW | os.O_NONBLOCK, 0o666)
+
+
 def is_free(folder: Path) -> bool:
     """Returns whether no process is at work in a run folder."""
     try:
-        with open(folder / LOCK, "rb") as lock:
+        with open_regular(folder / LOCK, follow_links=False) as lock:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except FileNotFoundError:
         return True
-    except OSError:
+    except (OSError, UnreadableError):
         return False
     return True
 
@@ -193,7 +284,7 @@ def sweep(folders: Iterable[Path]) -> None:
     """Removes those of `folders` that hold no run and that no process is at work in: one was killed in there."""
     for folder in folders:
         if folder.is_dir() and not (folder / RECORD).exists():
-            with contextlib.suppress(OSError, OutputError):
+            with contextlib.suppress(OSError, OutputError, InputError):
                 open_run(folder).leave()
 
 
@@ -201,7 +292,7 @@ def requests_in(record: Mapping[str, Any]) -> list[Any]:
     """Returns the deciding fields of a run's request and of its second stage's, None where there is none."""
     identity = record["identity"]
     upscale = identity.get("upscale")
-    return [identity.get("request"), upscale.get("request") if isinstance(upscale, dict) else None]
+    return [identity.get("request"), upscale.get("request") if isinstance(upscale, dict) else upscale]
 
 
 @dataclass(frozen=True)
@@ -233,7 +324,7 @@ def find_unfinished(
         except InputError:
             continue
         kept = record["identity"].get("request")
-        if not isinstance(kept, dict) or not isinstance(kept.get("seed"), int):
+        if not isinstance(kept, dict) or type(kept.get("seed")) is not int:
             continue
         seed = {"seed": kept["seed"]} if any_seed else {}
         if (

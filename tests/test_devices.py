@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from dataclasses import replace
 from pathlib import Path
@@ -10,12 +11,17 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from commandline import t2v
 from make_goldens import generate_request, preset_of, upscale_request
 from safetensors.torch import load_file, save_file
 from standins import write_standin
 
 import t2vcli.planning.decide as deciding
+from t2vcli import stopping
+from t2vcli.cli.progress import PlainReport
 from t2vcli.engine.blocks import with_known_frames
+from t2vcli.engine.checkpoint import read_latents, read_state, write_latents, write_state
+from t2vcli.engine.latents import DenoiseState
 from t2vcli.engine.loading import make_scheduler
 from t2vcli.jobs.generate import generate
 from t2vcli.jobs.two_stages import SecondStage
@@ -92,3 +98,125 @@ def test_a_shared_vae_that_overflows_is_run_in_float32_wherever_its_weights_are(
     assert recipe["upscale"]["plan"]["offload"] == offload
     assert recipe["upscale"]["notes"] == notes
     assert np.array_equal(lent, whole)
+
+
+# What was kept on another device
+
+
+@pytest.fixture
+def made_on(monkeypatch: pytest.MonkeyPatch) -> Any:
+    """Returns what lets the next files be written as if their tensors were on another device."""
+
+    def pretend(device: str) -> None:
+        tag = torch.serialization.location_tag
+        monkeypatch.setattr(
+            torch.serialization, "location_tag", lambda storage: device if storage.nbytes() else tag(storage)
+        )
+
+    return pretend
+
+
+def kept_state() -> DenoiseState:
+    remembered = {"model_outputs": [None, torch.ones(3, 4, 2, 2)], "order": 2}
+    return DenoiseState(1, torch.ones(1, 4, 3, 2, 2), remembered, torch.Generator().get_state())
+
+
+def test_latents_of_a_gpu_are_read_where_there_is_none(made_on: Any, tmp_path: Path) -> None:
+    made_on("cuda:1")
+    with (tmp_path / "latents.pt").open("wb") as file:
+        write_latents(file, torch.ones(1, 4, 3, 2, 2))
+    assert torch.equal(read_latents(tmp_path / "latents.pt"), torch.ones(1, 4, 3, 2, 2))
+
+
+@pytest.mark.parametrize("before", ["cuda:1", "cuda:0", "mps", "a device of tomorrow"])
+def test_a_state_goes_on_wherever_the_run_does(before: str, made_on: Any, tmp_path: Path) -> None:
+    """What was on the device comes to the new one, and what was on the host stays there."""
+    made_on(before)
+    with (tmp_path / "state.pt").open("wb") as file:
+        write_state(file, kept_state())
+    state = read_state(tmp_path / "state.pt")
+    assert state.latents.device.type == "cpu"
+    moved = state.on("meta")
+    assert (moved.latents.device.type, moved.scheduler_state["model_outputs"][1].device.type) == ("meta", "meta")
+    same = state.on("cpu")
+    assert torch.equal(same.latents, kept_state().latents)
+    assert torch.equal(same.generator_state, kept_state().generator_state)
+
+
+def test_what_was_on_the_host_stays_there(tmp_path: Path) -> None:
+    with (tmp_path / "state.pt").open("wb") as file:
+        write_state(file, kept_state())
+    moved = read_state(tmp_path / "state.pt").on("meta")
+    assert moved.latents.device.type == "meta"  # what the UNet reads
+    assert moved.scheduler_state["model_outputs"][1].device.type == "cpu"
+
+
+def kept_on(device: str, model: Path, place: Path, monkeypatch: pytest.MonkeyPatch, until: tuple[str, int]) -> None:
+    """Leaves a run as if it had been made on another device."""
+    advance = PlainReport.advance
+
+    def watched(report: PlainReport, done: int) -> None:
+        advance(report, done)
+        if (report._name, done) == until:
+            if report._name != "denoise":
+                raise KeyboardInterrupt
+            stopping.ask("SIGINT")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(PlainReport, "advance", watched)
+        patch.setattr(torch.serialization, "location_tag", lambda storage: device)
+        stopped = t2v("generate", "a boat", "--model", model, *COMMAND)
+    assert stopped.code == 130, stopped.stderr
+    stopping.forget()
+    path = place / "out.mp4.t2v-run" / "run.json"
+    record = json.loads(path.read_text())
+    record["identity"]["device"], record["plan"]["device"] = device.partition(":")[0], device
+    record["how"]["device"] = device
+    path.write_text(json.dumps(record))
+
+
+COMMAND = [
+    "--width",
+    "32",
+    "--height",
+    "32",
+    "--frames",
+    "3",
+    "--steps",
+    "4",
+    "--seed",
+    "3",
+    "--device",
+    "cpu",
+    "--keep-every",
+    "0",
+    "-o",
+    "out.mp4",
+]
+
+
+def test_latents_of_a_gpu_become_a_video_on_a_machine_without(
+    ms_checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    kept_on("cuda:1", ms_checkpoint, tmp_path, monkeypatch, ("decode and write", 1))
+    made = t2v("decode", "out.mp4.t2v-run", "-o", "decoded.mp4")
+    assert made.code == 0, made.stderr
+    assert "made with other device ('cuda', now 'cpu')" in made.stderr
+    straight = t2v("generate", "a boat", "--model", ms_checkpoint, *COMMAND[:-1], "straight.mp4")
+    assert straight.code == 0, straight.stderr
+    frames = [np.stack(list(read_frames(tmp_path / name))) for name in ("decoded.mp4", "straight.mp4")]
+    assert np.array_equal(*frames)
+
+
+def test_a_run_of_a_gpu_goes_on_on_the_cpu_where_that_is_asked_for(
+    ms_checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    kept_on("cuda:1", ms_checkpoint, tmp_path, monkeypatch, ("denoise", 2))
+    made = t2v("generate", "a boat", "--model", ms_checkpoint, *COMMAND)
+    assert made.code == 0, made.stderr
+    assert "after step 2" in made.stderr
+    recipe = read_metadata(tmp_path / "out.mp4")
+    assert recipe is not None
+    assert recipe["notes"] == ["begun on cuda and gone on with on cpu, where the last bits may round in another way"]

@@ -26,8 +26,13 @@ from t2vcli.runs import (
 REQUEST = {"prompt": "x", "seed": 5, "steps": 25, "memory": "auto"}
 RECORD_OF = {
     "format": 1,
+    "id": "7",
     "command": "generate",
     "seed_drawn": True,
+    "offline": False,
+    "how": {},
+    "output": "x-5.mp4",
+    "notes": [],
     "identity": {"request": deciding_fields(REQUEST), "device": "cpu"},
 }
 

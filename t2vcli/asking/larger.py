@@ -110,6 +110,7 @@ def words_for(source: Source, job: Job) -> Words:
     Raises InputError for a video whose metadata could not be carried on.
     """
     from t2vcli.metadata import prompt_in
+    from t2vcli.request import check_text
 
     inside = prompt_in(source.recipe)
     negative = job.given("negative_prompt")
@@ -119,6 +120,11 @@ def words_for(source: Source, job: Job) -> Words:
     if inside is None:
         return Words("", given, (f"{source.path} holds no prompt; going on with an empty one",))
     prompt, inside_negative = inside
+    for name, text in (("prompt", prompt), ("negative prompt", inside_negative)):
+        try:
+            check_text(text)
+        except ValueError as error:
+            raise InputError(f"the {name} inside {source.path} {error}; give one with --prompt") from None
     if negative is None and inside_negative:
         given = {"negative_prompt": inside_negative}
     return Words(prompt, given, (f"prompt from {source.path}: {prompt}",))

@@ -30,6 +30,7 @@ RunArg = Annotated[
 
 def resume(
     run: RunArg,
+    offline: opt.OfflineOpt = False,
     overwrite: opt.OverwriteOpt = False,
     keep_every: opt.KeepEveryOpt = 10,
     quiet: opt.QuietOpt = False,
@@ -45,7 +46,7 @@ def resume(
     def job(report: Report) -> Result:
         from t2vcli.jobs.resume import resume as go_on
 
-        return go_on(run, report=report, overwrite=overwrite, keep_every_s=keep_every)
+        return go_on(run, report=report, overwrite=overwrite, offline=offline, keep_every_s=keep_every)
 
     show_run(job, quiet=quiet, as_json=as_json, seed=seed)
 
@@ -53,6 +54,7 @@ def resume(
 def decode(
     run: RunArg,
     output: opt.OutputOpt = None,
+    offline: opt.OfflineOpt = False,
     overwrite: opt.OverwriteOpt = False,
     quiet: opt.QuietOpt = False,
     as_json: opt.JsonOpt = False,
@@ -64,7 +66,7 @@ def decode(
     def job(report: Report) -> Result:
         from t2vcli.jobs.resume import decode as make
 
-        return make(run, output, report=report, overwrite=overwrite)
+        return make(run, output, report=report, overwrite=overwrite, offline=offline)
 
     show_run(job, quiet=quiet, as_json=as_json, seed=seed)
 

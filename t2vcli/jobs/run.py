@@ -30,6 +30,7 @@ def run(work: Work, policy: Policy, report: Report) -> Result:
             every_s=policy.keep_every_s,
             seed_drawn=work.seed_drawn,
             only_same=policy.only_same,
+            offline=policy.offline,
         ),
     }
     if isinstance(first.request, UpscaleRequest):

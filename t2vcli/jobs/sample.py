@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import numpy as np
 import torch
@@ -15,6 +15,7 @@ import torch
 from t2vcli import stopping
 from t2vcli.asking.source import Source
 from t2vcli.engine.blocks import blocks_per_step, in_blocks, spread_noise, with_known_frames
+from t2vcli.engine.checkpoint import KeptState
 from t2vcli.engine.decode import decode_latents, to_frames
 from t2vcli.engine.denoise import denoise
 from t2vcli.engine.device import free_cached_memory
@@ -56,7 +57,7 @@ def made_latents(
     *,
     kept: Keeper,
     report: Report,
-    state: DenoiseState | None = None,
+    state: KeptState | None = None,
     frames_to_encode: int | None = None,
     known: torch.Tensor | None = None,
 ) -> torch.Tensor:
@@ -84,13 +85,17 @@ def made_latents(
         request,
         embeds=embeds,
         scheduler=scheduler,
-        state=state or first_state(scheduler, generator),
+        state=_on_device(attempts, state) if state else first_state(scheduler, generator),
         generator=generator,
         blocks=prepared.blocks,
         known=known,
         report=report,
         kept=kept,
     )
+
+
+def _on_device(attempts: Attempts, state: KeptState) -> DenoiseState:
+    return attempts.run("bringing the kept state to the device", lambda placed: state.on(attempts.plan.device))
 
 
 def first_noise(
@@ -163,21 +168,24 @@ def denoised_latents(
                 predict_noise = with_known_frames(predict_noise, known, scheduler)
             for after in denoise(predict_noise, scheduler, latest, generator, eta=request.eta):
                 latest = after
-                was_due = kept is not None and kept.keep(after, attempts)
+                is_last = after.next_step == steps  # of which the latents are kept, and no state
+                was_due = kept is not None and not is_last and kept.keep(after, attempts)
                 report.advance(done)
-                signal_name = stopping.asked()
-                if signal_name is not None:
+                if stopping.asked() is not None and not is_last:
                     if kept is not None and not was_due:
                         kept.keep(after, attempts, now=True)
-                    way_on = kept.way_on() if kept is not None else "nothing was written"
-                    raise Interrupted(
-                        f"stopped after step {after.next_step} of {steps}; {way_on}", signal_name=signal_name
-                    )
+                    stop(after.next_step)
+
+    def stop(step: int) -> NoReturn:
+        way_on = kept.way_on() if kept is not None else "nothing was written"
+        raise Interrupted(f"stopped after step {step} of {steps}; {way_on}", signal_name=stopping.asked() or "SIGINT")
 
     with stopping.at_next_step():
         attempts.run("denoising", work)
-    if kept is not None:
-        kept.keep_latents(latest.latents, attempts)
+        if kept is not None:
+            kept.keep_latents(latest.latents, attempts)
+        if stopping.asked() is not None:
+            stop(steps)
     return latest.latents
 
 
