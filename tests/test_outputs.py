@@ -12,6 +12,7 @@ import tempfile
 import textwrap
 import time
 from collections.abc import Iterable, Iterator
+from dataclasses import replace
 from fractions import Fraction
 from pathlib import Path
 
@@ -508,7 +509,7 @@ def test_a_trial_that_failed_has_not_said_that_the_sound_does_not_fit(
     along_module._refusal.cache_clear()
     monkeypatch.setattr(along_module, "_TRIAL_LIMIT_S", 0.5 if trouble == "hung" else 60.0)
     monkeypatch.setenv("IMAGEIO_FFMPEG_EXE", clips.shell_ffmpeg(tmp_path, script))
-    with pytest.raises(InputError, match=rf"could not try whether the sound and subtitles of .* \(.*{said}"):
+    with pytest.raises(InputError, match=rf"could not try whether the subtitles of .* \(.*{said}"):
         along_with(talkie, source)
     monkeypatch.undo()
     monkeypatch.setenv("TMPDIR", "/nonexistent")  # it needs no temporary folder
@@ -522,7 +523,7 @@ def test_what_the_muxer_itself_refuses_is_dropped_with_its_words_and_the_rest_is
     along_module._refusal.cache_clear()
     script = "echo '[mp4 @ 0x5] [error] Malformed AAC bitstream detected' >&2; exit 183"
     exe = clips.shell_ffmpeg(tmp_path, f'case "$*" in *-map*1:*|*"-map 0:1"*) {script};; *) exec "$REAL" "$@";; esac')
-    source = probe(talkie)
+    source = replace(probe(talkie), forgiving=True)  # of one that is cut anywhere, the sound is tried
     monkeypatch.setenv("IMAGEIO_FFMPEG_EXE", exe)
     along = along_with(talkie, source)
     assert along.dropped == (

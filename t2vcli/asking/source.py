@@ -6,7 +6,7 @@ import hashlib
 import json
 import os
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -21,7 +21,7 @@ from t2vcli.video.files import refuse_input_as_output
 from t2vcli.video.formats import Format, place_of
 from t2vcli.video.part import part_of
 from t2vcli.video.pictures import pictures_in
-from t2vcli.video.reader import VideoInfo, probe, read_frames, read_metadata
+from t2vcli.video.reader import Beginning, VideoInfo, probe_keeping, read_frames, read_metadata
 from t2vcli.video.resize import resize_frame
 
 MAX_INNER_RECIPE_BYTES = 400_000  # of the 1 MiB that an mp4 holds
@@ -36,28 +36,29 @@ class Source:
 
     path: Path
     video: VideoInfo
+    beginning: Beginning | None = field(default=None, repr=False, compare=False)
 
     @classmethod
     def opened(cls, path: Path) -> Source:
         """Returns the whole of the video at `path`. Raises InputError if there is none."""
-        return cls(path, probe(path))
+        return cls(path, *probe_keeping(path))
 
     def part(
         self, *, start: float | None = None, duration: float | None = None, max_frames: int | None = None
     ) -> Source:
         """Returns the frames from `start` on, for `duration` (both in seconds), at most `max_frames`."""
         part = part_of(self.video, self.path, start=start, duration=duration, max_frames=max_frames)
-        return Source(self.path, part)
+        return Source(self.path, part, self.beginning)
 
     def last(self, frames: int) -> Source:
         """Returns the last so many frames of it."""
         video = self.video
         skipped = video.skipped + video.frames - frames
-        return Source(self.path, replace(video, frames=frames, skipped=skipped))
+        return Source(self.path, replace(video, frames=frames, skipped=skipped), self.beginning)
 
     def frames(self, *, width: int, height: int) -> Iterator[np.ndarray]:
         """Yields the frames of the part, (height, width, 3) uint8, one at a time."""
-        for frame in read_frames(self.path, self.video):
+        for frame in read_frames(self.path, self.video, self.beginning):
             yield resize_frame(frame, width=width, height=height)
 
     @cached_property
@@ -93,7 +94,7 @@ class Source:
 
     def __getstate__(self) -> dict[str, Any]:
         """Returns what is pickled: what was found out belongs to the machine that found it."""
-        return {"path": self.path, "video": self.video}
+        return {"path": self.path, "video": self.video, "beginning": None}
 
     def refuse_as_output(self, output: Path) -> None:
         """Raises UsageError if the output is the same file or folder, however it is called."""

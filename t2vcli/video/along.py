@@ -28,10 +28,19 @@ COMMENT_OF_SOURCE = "source_comment"
 
 
 @dataclass(frozen=True)
+class Label:
+    """What a track is called and marked as in the output; "" is left as it is. `flags` are ffmpeg's dispositions."""
+
+    title: str = ""
+    language: str = ""
+    flags: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
 class Along:
     """What to take from `source`: streams by their number there, whether its chapters, and its tags.
 
-    Its times are `delay_s` later in the output, so that sound stays with the pictures. `dropped` says in sentences what
+    `labels` are what the streams are called and marked as, sounds first. Its times are `delay_s` later in the output, so that sound stays with the pictures. `dropped` says in sentences what
     is not taken, and why. `retold` are those of the subtitles that only an mp4 can hold as they are.
     """
 
@@ -44,6 +53,7 @@ class Along:
     dropped: tuple[str, ...] = ()
     container: Format = MP4
     retold: tuple[int, ...] = ()
+    labels: tuple[Label, ...] = ()
 
     def opened(self) -> list[str]:
         """Returns ffmpeg's arguments that open the source as an input; none if only its tags go along."""
@@ -63,7 +73,24 @@ class Along:
             if index in self.retold
             for part in (f"-c:s:{place}", "srt")
         ]
-        return [*maps, *self.container.along_options, *text, *chapters, *self.container.along_muxing]
+        return [*maps, *self.container.along_options, *text, *self._labelled(), *chapters, *self.container.along_muxing]
+
+    def _labelled(self) -> list[str]:
+        """Returns ffmpeg's arguments that label each track: left alone, it may make another one the default."""
+        places = [f"a:{place}" for place in range(len(self.sounds))]
+        places += [f"s:{place}" for place in range(len(self.subtitles))]
+        arguments = ["-disposition:v:0", "default"] if self.labels else []
+        for place, label in zip(places, self.labels, strict=False):
+            flags = "+".join(flag.replace(" ", "_").replace("-", "_") for flag in label.flags)
+            arguments += [f"-disposition:{place}", flags or "0"]
+            if label.title:  # players look for it in either place
+                arguments += [f"-metadata:s:{place}", f"title={label.title}"]
+                arguments += (
+                    [f"-metadata:s:{place}", f"handler_name={label.title}"] if self.container.has_handlers else []
+                )
+            if label.language:
+                arguments += [f"-metadata:s:{place}", f"language={label.language}"]
+        return arguments
 
 
 def along_with(source: Path, video: VideoInfo, *, container: Format = MP4) -> Along:
@@ -77,32 +104,104 @@ def along_with(source: Path, video: VideoInfo, *, container: Format = MP4) -> Al
         tags = {}
     streams = [s for s in video.streams if not (s.codec == "bin_data" and video.chapters)]  # the chapters' own titles
     reasons = {stream.index: _obstacle(video, stream, container) for stream in streams}
-    reasons |= _misfits(source, tuple(stream for stream in streams if not reasons[stream.index]), container)
-    kept: dict[str, list[int]] = {"audio": [], "subtitle": []}
+    unsure = [stream for stream in streams if not (reasons[stream.index] or _surely_fits(video, stream, container))]
+    reasons |= _misfits(source, tuple(unsure), container)
+    kept: dict[str, list[Stream]] = {"audio": [], "subtitle": []}
     left: dict[tuple[str, str], list[Stream]] = {}
     for stream in streams:
         if reason := reasons[stream.index]:
             left.setdefault((stream.kind, reason), []).append(stream)
         else:
-            kept[stream.kind].append(stream.index)
+            kept[stream.kind].append(stream)
     for (kind, reason), alike in left.items():
         each = [f"{_called(stream, video.streams)} dropped: {reason}" for stream in alike]
         dropped += each if len(each) <= _MOST_NAMED else [f"{len(each):,} {kind} streams are dropped: {reason}"]
+    labels, lost = _labels(kept["audio"], kept["subtitle"], video.streams, container)
+    dropped += lost
     if video.chapters and not container.keeps_tags:
         dropped.append(f"the chapters are dropped: {_no_room(container)}")
     elif video.chapters and not video.whole:
         dropped.append("the chapters are dropped: only a part of the video is taken")
     return Along(
         source,
-        sounds=tuple(kept["audio"]),
-        subtitles=tuple(kept["subtitle"]),
+        sounds=tuple(stream.index for stream in kept["audio"]),
+        subtitles=tuple(stream.index for stream in kept["subtitle"]),
         chapters=video.whole and video.chapters and container.keeps_tags,
         delay_s=-video.starts_s,
         tags=tags,
         dropped=tuple(dropped),
         container=container,
         retold=_retold(video.streams, container),
+        labels=labels,
     )
+
+
+def _surely_fits(video: VideoInfo, stream: Stream, container: Format) -> bool:
+    """Returns whether the muxer is known to take it. Of a file that is cut anywhere the sound may begin without its form."""
+    return stream.sampled and not video.forgiving and stream.codec in container.sure_sounds
+
+
+# ISO 639-2 has two codes for some languages: for use in bibliographies, and from the language's own name.
+_TWINS = (
+    ("alb", "sqi"),
+    ("arm", "hye"),
+    ("baq", "eus"),
+    ("bur", "mya"),
+    ("chi", "zho"),
+    ("cze", "ces"),
+    ("dut", "nld"),
+    ("fre", "fra"),
+    ("geo", "kat"),
+    ("ger", "deu"),
+    ("gre", "ell"),
+    ("ice", "isl"),
+    ("mac", "mkd"),
+    ("mao", "mri"),
+    ("may", "msa"),
+    ("per", "fas"),
+    ("rum", "ron"),
+    ("slo", "slk"),
+    ("sve", "swe"),
+    ("tib", "bod"),
+    ("wel", "cym"),
+    ("iri", "gle"),
+)
+
+
+def _labels(
+    sounds: Sequence[Stream], subtitles: Sequence[Stream], streams: tuple[Stream, ...], container: Format
+) -> tuple[tuple[Label, ...], list[str]]:
+    """Returns how the tracks are labelled in the container, and a sentence for each label that it has no room for."""
+    labels, lost = [], []
+    keeps = f"{MKV.called} (-o NAME{MKV.suffix}) keeps"
+    for stream in (*sounds, *subtitles):
+        name, plural = _name(stream, streams)
+        title = stream.title if len(stream.title.encode("utf-8", "replace")) <= _MAX_TAG_BYTES else ""
+        if stream.title and not title:
+            lost.append(
+                f"{name} {'lose their' if plural else 'loses its'} title: it is over {_MAX_TAG_BYTES // 1024} KiB"
+            )
+        language = "" if stream.language == "und" else stream.language
+        code = language if container.languages(language) else _twin(language, container)
+        if language and not code:
+            lose = "lose their" if plural else "loses its"
+            lost.append(
+                f"{name} {lose} language: {container.called} has no code for {shown(language[:20])}; {keeps} it"
+            )
+        if stream.kind == "subtitle" and stream.forced and not container.marks_forced:
+            are = "are" if plural else "is"
+            lost.append(f"{name} {are} not marked as forced: {container.called} has no room for that; {keeps} it")
+        labels.append(Label(title, code, stream.flags))
+    if subtitles and container.shows_first_subtitles and not any(stream.default for stream in subtitles):
+        name, _ = _name(subtitles[0], streams)
+        lost.append(f"{name} will be shown from the start, as always in {container.called}; {keeps} them off")
+    return tuple(labels), lost
+
+
+def _twin(language: str, container: Format) -> str:
+    """Returns the other code of the language, if there is one for which the container has room; else ""."""
+    pair = next((pair for pair in _TWINS if language in pair), ())
+    return next((code for code in pair if code != language and container.languages(code)), "")
 
 
 def _retold(streams: tuple[Stream, ...], container: Format) -> tuple[int, ...]:
@@ -197,14 +296,19 @@ def _all_called(streams: Sequence[Stream]) -> str:
 
 def _called(stream: Stream, streams: tuple[Stream, ...]) -> str:
     """Returns "the sound is", or "sound 2 (fra) is" where there are several, and the like."""
+    name, plural = _name(stream, streams)
+    return f"{name} {'are' if plural else 'is'}"
+
+
+def _name(stream: Stream, streams: tuple[Stream, ...]) -> tuple[str, bool]:
+    """Returns "the sound", or "sound 2 (fra)" where there are several, and the like; and whether it is a plural."""
     names = {"audio": "sound", "subtitle": "subtitles", "cover": "cover picture", "video": "second video stream"}
     name = names.get(stream.kind, f"{stream.kind} stream")
     alike = [other for other in streams if other.kind == stream.kind]
-    verb = "are" if name == "subtitles" else "is"
     if len(alike) == 1:
-        return f"the {name} {verb}"
-    language = f" ({stream.language})" if stream.language not in ("", "und") else ""
-    return f"{name} {alike.index(stream) + 1}{language} {verb}"
+        return f"the {name}", name == "subtitles"
+    language = f" ({shown(stream.language[:20])})" if stream.language not in ("", "und") else ""
+    return f"{name} {alike.index(stream) + 1}{language}", name == "subtitles"
 
 
 def _kept_tags(tags: Mapping[str, str]) -> tuple[dict[str, str], list[str]]:

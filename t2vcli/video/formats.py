@@ -38,7 +38,10 @@ class Format:
     A frame's time is rounded to a multiple of `tick_s` seconds, 0: exact, and more than `most_fps` cannot be (0: any).
     `even` says which of width and height have to be. `own_tags`: it is not ffmpeg that puts the tags in.
     `sounds` and `subtitles` are the codecs that it has room for (None: any; `pcm_` stands for all that begin so),
-    `keeps_tags` whether it does for the tags and chapters of another file.
+    `keeps_tags` whether it does for the tags and chapters of another file. `sure_sounds` are those that its muxer takes
+    in whatever form they come, if that is known. `languages` says whether it has a code of ISO 639-2, `marks_forced`
+    whether its subtitles can be forced ones, `shows_first_subtitles` that the first of them are always default, and
+    `has_handlers` that a track has a second name, that of its handler.
     """
 
     suffix: str
@@ -62,6 +65,11 @@ class Format:
     keeps_tags: bool = True
     sounds: frozenset[str] | None = frozenset()
     subtitles: frozenset[str] | None = frozenset()
+    sure_sounds: frozenset[str] = frozenset()
+    languages: Callable[[str], bool] = lambda code: True
+    marks_forced: bool = True
+    shows_first_subtitles: bool = False
+    has_handlers: bool = False
     along_options: tuple[str, ...] = ()
     along_muxing: tuple[str, ...] = ()
 
@@ -95,6 +103,14 @@ def _timescale(fps: Fraction) -> tuple[str, ...]:
 # Players know these in an mp4. ffmpeg would also put Vorbis there, which they do not.
 _SOUNDS = frozenset({"aac", "mp3", "mp2", "ac3", "eac3", "alac", "opus", "flac", "dts", "pcm_"})
 _TEXTS = frozenset({"mov_text", "subrip", "srt", "ass", "ssa", "webvtt", "text"})
+_SURE_SOUNDS = frozenset({"aac", "mp3", "ac3", "alac"})
+# QuickTime's codes of languages, in the three letters that ffmpeg has for them (its table mov_mdhd_language_map).
+_QUICKTIME_LANGUAGES = re.compile(
+    r"eng|fra|ger|ita|dut|sve|spa|dan|por|nor|heb|jpn|ara|fin|gre|ice|mlt|tur|urd|hin|tha|kor|lit|pol|hun|est|lav"
+    r"|rus|chi|iri|alb|ron|ces|slk|slv|yid|mac|bul|ukr|bel|uzb|kaz|aze|arm|geo|mol|kir|tgk|tuk|mon|pus|kur|kas|snd"
+    r"|tib|nep|san|mar|ben|asm|guj|ori|mal|kan|tam|tel|bur|khm|lao|vie|ind|tgl|may|amh|tir|orm|som|swa|run|mlg|epo"
+    r"|wel|baq|cat|lat|que|grn|aym|tat|uig|dzo|jav|nya|per|sin|smi"
+)
 _AS_MOV_TEXT = ("-c:a", "copy", "-strict", "-2", "-c:s", "mov_text")
 
 MP4 = Format(
@@ -122,6 +138,10 @@ MP4 = Format(
     even=(True, True),
     sounds=_SOUNDS,
     subtitles=_TEXTS,
+    sure_sounds=_SURE_SOUNDS | {"opus", "flac"},
+    languages=lambda code: len(code) == 3 and code.isascii() and code.islower(),
+    shows_first_subtitles=True,
+    has_handlers=True,
     along_options=_AS_MOV_TEXT,
     along_muxing=("-write_tmcd", "0"),
 )
@@ -140,6 +160,11 @@ MOV = Format(
     even=(True, False),
     sounds=_SOUNDS,
     subtitles=_TEXTS,
+    sure_sounds=_SURE_SOUNDS,
+    languages=lambda code: _QUICKTIME_LANGUAGES.fullmatch(code) is not None,
+    marks_forced=False,
+    shows_first_subtitles=True,
+    has_handlers=True,
     along_options=_AS_MOV_TEXT,
     along_muxing=("-write_tmcd", "0"),
 )
@@ -161,6 +186,7 @@ WEBM = Format(
     tick_s=Fraction(1, 1000),
     even=(True, True),
     sounds=frozenset({"opus", "vorbis"}),
+    sure_sounds=frozenset({"opus", "vorbis"}),
     along_options=("-c:a", "copy"),
 )
 MKV = Format(
@@ -177,6 +203,7 @@ MKV = Format(
     tick_s=Fraction(1, 1000),
     sounds=None,
     subtitles=None,
+    sure_sounds=_SURE_SOUNDS | {"opus", "flac", "vorbis", "pcm_s16le"},
     along_options=("-c:a", "copy", "-c:s", "copy"),
 )
 GIF = Format(

@@ -9,16 +9,21 @@ from __future__ import annotations
 import re
 import secrets
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from fractions import Fraction
 from pathlib import Path
 
+from t2vcli.video.colors import to_rgb_unseen
 from t2vcli.video.ffmpeg import QUIET, SIDE, Finished, Message, input_arguments, messages, run
 
 SAMPLE_FRAMES = 48
 """How many frames are decoded at once: of a clip this short they are all there is to know."""
 
 PACKETS_BYTES = 32 << 20  # half a million frames
+KEPT_PIXELS = (32 << 20) // (3 * SAMPLE_FRAMES)
+"""The largest pictures of which the first SAMPLE_FRAMES are kept: 32 MiB in all, such as 48 of 576x400."""
+
+_RECONFIGURED = "Reconfiguring filter graph"
 _NO_TIME = -(1 << 63)
 _DISCARD = 0x4  # AV_PKT_FLAG_DISCARD: cut away by an edit list; decoded, never shown
 _KEY = 0x1
@@ -30,6 +35,13 @@ _STREAM = re.compile(
     r"(?P<kind>Video|Audio|Subtitle|Data|Attachment)(?:: (?P<codec>[^\s,(]+)(?: \((?P<profile>[^)]*)\))?(?P<rest>.*))?"
 )
 _SIZE = re.compile(r", (\d+)x(\d+)\b")
+_SAMPLES = re.compile(r", \d+ Hz, [^,]+, \w+")
+_FLAGS = re.compile(
+    r"(?: \((?:default|dub|original|comment|lyrics|karaoke|forced|hearing impaired|visual impaired|clean effects"
+    r"|attached pic|timed thumbnails|non-diegetic|captions|descriptions|metadata|dependent|still image|multilayer)\))+$"
+)
+# Takes away a flag that no stream here has: where none is touched, ffmpeg has the first sound of several be the default.
+_FLAGS_AS_THEY_ARE = ("-disposition", "-clean_effects")
 _RATE = re.compile(r", ([\d.]+)(k?) (?:fps|tbr)\b")
 _FIRST = re.compile(r"n: *0 .*? fmt:(\S+) .*?\bsar:(\d+/\d+) s:(\d+)x(\d+) i:(\w)")
 _COLOR = re.compile(r"color_range:(\S+) color_space:(\S+) color_primaries:(\S+) color_trc:(\S+)")
@@ -52,7 +64,10 @@ class Packet:
 
 @dataclass(frozen=True)
 class Listed:
-    """A stream as ffmpeg describes it. `size` is "64x48" for pictures, `rates` are those that it knows or guesses."""
+    """A stream as ffmpeg describes it. `size` is "64x48" for pictures, `rates` are those that it knows or guesses.
+
+    `flags` are its dispositions in ffmpeg's words, `sampled` says that a sound's rate, channels and samples are known.
+    """
 
     index: int
     kind: str
@@ -60,10 +75,17 @@ class Listed:
     profile: str
     size: str
     rates: tuple[float, ...]
-    default: bool
-    forced: bool
-    cover: bool
+    flags: tuple[str, ...]
+    sampled: bool
     progressive: bool
+
+    @property
+    def default(self) -> bool:
+        return "default" in self.flags
+
+    @property
+    def cover(self) -> bool:
+        return "attached pic" in self.flags
 
 
 @dataclass(frozen=True)
@@ -92,7 +114,8 @@ class Seen:
     """What one start of ffmpeg told. `sample` holds the first frames, all if they are fewer than SAMPLE_FRAMES.
 
     `tags` are the file's, `stream_tags` those of each stream. `announced_s` is how long the file says it is.
-    `trusted` says that no line of the log can be from anything but ffmpeg.
+    `trusted` says that no line of the log can be from anything but ffmpeg. `pictures` are the frames of the sample as
+    rgb24, if they were asked for and all have one size.
     """
 
     done: Finished
@@ -107,6 +130,7 @@ class Seen:
     chapters: bool
     announced_s: float
     trusted: bool
+    pictures: bytes = field(default=b"", repr=False)
 
     @property
     def opened(self) -> bool:
@@ -115,16 +139,31 @@ class Seen:
 
 
 def look(
-    path: Path | str, stream: str, *, decoder: str, strict: bool, limit_s: float, all_streams: bool = True
+    path: Path | str,
+    stream: str,
+    *,
+    decoder: str,
+    strict: bool,
+    limit_s: float,
+    all_streams: bool = True,
+    with_pictures: bool = False,
 ) -> Seen:
     """Returns what ffmpeg tells of a file, of whose pictures `stream` names those that are taken ("V:0", or a number).
 
     With `strict`, ffmpeg ends at the first damage. Without `all_streams`, only pictures need to have all that makes a
-    stream, and what else there is comes from the log alone.
+    stream, and what else there is comes from the log alone. `with_pictures` asks for the frames of the sample, too.
     """
     word = secrets.token_hex(8)
     everything = ("-map", "0", "-copy_unknown", "-c", "copy", "-t", "0")
-    listing = (*everything, *_BARE, "-metadata", f"title={word}", "-f", "null", "-") if all_streams else ()
+    listing = (
+        (*everything, *_BARE, *_FLAGS_AS_THEY_ARE, "-metadata", f"title={word}", "-f", "null", "-")
+        if all_streams
+        else ()
+    )
+    pictures = (
+        *("-map", f"0:{stream}", *_BARE, "-frames:v", str(SAMPLE_FRAMES), "-fps_mode", "passthrough"),
+        *("-vf", to_rgb_unseen(KEPT_PIXELS), "-pix_fmt", "rgb24", "-f", "rawvideo", SIDE.format(2)),
+    )
     done = run(
         [
             *(*QUIET, "level+info", "-nostats", *(("-xerror",) if strict else ()), *_decoding(decoder)),
@@ -142,10 +181,11 @@ def look(
                 f"{_FORWARD},showinfo@{word}=checksum=0",
             ),
             *(*_AS_FRAMES, SIDE.format(1)),
+            *(pictures if with_pictures else ()),
         ],
         limit_s=limit_s,
-        limit_bytes=PACKETS_BYTES,
-        sides=2,
+        limit_bytes=PACKETS_BYTES + (SAMPLE_FRAMES * 3 * KEPT_PIXELS if with_pictures else 0),
+        sides=3 if with_pictures else 2,
     )
     said = messages(done.log)
     time_base, packets = _packets(done.output)
@@ -166,6 +206,7 @@ def look(
         chapters=any(name == "[CHAPTER]" for name, _ in rest),
         announced_s=_announced_s(said),
         trusted=not any("\n" in name for name in (*names, str(path))),
+        pictures=b"" if any(_RECONFIGURED in line.text for line in said) else b"".join(done.sides[2:]),
     )
 
 
@@ -259,7 +300,8 @@ def _streams(said: Sequence[Message], word: str) -> Iterator[Listed]:
             continue
         if not line.text.startswith("  "):
             return
-        if found := _STREAM.fullmatch(line.text):
+        flags = _FLAGS.search(line.text)
+        if found := _STREAM.fullmatch(line.text[: flags.start()] if flags else line.text):
             rest = found["rest"] or ""
             size = _SIZE.search(rest)
             yield Listed(
@@ -269,9 +311,8 @@ def _streams(said: Sequence[Message], word: str) -> Iterator[Listed]:
                 profile=found["profile"] or "",
                 size=f"{size[1]}x{size[2]}" if size else "",
                 rates=tuple(float(rate) * (1000 if kilo else 1) for rate, kilo in _RATE.findall(rest)),
-                default="(default)" in rest,
-                forced="(forced)" in rest,
-                cover="(attached pic)" in rest,
+                flags=tuple(flags[0][2:-1].split(") (")) if flags else (),
+                sampled=_SAMPLES.search(rest) is not None,
                 progressive="progressive" in rest,
             )
 

@@ -23,7 +23,7 @@ import numpy as np
 
 from t2vcli.errors import InputError
 from t2vcli.video import Frame, ffmpeg
-from t2vcli.video.colors import Color, has_alpha, to_rgb
+from t2vcli.video.colors import Color, has_alpha, is_plain, to_rgb
 from t2vcli.video.ffmpeg import MAX_PIXELS, QUIET, Finished, how_it_ended, input_arguments, last_line, messages, shown
 from t2vcli.video.listing import (
     SAMPLE_FRAMES,
@@ -72,7 +72,8 @@ _DISORDER = re.compile(r"Non-monoton(?:ic|ous) DTS")
 class Stream:
     """What else lies in a file besides the pictures taken: its number there, kind, codec and language ("" if untold).
 
-    `kind` is audio, subtitle, cover, video, data or attachment; `size` is "64x48" for pictures, else "".
+    `kind` is audio, subtitle, cover, video, data or attachment; `size` is "64x48" for pictures, else "". `flags` are
+    ffmpeg's words for what it is among others of its kind; `sampled` says that all of a sound's form is known.
     """
 
     index: int
@@ -80,9 +81,17 @@ class Stream:
     codec: str
     language: str
     title: str = ""
-    default: bool = False
-    forced: bool = False
     size: str = ""
+    flags: tuple[str, ...] = ()
+    sampled: bool = False
+
+    @property
+    def default(self) -> bool:
+        return "default" in self.flags
+
+    @property
+    def forced(self) -> bool:
+        return "forced" in self.flags
 
 
 @dataclass(frozen=True)
@@ -133,17 +142,37 @@ class VideoInfo:
         return self.frames == self.file_frames
 
 
+@dataclass(frozen=True)
+class Beginning:
+    """The first frames of a file, (count, H, W, 3) uint8 RGB, at the size that `probe` gives."""
+
+    frames: np.ndarray = field(repr=False)
+
+    def has(self, video: VideoInfo) -> bool:
+        """Returns whether all frames of that part are among them."""
+        return video.skipped + video.frames <= len(self.frames)
+
+
 def probe(path: Path | str) -> VideoInfo:
     """Returns what the video, or the folder of PNG pictures, holds.
 
     No more than its beginning is decoded where its packets tell how many frames it has, else the whole.
     Raises InputError when it is missing, no regular file, empty, not a video, without pictures, or cut short.
     """
+    return _probe(path, with_pictures=False)[0]
+
+
+def probe_keeping(path: Path | str) -> tuple[VideoInfo, Beginning | None]:
+    """Returns what `probe` does, and the first frames, if they are small and plain: a short clip is then read already."""
+    return _probe(path, with_pictures=True)
+
+
+def _probe(path: Path | str, *, with_pictures: bool) -> tuple[VideoInfo, Beginning | None]:
     if os.path.isdir(path):
-        return _probe_pictures(Path(path))
+        return _probe_pictures(Path(path)), None
     _require_file(path)
     strict = _keeps_an_index(path)
-    seen, stream, decoder, strict = _look(path, strict=strict)
+    seen, stream, decoder, strict = _look(path, strict=strict, with_pictures=with_pictures)
     if seen.first is None or not seen.sample.shown:
         raise InputError(f"{shown(path)} holds no picture that can be decoded; it may begin between two key frames")
     rates = stream.rates
@@ -161,7 +190,7 @@ def probe(path: Path | str) -> VideoInfo:
     # The frames of a GIF or an animated WebP always have an alpha channel, but most are opaque.
     often_opaque = first.pixel_format in ("bgra", "pal8") or stream.codec == "webp_anim"
     transparent = has_alpha(first.pixel_format) and (not often_opaque or _begins_transparent(path, stream.index))
-    return VideoInfo(
+    video = VideoInfo(
         width=width,
         height=height,
         fps=timing.fps,
@@ -188,9 +217,21 @@ def probe(path: Path | str) -> VideoInfo:
         flaws=0 if strict else flaws,
         times_s=timing.times_s,
     )
+    return video, _beginning(video, seen)
 
 
-def _look(path: Path | str, *, strict: bool) -> tuple[Seen, Listed, str, bool]:
+def _beginning(video: VideoInfo, seen: Seen) -> Beginning | None:
+    """Returns the first frames that came with the look, if they are what `read_frames` would give."""
+    first, size = seen.first, video.width * video.height * 3
+    as_they_are = first is not None and (first.width, first.height) == (video.width, video.height)
+    plain = is_plain(video.color, video.pixel_format, width=video.width, height=video.height)
+    count = len(seen.sample.shown)
+    if video.forgiving or not as_they_are or not plain or len(seen.pictures) != count * size:
+        return None
+    return Beginning(np.frombuffer(seen.pictures, np.uint8).reshape(count, video.height, video.width, 3))
+
+
+def _look(path: Path | str, *, strict: bool, with_pictures: bool) -> tuple[Seen, Listed, str, bool]:
     """Returns what ffmpeg tells of the file, the stream that is taken, the decoder that it needs, and whether any damage
     ended ffmpeg.
 
@@ -199,7 +240,15 @@ def _look(path: Path | str, *, strict: bool) -> tuple[Seen, Listed, str, bool]:
     """
     chosen, decoder, all_streams, garbled = "V:0", "", True, 5
     while True:
-        seen = look(path, chosen, decoder=decoder, strict=strict, limit_s=PROBE_LIMIT_S, all_streams=all_streams)
+        seen = look(
+            path,
+            chosen,
+            decoder=decoder,
+            strict=strict,
+            limit_s=PROBE_LIMIT_S,
+            all_streams=all_streams,
+            with_pictures=with_pictures,
+        )
         failed = seen.done.status > 0 and not seen.done.hung and not seen.done.overflowed
         if failed and strict and _says(seen, _DISORDER):
             strict = False
@@ -329,12 +378,12 @@ def _all_times(path: Path | str, seen: Seen, stream: Listed, decoder: str, *, st
     return times, _count_flaws(messages(done.log))
 
 
-def read_frames(path: Path | str, info: VideoInfo | None = None) -> Iterator[Frame]:
+def read_frames(path: Path | str, info: VideoInfo | None = None, beginning: Beginning | None = None) -> Iterator[Frame]:
     """Yields every frame of the part once, in order: (H, W, 3) uint8 RGB at the size that `info` (else `probe`) gives.
 
     Rotation is applied, pixels are made square, and the colours follow the file's tags (see `to_rgb`). Interlaced
     frames stay woven, and what is transparent lies over black. A part is decoded from the file's beginning on: seeking
-    is not exact in every container.
+    is not exact in every container. What is in `beginning`, which `probe_keeping` gave, is not read again.
     Raises InputError when the file is damaged: after the last readable frame, and naming how many there were.
     """
     info = info or probe(path)
@@ -342,6 +391,9 @@ def read_frames(path: Path | str, info: VideoInfo | None = None) -> Iterator[Fra
         yield from _read_pictures(Path(path), info)
         return
     end = info.skipped + info.frames
+    if beginning is not None and beginning.has(info):
+        yield from beginning.frames[info.skipped : end].copy()
+        return
     part = "" if info.whole or not info.file_frames else f"trim=start_frame={info.skipped}:end_frame={end},"
     filters = part + to_rgb(info.color, info.pixel_format, width=info.width, height=info.height)
     running = ffmpeg.start(
@@ -544,10 +596,10 @@ def _beside(seen: Seen, taken: int) -> tuple[Stream, ...]:
             kind="cover" if stream.cover else stream.kind,
             codec=stream.codec,
             language=tags.get("language", ""),
-            title=tags.get("title", ""),
-            default=stream.default,
-            forced=stream.forced,
+            title=tags.get("title") or tags.get("name", ""),  # an mp4 has it by this name
             size=stream.size,
+            flags=stream.flags,
+            sampled=stream.sampled and seen.trusted,
         )
         for stream, tags in zip(seen.streams, told, strict=False)
         if stream.index != taken
