@@ -22,6 +22,7 @@ import pytest
 from faults import children
 from PIL import Image
 
+from t2vcli import atomic
 from t2vcli.errors import InputError, OutputError
 from t2vcli.video import Frame, files, folders
 from t2vcli.video import along as along_module
@@ -312,7 +313,7 @@ def test_a_folder_with_other_files_is_nobodys_to_replace(tmp_path: Path) -> None
 def test_a_folder_is_replaced_at_once_or_not(tmp_path: Path, exchange: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     path = tmp_path / "out" / "%04d.png"
     if not exchange:
-        monkeypatch.setattr(folders, "_LIBC", None)
+        monkeypatch.setattr(atomic, "_LIBC", None)
     write(path, count=5)
 
     def frames() -> Iterator[Frame]:
