@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
+import ctypes
+import itertools
 import os
+import re
 import shutil
 import subprocess
+import uuid
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from t2vcli.sizes import MIB
 
@@ -23,11 +29,31 @@ class Card:
 
 
 def find_card(index: int = 0) -> Card | None:
-    """Returns the NVIDIA GPU number `index` as nvidia-smi describes it, or None if it does not answer."""
+    """Returns the NVIDIA GPU that torch calls cuda:`index`, or None if there is none or nobody can say.
+
+    nvidia-smi counts all GPUs by their place on the bus. CUDA, and so torch, counts those of CUDA_VISIBLE_DEVICES, the
+    fastest first unless CUDA_DEVICE_ORDER says otherwise: which one is meant is asked of its driver, by name (UUID).
+    """
     program = shutil.which("nvidia-smi")
     if program is None:
         return None
-    query = ["--query-gpu=name,memory.total,memory.free", "--format=csv,noheader,nounits", f"--id={index}"]
+    uuids = _cuda_uuids()
+    if uuids is not None:
+        return _described(program, uuids[index]) if index < len(uuids) else None
+    chosen = os.environ.get("CUDA_VISIBLE_DEVICES")
+    if chosen is None:
+        return _described(program, str(index))
+    # CUDA shows those before the first that is not there.
+    cards = [_described(program, each) for each in _chosen(chosen)[: index + 1]]
+    return cards[index] if len(cards) > index and None not in cards else None
+
+
+def _described(program: str, card: str) -> Card | None:
+    """Returns a GPU, by its UUID or its number on the bus, as nvidia-smi describes it; None if it does not.
+
+    So it is for a share of a GPU (MIG), which has a name of its own.
+    """
+    query = ["--query-gpu=name,memory.total,memory.free", "--format=csv,noheader,nounits", f"--id={card}"]
     try:
         answer = subprocess.run(
             [program, *query], capture_output=True, text=True, timeout=NVIDIA_SMI_TIMEOUT_S, check=True
@@ -36,6 +62,41 @@ def find_card(index: int = 0) -> Card | None:
         return Card(name, int(total) * MIB, int(free) * MIB)
     except (OSError, subprocess.SubprocessError, ValueError, IndexError):
         return None  # no driver, or one that answers otherwise: the same as no card
+
+
+def _cuda_uuids() -> list[str] | None:
+    """Returns the UUIDs of the GPUs in the order in which CUDA counts them for this process; None if it is not here.
+
+    The driver's own library is asked, without torch and without making a context.
+    """
+    driver = load_driver()
+    if driver is None:
+        return None
+    count = ctypes.c_int()
+    if driver.cuInit(0) != 0 or driver.cuDeviceGetCount(ctypes.byref(count)) != 0:
+        return []  # torch has no GPU then either
+    found = []
+    for number in range(count.value):
+        device, raw = ctypes.c_int(), ctypes.create_string_buffer(16)
+        if driver.cuDeviceGet(ctypes.byref(device), number) != 0 or driver.cuDeviceGetUuid(raw, device) != 0:
+            return None
+        found.append(f"GPU-{uuid.UUID(bytes=raw.raw)}")
+    return found
+
+
+def load_driver() -> Any:
+    """Returns the library of NVIDIA's driver, or None."""
+    for name in ("libcuda.so.1", "nvcuda.dll"):
+        with contextlib.suppress(OSError):
+            return ctypes.CDLL(name)
+    return None
+
+
+def _chosen(visible: str) -> list[str]:
+    """Returns the numbers and UUIDs in CUDA_VISIBLE_DEVICES, up to the first that is neither; none if one is there twice."""
+    words = [word.strip() for word in visible.split(",")]
+    good = list(itertools.takewhile(lambda word: re.fullmatch(r"[0-9]{1,4}|GPU-[0-9a-fA-F-]+", word), words))
+    return good if len(set(good)) == len(good) else []
 
 
 def free_host_bytes() -> int | None:

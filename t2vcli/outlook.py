@@ -60,15 +60,18 @@ class Outlook:
 
 def planned_memory(request: Request) -> Memory:
     """Returns the memory that a run here would have, as far as it is known without torch."""
-    if request.vram is not None and request.device != "cpu":
-        return Memory("cuda:0", *vram_budget(request.vram))
     index = int(request.device.partition(":")[2] or 0) if request.device.startswith("cuda") else 0
-    card = find_card(index) if request.device != "cpu" else None
+    device = request.device if request.device in ("cpu", "mps") else f"cuda:{index}"
+    if request.vram is not None and device != "cpu":
+        return Memory(device, *vram_budget(request.vram))
+    card = find_card(index) if device.startswith("cuda") else None
     if card is not None:
         free = card.free_bytes - CONTEXT_BYTES
-        return Memory(f"cuda:{index}", free, f"{size_text(card.free_bytes)} free on {card.name}")
+        return Memory(device, free, f"{size_text(card.free_bytes)} free on {card.name}")
     if request.device.startswith("cuda"):
-        return Memory(request.device, None, "no GPU answers here; --vram SIZE plans for one")
+        return Memory(device, None, "no GPU answers here; --vram SIZE plans for one")
+    if device == "mps":
+        return Memory(device, None, "what of it is free shows when it runs; --vram SIZE plans for so much")
     free_host = free_host_bytes()
     return Memory("cpu", free_host, f"{size_text(free_host)} of memory free" if free_host else "")
 
