@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import re
@@ -14,6 +15,10 @@ from pathlib import Path
 import pytest
 from commandline import LIMIT_S, ROOT, Outcome, command, contents, environment, sentence, t2v
 
+from t2vcli.batch.joblist import Planned
+from t2vcli.batch.journal import Record
+from t2vcli.batch.loop import Tally
+from t2vcli.cli import batch_progress
 from t2vcli.video.reader import probe, read_frames, read_metadata
 
 SMALL = ("--preset", "demo", "--set", "steps=2", "--set", "frames=4", "--set", "width=32", "--set", "height=32")
@@ -227,6 +232,33 @@ def test_the_lists_in_the_document_are_lists() -> None:
         assert (done.code, len(done.stdout.splitlines())) == (0, count), done.stderr
         again = t2v("batch", "-", "-o", "out", "--format", "jsonl", "--dry-run", stdin=done.stdout.encode())
         assert (again.code, again.stdout) == (0, done.stdout)
+
+
+def test_the_display_counts_and_shows_who_is_at_what(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from rich.console import Console
+
+    screen = io.StringIO()
+    console = Console(file=screen, force_terminal=True, width=100, color_system=None)
+    monkeypatch.setattr(batch_progress, "error_console", lambda: console)
+    jobs = [Planned(n, n, f"job-{n}", f"job-{n}.mp4", "ab", 0, {}) for n in range(12)]
+    with batch_progress.LiveBatch() as display:
+        for n, job in enumerate(jobs[:11]):
+            display.started(f"w{n}", job, 1)
+        display.where("w1", "denoise", 3, 25, "step")
+        display.ended(
+            jobs[0],
+            Record("job-0", "failed", "ab", line=7, error="no [b]such[/b] file\x1b[2J", worker="w0"),
+            Tally(12, failed=1),
+        )
+        display._live.refresh()
+    text = screen.getvalue()
+    assert "1 failed of 12" in text
+    assert "w1  job-1  denoise 3 of 25" in text
+    assert "and 2 more at work" in text
+    assert "failed: job-0 (line 7): no [b]such[/b] file\\x1b[2J" in text
+    assert json.loads(capsys.readouterr().out)["status"] == "failed"
 
 
 # Several processes, and those that are killed

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import sys
 import time
+from collections.abc import Iterator
 from types import TracebackType
 from typing import Self
 
@@ -91,7 +93,13 @@ class LiveBatch(Results):
     def __init__(self) -> None:
         self._tally: Tally | None = None
         self._at_work: dict[str, tuple[str, str, float]] = {}  # worker -> (job, where it is, since when)
-        self._live = Live(console=error_console(), get_renderable=self._shown, refresh_per_second=5, transient=True)
+        self._live = Live(
+            console=error_console(),
+            get_renderable=self._shown,
+            refresh_per_second=5,
+            transient=True,
+            redirect_stdout=False,
+        )
 
     def __enter__(self) -> Self:
         super().__enter__()
@@ -128,14 +136,25 @@ class LiveBatch(Results):
     def ended(self, job: Planned, record: Record, tally: Tally) -> None:
         self._tally = tally
         self._at_work.pop(record.worker, None)
-        self._live.console.file.flush()
-        super().ended(job, record, tally)
+        with self._aside():
+            super().ended(job, record, tally)
         if record.status == "failed":
             self.say(told(record))
 
     def skipped(self, job: Planned, tally: Tally) -> None:
         self._tally = tally
-        super().skipped(job, tally)
+        with self._aside():
+            super().skipped(job, tally)
+
+    @contextlib.contextmanager
+    def _aside(self) -> Iterator[None]:
+        """Takes the display away while a result is printed, where both are on one screen."""
+        shared = sys.stdout is not None and sys.stdout.isatty()
+        if shared:
+            self._live.stop()
+        yield
+        if shared:
+            self._live.start()
 
     def say(self, line: str) -> None:
         self._live.console.print(printable(line), markup=False, style="dim", soft_wrap=True)
