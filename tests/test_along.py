@@ -10,13 +10,14 @@ import numpy as np
 import pytest
 from commandline import t2v
 
+from t2vcli.asking.source import Source
 from t2vcli.video import along as along_module
 from t2vcli.video import ffmpeg
 from t2vcli.video.along import along_with
 from t2vcli.video.formats import MKV, MOV, MP4, WEBM, Format, format_of
 from t2vcli.video.part import part_of
 from t2vcli.video.reader import Stream, VideoInfo, probe, probe_keeping, read_frames
-from t2vcli.video.writer import write_video
+from t2vcli.video.writer import check_writable, write_video
 
 
 def make(source: Path, output: Path) -> tuple[VideoInfo, tuple[str, ...]]:
@@ -222,6 +223,27 @@ def test_a_long_clip_is_read_in_a_start_of_its_own_and_its_beginning_is_not(tmp_
     assert starts.read_text() == before + "\n"
 
 
+def test_what_an_upscale_asks_of_ffmpeg_takes_three_starts(tmp_path: Path, starts: Path) -> None:
+    source = Source.opened(talkie(tmp_path / "in.mkv", "aac", subtitles=False, marks=MARKS))
+    output = tmp_path / "x.mp4"
+    kind = check_writable(output, overwrite=False, width=64, height=64, fps=source.video.fps)
+    along = source.along(kind)
+    write_video(
+        output,
+        source.frames(width=64, height=64),
+        count=12,
+        width=64,
+        height=64,
+        fps=source.video.fps,
+        metadata=source.recipe,
+        comment="",
+        along=along,
+    )
+    assert starts.read_text().count("\n") == 3  # to look and read, to encode, to look at what was made
+    assert len(along.sounds) == 2
+
+
+@pytest.mark.slow
 def test_an_upscale_of_a_clip_with_sound_starts_ffmpeg_three_times(tmp_path: Path, starts: Path) -> None:
     source = talkie(tmp_path / "in.mkv", "aac", subtitles=False, marks=MARKS)
     clip = tmp_path / "in.mp4"

@@ -28,6 +28,7 @@ from t2vcli import stopping
 from t2vcli.cli import boundary
 from t2vcli.cli.console import error_console
 from t2vcli.cli.progress import LiveReport, PlainReport, QuietReport, choose_report
+from t2vcli.limits import limit_met
 from t2vcli.video.reader import probe, read_metadata
 from t2vcli.video.writer import write_video
 
@@ -359,6 +360,7 @@ WAY_ON = f"what is done is kept in {RUN}: the same command, or t2v resume {RUN},
     [
         (signal.SIGTERM, 143, "start", "terminated", False),
         (signal.SIGINT, 130, "start", "interrupted", False),
+        (signal.SIGHUP, 143, "start", "terminated", False),
         (signal.SIGTERM, 143, "denoise: 10 %", "stopped after step", True),
         (signal.SIGINT, 130, "decode and write: 100 %", f"interrupted; {WAY_ON}", True),
     ],
@@ -471,3 +473,53 @@ def test_a_line_of_talk_is_never_markup_nor_wrapped(capsys: pytest.CaptureFixtur
     say(line)
     assert capsys.readouterr().err == line + "\n"
     assert error_console().stderr
+
+
+MEMORY = (
+    "t2v: t2v may not take as much memory as it needs: the limit is {} MiB of address space (`ulimit -v`); raise it, or"
+    " take it away with `ulimit -v unlimited`\n"
+)
+
+
+# In which numpy, torch and scipy have no room; without a look beforehand, the last asks for it for ever.
+@pytest.mark.parametrize("kibibytes", [120_000, 400_000, 700_000])
+def test_a_limit_on_memory_is_named_and_does_not_hang(kibibytes: int, place: Path) -> None:
+    limited = ("sh", "-c", f'ulimit -v {kibibytes} && exec "$@"', "sh")
+    done = subprocess.run(
+        [*limited, *command("generate", "a red ball", "--preset", "demo", "-o", "x.mp4")],
+        cwd=place,
+        env=environment(),
+        capture_output=True,
+        text=True,
+        timeout=LIMIT_S,
+        check=False,
+    )
+    said = done.stderr.removeprefix("start\n")  # how far it comes depends on the machine
+    assert (done.returncode, done.stdout, said) == (7, "", MEMORY.format(kibibytes >> 10))
+    assert os.listdir(place) == []
+
+
+def test_a_limit_on_open_files_is_named(clip: Path) -> None:
+    limited = ("sh", "-c", 'ulimit -n 10 && exec "$@"', "sh")
+    done = subprocess.run(
+        [*limited, *command("info", clip)],
+        env=environment(),
+        capture_output=True,
+        text=True,
+        timeout=LIMIT_S,
+        check=False,
+    )
+    said = (
+        "t2v may not open as many files as it needs: the limit is 10 (`ulimit -n`); raise it, as with `ulimit -n 1024`"
+    )
+    assert (done.returncode, done.stdout, done.stderr) == (8, "", f"t2v: {said}\n")
+
+
+def test_a_limit_is_found_behind_what_a_library_makes_of_it() -> None:
+    inner = ImportError("libopenblas.so: failed to map segment from shared object")
+    outer = RuntimeError("Failed to import diffusers.models because of the following error")
+    outer.__cause__ = inner
+    met = limit_met(outer)
+    assert met is not None
+    assert met.exit_code == 7
+    assert limit_met(RuntimeError("failed to map segment")) is None

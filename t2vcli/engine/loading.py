@@ -23,6 +23,7 @@ from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
 from t2vcli.engine.tensors import fill, read_tensors, without_storage
 from t2vcli.errors import ModelError, OutOfMemoryError, T2VError, UsageError
+from t2vcli.limits import refuse_limit
 from t2vcli.models import EMBEDDED, ModelFiles
 from t2vcli.quiet import keep_quiet
 from t2vcli.schedulers import SCHEDULERS, SchedulerChoice
@@ -70,6 +71,7 @@ def reading(what: str, files: ModelFiles) -> Iterator[None]:
         short = memory_shortage(error)
         if short:
             raise OutOfMemoryError(f"memory ran out while {what} was read ({short})") from None
+        refuse_limit(error)
         raise ModelError(
             f"{what} cannot be loaded ({_first_line(error)}); {files.remedy}, or check --model and --variant"
         ) from None

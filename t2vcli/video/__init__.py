@@ -4,7 +4,11 @@ from __future__ import annotations
 
 from typing import TypeAlias
 
-import numpy as np
-import numpy.typing as npt
+from t2vcli.limits import load_libraries
+
+load_libraries("numpy")  # before anything imports it
+
+import numpy as np  # noqa: E402
+import numpy.typing as npt  # noqa: E402
 
 Frame: TypeAlias = npt.NDArray[np.uint8]
