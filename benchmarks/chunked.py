@@ -16,8 +16,8 @@ from functools import partial
 import torch
 from diffusers import UNet3DConditionModel
 
-from t2vcli.engine.chunked.unet import ChunkedUNet
 from t2vcli.engine.guidance import plain_forward
+from t2vcli.engine.layerwise.unet import LayerwiseUNet
 from t2vcli.sizes import MIB, size_text
 
 CHUNKS = (256 * MIB, 16 * MIB, 8 * MIB, 1 * MIB)
@@ -40,7 +40,7 @@ def main() -> None:
     inputs = (torch.randn(1, 4, FRAMES, HEIGHT, WIDTH), torch.tensor(500), torch.randn(1, 77, 1024))
     forwards = {"plain": partial(plain_forward(unet), *inputs)}
     for chunk in CHUNKS:
-        forwards[size_text(chunk)] = partial(ChunkedUNet(unet, device="cpu", chunk_bytes=chunk), *inputs)
+        forwards[size_text(chunk)] = partial(LayerwiseUNet(unet, device="cpu", chunk_bytes=chunk), *inputs)
     took: dict[str, list[float]] = {name: [] for name in forwards}
     timed(forwards["plain"])  # the first run also reads the weights
     for _ in range(rounds):

@@ -17,7 +17,7 @@ from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_iter
 
-from t2vcli.engine.chunked.unet import ChunkedUNet
+from t2vcli.engine.layerwise.unet import LayerwiseUNet
 
 KIB = 2**10
 CHUNK = 32 * KIB  # several pieces in most layers
@@ -96,7 +96,7 @@ class Transfers(TorchDispatchMode):
 def test_each_weight_crosses_once_a_forward_whatever_the_number_of_pieces(
     unet: UNet3DConditionModel, call: Any
 ) -> None:
-    chunked = ChunkedUNet(unet, device="cpu", chunk_bytes=KIB, resident_bytes=0)
+    chunked = LayerwiseUNet(unet, device="cpu", chunk_bytes=KIB, resident_bytes=0)
     total = sum(weight.nbytes for weight in unet.parameters())
     for _ in range(2):
         with Transfers(unet) as transfers:
@@ -107,7 +107,7 @@ def test_each_weight_crosses_once_a_forward_whatever_the_number_of_pieces(
 
 
 def test_the_next_layer_comes_while_one_computes(unet: UNet3DConditionModel, call: Any) -> None:
-    chunked = ChunkedUNet(unet, device="cpu", chunk_bytes=CHUNK, resident_bytes=0)
+    chunked = LayerwiseUNet(unet, device="cpu", chunk_bytes=CHUNK, resident_bytes=0)
     with Transfers(unet) as transfers:
         chunked(*call)
     arrival = {name: at for at, (kind, name) in enumerate(transfers.events) if kind == "brought"}
@@ -142,7 +142,7 @@ def test_what_fits_stays_and_does_not_cross_again(unet: UNet3DConditionModel, ca
     total = sum(weight.nbytes for weight in unet.parameters())
     expected = plain(unet, call)
     with Transfers(unet) as kept:
-        chunked = ChunkedUNet(unet, device="cpu", chunk_bytes=CHUNK, resident_bytes=int(part * total))
+        chunked = LayerwiseUNet(unet, device="cpu", chunk_bytes=CHUNK, resident_bytes=int(part * total))
     on_the_device = total - chunked.streamed_bytes
     assert 0.95 * part * total < on_the_device <= part * total
     with Transfers(unet) as transfers:
@@ -162,7 +162,7 @@ def test_afterwards_the_parameters_are_as_found(
 ) -> None:
     unet.conv_in.requires_grad_(not frozen)
     found, expected = identity(unet), plain(unet, call)
-    chunked = ChunkedUNet(unet, device="cpu", chunk_bytes=CHUNK, resident_bytes=resident_bytes)
+    chunked = LayerwiseUNet(unet, device="cpu", chunk_bytes=CHUNK, resident_bytes=resident_bytes)
     flags: set[bool] = set()
     hook = unet.conv_in.register_forward_pre_hook(lambda module, _args: flags.add(module.weight.requires_grad))
     chunked(*call)
@@ -184,7 +184,7 @@ def computing(unet: UNet3DConditionModel) -> Iterator[nn.Module]:
 
 def test_running_out_of_memory_in_any_layer_leaves_nothing_behind(unet: UNet3DConditionModel, call: Any) -> None:
     found, expected = identity(unet), plain(unet, call)
-    chunked = ChunkedUNet(unet, device="cpu", chunk_bytes=4 * CHUNK, resident_bytes=2_000_000, park_skips=True)
+    chunked = LayerwiseUNet(unet, device="cpu", chunk_bytes=4 * CHUNK, resident_bytes=2_000_000, park_skips=True)
     alive: list[weakref.ref[torch.UntypedStorage]] = []
 
     class Storages(TorchDispatchMode):
@@ -239,7 +239,7 @@ def test_running_out_of_memory_in_a_transfer_leaves_the_parameters_as_found(
 ) -> None:
     found, expected = identity(unet), plain(unet, call)
     for at in [0, 1, 7, 200, 1470]:
-        chunked = ChunkedUNet(unet, device="cpu", chunk_bytes=CHUNK, resident_bytes=0)
+        chunked = LayerwiseUNet(unet, device="cpu", chunk_bytes=CHUNK, resident_bytes=0)
         with pytest.raises(torch.OutOfMemoryError), RunsOut(at):
             chunked(*call)
         assert identity(unet) == found  # without a close: no layer is present between forwards
@@ -250,14 +250,14 @@ def test_running_out_of_memory_in_a_transfer_leaves_the_parameters_as_found(
 def test_running_out_of_memory_for_the_layers_that_stay_leaves_none_there(unet: UNet3DConditionModel) -> None:
     found = identity(unet)
     with pytest.raises(torch.OutOfMemoryError), RunsOut(300):
-        ChunkedUNet(unet, device="cpu", chunk_bytes=CHUNK, resident_bytes=2**40)
+        LayerwiseUNet(unet, device="cpu", chunk_bytes=CHUNK, resident_bytes=2**40)
     assert identity(unet) == found
 
 
 def test_parked_skips_leave_the_device_once_each(unet: UNet3DConditionModel, call: Any) -> None:
     counts = []
     for park_skips in (False, True):
-        chunked = ChunkedUNet(unet, device="cpu", chunk_bytes=CHUNK, park_skips=park_skips)
+        chunked = LayerwiseUNet(unet, device="cpu", chunk_bytes=CHUNK, park_skips=park_skips)
         with Transfers(unet) as transfers:
             chunked(*call)
         counts.append(Counter(transfers.others))

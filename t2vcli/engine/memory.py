@@ -18,9 +18,9 @@ from diffusers import AutoencoderKL, UNet3DConditionModel
 from torch import nn
 from transformers import CLIPTextModel
 
-from t2vcli.engine.chunked.unet import ChunkedUNet
 from t2vcli.engine.device import free_cached_memory
 from t2vcli.engine.guidance import UNetForward, plain_forward
+from t2vcli.engine.layerwise.unet import LayerwiseUNet
 from t2vcli.engine.loading import Model
 from t2vcli.plan import MemoryPlan
 
@@ -83,7 +83,7 @@ class PlacedModel:
             if plan.chunk_bytes is None:
                 yield plain_forward(self.model.unet)
                 return
-            chunked = ChunkedUNet(
+            chunked = LayerwiseUNet(
                 self.model.unet,
                 device=plan.device,
                 chunk_bytes=plan.chunk_bytes,

@@ -1,4 +1,10 @@
-"""An alternative forward over the modules of diffusers' UNet3DConditionModel, with one size budget."""
+"""The UNet's forward layer by layer, over the modules of diffusers' UNet3DConditionModel, with one budget.
+
+Without a budget it is the fast one: one memory layout from the first convolution to the last, so that tokens and frames are
+views of each other where diffusers' forward copies; keys and values of the text made once a run; on a CPU, weights packed for
+its kernels. With a small budget it is the one that needs little memory: each layer over pieces of its input, weights that visit
+the device.
+"""
 
 from __future__ import annotations
 
@@ -8,7 +14,9 @@ from dataclasses import dataclass
 
 import torch
 from diffusers import UNet3DConditionModel
+from diffusers.models.activations import GEGLU
 from diffusers.models.attention import BasicTransformerBlock
+from diffusers.models.attention_processor import Attention, AttnProcessor2_0
 from diffusers.models.resnet import Downsample2D, ResnetBlock2D, TemporalConvLayer
 from diffusers.models.transformers.transformer_2d import Transformer2DModel
 from diffusers.models.unets.unet_3d_blocks import (
@@ -21,8 +29,13 @@ from diffusers.models.unets.unet_3d_blocks import (
 from diffusers.models.upsampling import Upsample2D
 from torch import nn
 
-from t2vcli.engine.chunked import layers
-from t2vcli.engine.chunked.transfers import LayerWeights, Skip
+from t2vcli.engine.layerwise import layers
+from t2vcli.engine.layerwise.layers import Run, Text
+from t2vcli.engine.layerwise.operators import Operators, packed, packing_works
+from t2vcli.engine.layerwise.transfers import LayerWeights, Skip
+
+TEXTS_KEPT = 4
+"""Of how many texts the keys and values are kept: the halves of guidance one after the other, a few prompts over time."""
 
 
 @dataclass(frozen=True)
@@ -35,18 +48,20 @@ class Step:
     gives_skip: bool = False
 
 
-class ChunkedUNet:
-    """The UNet's forward in pieces: what `unet(...).sample` is, with less memory alive at once.
+class LayerwiseUNet:
+    """What `unet(...).sample` is, layer by layer: the same numbers up to the order in which they are added.
 
     `chunk_bytes` bounds the widest tensor of a piece (a few of that size are alive together; one frame, pixel or token is the
-    least). `resident_bytes`: None, where every weight is on the device already; a number, where the weights stay on the host,
-    as many layers as fit in it are kept on the device and the others visit it, each once per forward. `park_skips`: skip
-    tensors wait in host memory.
+    least); None: every layer at once. `resident_bytes`: None, where every weight is on the device already; a number, where the
+    weights stay on the host, as many layers as fit in it are kept on the device and the others visit it, each once per forward.
+    `park_skips`: skip tensors wait in host memory. `layout`: the memory format of what is between the layers; by itself
+    channels last on a CPU, where it was measured (benchmarks), and contiguous elsewhere. `pack`: weights are packed for this
+    CPU's kernels until `close`, where torch can (`packing_works`); LoRA layers and hooks that come later are not seen then.
 
     LoRA layers and hooks on the layers that compute are taken along, if they are in place at construction; hooks on what
-    contains them (blocks, transformers, temporal convolutions and their norms) do not fire. Raises ValueError for
-    chunk_bytes < 1 and for what would give other numbers than the plain forward: a UNet in training mode, FreeU,
-    forward chunking, blocks of other kinds.
+    contains them (blocks, resnets, transformers, attentions, temporal convolutions) and on norms and activations within them
+    may not fire. Raises ValueError for chunk_bytes < 1, for packed weights that would have to visit the device, and for what
+    would give other numbers than the plain forward: a UNet in training mode, FreeU, forward chunking, blocks of other kinds.
     """
 
     def __init__(
@@ -54,18 +69,25 @@ class ChunkedUNet:
         unet: UNet3DConditionModel,
         *,
         device: str | torch.device,
-        chunk_bytes: int,
+        chunk_bytes: int | None = None,
         resident_bytes: int | None = None,
         park_skips: bool = False,
+        layout: torch.memory_format | None = None,
+        pack: bool = False,
     ) -> None:
-        if chunk_bytes < 1:
+        if chunk_bytes is not None and chunk_bytes < 1:
             raise ValueError(f"chunk_bytes must be 1 or more, not {chunk_bytes}")
+        if pack and resident_bytes is not None:
+            raise ValueError("weights that visit the device layer by layer cannot be packed")
         _refuse_what_differs(unet)
         self._unet = unet
         self._device = torch.device(device)
         self._chunk_bytes = chunk_bytes
         self._park_skips = park_skips
+        on_cpu = self._device.type == "cpu"
+        self._layout = layout or (torch.channels_last if on_cpu else torch.contiguous_format)
         self._steps = list(_steps(unet))
+        self._texts: list[Text] = []
         self._weights: LayerWeights | None = None
         last = [unet.conv_out] if unet.conv_norm_out is None else [unet.conv_norm_out, unet.conv_out]
         in_order: list[list[nn.Module]] = [
@@ -77,9 +99,16 @@ class ChunkedUNet:
         known = {id(weight) for group in in_order for module in group for weight in module.parameters()}
         unknown = [name for name, weight in unet.named_parameters() if id(weight) not in known]
         if unknown:
-            raise ValueError(f"the UNet has weights that a forward in pieces would leave out: {', '.join(unknown[:3])}")
-        if resident_bytes is not None:
-            self._weights = LayerWeights(in_order, device=self._device, resident_bytes=resident_bytes)
+            raise ValueError(f"the UNet has weights that this forward would leave out: {', '.join(unknown[:3])}")
+        with contextlib.ExitStack() as undone:
+            if resident_bytes is not None:
+                self._weights = LayerWeights(in_order, device=self._device, resident_bytes=resident_bytes)
+                undone.callback(self._weights.close)
+            packs = pack and on_cpu and packing_works()
+            # All but the time embedding, which is small and called as a module
+            modules = [m for group in in_order[1:] for module in group for m in _to_pack(module)]
+            self._operators = undone.enter_context(packed(modules)) if packs else Operators()
+            self._undo = undone.pop_all()
 
     @property
     def streamed_bytes(self) -> int:
@@ -93,7 +122,8 @@ class ChunkedUNet:
         """Returns what `unet(sample, timestep, encoder_hidden_states).sample` is.
 
         `sample`: (B, C, F, H, W), on the device; `timestep`: one for all, or one per sample; `encoder_hidden_states`:
-        (B, tokens, D). After an error nothing of the try is kept, and the next call starts afresh.
+        (B, tokens, D), or one text per frame, (B F, tokens, D), which the plain forward does not know. After an error
+        nothing of the try is kept, and the next call starts afresh.
         """
         try:
             return self._forward(sample, timestep, encoder_hidden_states)
@@ -103,68 +133,58 @@ class ChunkedUNet:
 
     def close(self) -> None:
         """Leaves every module with the parameters it was found with. A UNet whose weights were streamed is not called again."""
-        if self._weights is not None:
-            self._weights.close()
+        self._texts.clear()
+        self._operators = Operators()
+        self._undo.close()
 
     def _forward(
         self, sample: torch.Tensor, timestep: torch.Tensor | float, encoder_hidden_states: torch.Tensor
     ) -> torch.Tensor:
         unet = self._unet
         batch, _, frames, *size = sample.shape
+        run = Run(self._operators, frames=frames, chunk_bytes=self._chunk_bytes, layout=self._layout)
+        text = self._text(encoder_hidden_states, batch, frames)
         # diffusers forces the size of the upsampled wherever halving it lost a row or column
         forced = any(side % 2**unet.num_upsamplers != 0 for side in size)
 
         with self._present(0):
             emb = self._time_embedding(timestep, sample)
-        emb = layers.for_frames(emb, frames=frames, start=0, count=batch * frames)
         with self._present(1):
+            first = sample.transpose(1, 2).flatten(0, 1).contiguous(memory_format=self._layout)
             hidden_states = layers.conv(
-                unet.conv_in,
-                sample.transpose(1, 2).flatten(0, 1),
-                out_channels=unet.conv_in.out_channels,
-                chunk_bytes=self._chunk_bytes,
+                run, self._operators[unet.conv_in], first, out_channels=unet.conv_in.out_channels
             )
+            del first
         skips: list[Skip] = []
         in_place = True  # whether nothing else holds hidden_states
         for index, step in enumerate(self._steps, start=2):
             skip = skips.pop() if step.takes_skip else None
             with self._present(index):
-                hidden_states = self._run(
-                    step,
-                    hidden_states,
-                    emb,
-                    encoder_hidden_states,
-                    skip=skip,
-                    frames=frames,
-                    forced=forced,
-                    in_place=in_place,
-                )
+                hidden_states = self._layer(run, step, hidden_states, emb, text, skip, forced=forced, in_place=in_place)
             del skip
             in_place = not step.gives_skip or self._park_skips
             if step.gives_skip:
                 skips.append(Skip(hidden_states, parked=self._park_skips))
         with self._present(len(self._steps) + 2):
-            hidden_states = layers.conv(
-                self._last, hidden_states, out_channels=unet.conv_out.out_channels, chunk_bytes=self._chunk_bytes
-            )
-        return hidden_states.view(batch, frames, *hidden_states.shape[1:]).transpose(1, 2)
+            hidden_states = layers.conv(run, self._last, hidden_states, out_channels=unet.conv_out.out_channels)
+        return hidden_states.reshape(batch, frames, *hidden_states.shape[1:]).transpose(1, 2)
 
-    def _run(
+    def _layer(
         self,
+        run: Run,
         step: Step,
         hidden_states: torch.Tensor,
         emb: torch.Tensor,
-        encoder_hidden_states: torch.Tensor,
-        *,
+        text: Text,
         skip: Skip | None,
-        frames: int,
+        *,
         forced: bool,
         in_place: bool,
     ) -> torch.Tensor:
-        chunk_bytes = self._chunk_bytes
         layer = step.layer
         if isinstance(layer, ResnetBlock2D):
             return layers.resnet(
+                run,
                 layer,
                 hidden_states,
                 emb,
@@ -172,34 +192,59 @@ class ChunkedUNet:
                 upsample_size=(skip.shape[2], skip.shape[3]) if skip is not None and forced else None,
                 skip=skip,
                 in_place=in_place,
-                chunk_bytes=chunk_bytes,
             )
         if isinstance(layer, Downsample2D):
-            return layers.downsample(layer, hidden_states, chunk_bytes=chunk_bytes)
+            return layers.downsample(run, layer, hidden_states)
         if isinstance(layer, TemporalConvLayer):
-            return layers.temporal_conv(layer, hidden_states, frames=frames, chunk_bytes=chunk_bytes)
+            return layers.temporal_conv(run, layer, hidden_states)
         if isinstance(layer, Transformer2DModel):
-            return layers.spatial_transformer(
-                layer, hidden_states, encoder_hidden_states, frames=frames, chunk_bytes=chunk_bytes
-            )
-        return layers.temporal_transformer(layer, hidden_states, frames=frames, chunk_bytes=chunk_bytes)
+            return layers.spatial_transformer(run, layer, hidden_states, text)
+        return layers.temporal_transformer(run, layer, hidden_states)
 
     def _present(self, index: int) -> contextlib.AbstractContextManager[None]:
         return contextlib.nullcontext() if self._weights is None else self._weights.present(index)
 
+    def _text(self, features: torch.Tensor, batch: int, frames: int) -> Text:
+        """Returns the text's keys and values, those of an earlier forward where the features are the same tensor's."""
+        if len(features) not in (batch, batch * frames):
+            raise ValueError(f"{len(features)} texts for {batch} samples of {frames} frames")
+        per_frame = len(features) != batch
+        for known in self._texts:
+            if known.per_frame == per_frame and _same_tensor(known.features, features):
+                return known
+        # Weights that visit the device make them anew each time: at the moment of use they are there.
+        text = Text(features, per_frame=per_frame, keep=self._weights is None)
+        if text.keep:
+            self._texts = [text, *self._texts[: TEXTS_KEPT - 1]]
+        return text
+
     def _time_embedding(self, timestep: torch.Tensor | float, sample: torch.Tensor) -> torch.Tensor:
-        """Returns the embedding of each sample's timestep, (B, D), in the dtype of the UNet."""
+        """Returns the embedding of the timestep, (1, D), or of each sample's own, (B, D), in the dtype of the UNet."""
         if not isinstance(timestep, torch.Tensor):
             timestep = torch.tensor(timestep, device=sample.device)
-        timesteps = timestep.to(sample.device).reshape(-1).expand(len(sample))
+        timesteps = timestep.to(sample.device).reshape(-1)
         embedding: torch.Tensor = self._unet.time_embedding(self._unet.time_proj(timesteps).to(self._unet.dtype))
         return embedding
 
     def _last(self, hidden_states: torch.Tensor) -> torch.Tensor:
         if self._unet.conv_norm_out is not None:
             hidden_states = self._unet.conv_act(self._unet.conv_norm_out(hidden_states))
-        result: torch.Tensor = self._unet.conv_out(hidden_states)
-        return result
+        return self._operators[self._unet.conv_out](hidden_states)
+
+
+def _same_tensor(a: torch.Tensor, b: torch.Tensor) -> bool:
+    """Returns whether both are the same numbers in the same memory. `a` is held, so its memory is no other's."""
+    alike = a.shape == b.shape and a.stride() == b.stride() and a.dtype == b.dtype
+    return alike and layers.share_memory(a, b) and a.storage_offset() == b.storage_offset()
+
+
+def _to_pack(layer: nn.Module) -> Iterator[nn.Module]:
+    """Yields the modules of a layer that the forward uses as one: gated units whole, and every other with weights of its own."""
+    if isinstance(layer, GEGLU | nn.Linear | nn.Conv2d | nn.Conv3d):
+        yield layer
+        return
+    for child in layer.children():
+        yield from _to_pack(child)
 
 
 def _steps(unet: UNet3DConditionModel) -> Iterator[Step]:
@@ -247,12 +292,18 @@ def _refuse_what_differs(unet: UNet3DConditionModel) -> None:
     for name, kinds in blocks.items():
         for block in getattr(unet, name):
             if not isinstance(block, kinds):
-                raise ValueError(f"{name} of kind {type(block).__name__} cannot run in pieces")
+                raise ValueError(f"{name} of kind {type(block).__name__} cannot run layer by layer")
     if unet.mid_block is not None and not isinstance(unet.mid_block, UNetMidBlock3DCrossAttn):
-        raise ValueError(f"a mid_block of kind {type(unet.mid_block).__name__} cannot run in pieces")
+        raise ValueError(f"a mid_block of kind {type(unet.mid_block).__name__} cannot run layer by layer")
     if any(getattr(block, factor, None) for block in unet.up_blocks for factor in ("s1", "s2", "b1", "b2")):
-        raise ValueError("FreeU cannot run in pieces: call unet.disable_freeu() first")
+        raise ValueError("FreeU cannot run layer by layer: call unet.disable_freeu() first")
     for module in unet.modules():
+        if isinstance(module, Attention):
+            _refuse_attention(module)
+        if isinstance(module, ResnetBlock2D) and (
+            module.time_embedding_norm != "default" or module.output_scale_factor != 1.0 or module.skip_time_act
+        ):
+            raise ValueError("a resnet of a kind that these models do not have cannot run layer by layer")
         if not isinstance(module, BasicTransformerBlock):
             continue
         if module._chunk_size is not None:
@@ -260,4 +311,13 @@ def _refuse_what_differs(unet: UNet3DConditionModel) -> None:
                 "forward chunking is set, which pieces replace: call unet.disable_forward_chunking() first"
             )
         if module.norm_type != "layer_norm" or module.only_cross_attention or module.pos_embed is not None:
-            raise ValueError("a transformer block of a kind that these models do not have cannot run in pieces")
+            raise ValueError("a transformer block of a kind that these models do not have cannot run layer by layer")
+
+
+def _refuse_attention(attn: Attention) -> None:
+    """Raises ValueError for an attention that is more than its four projections."""
+    extras = (attn.group_norm, attn.spatial_norm, attn.norm_cross, attn.norm_q, attn.norm_k)
+    if type(attn.processor) is not AttnProcessor2_0:
+        raise ValueError(f"attention by {type(attn.processor).__name__} cannot run layer by layer")
+    if any(extras) or attn.residual_connection or attn.rescale_output_factor != 1.0:
+        raise ValueError("an attention of a kind that these models do not have cannot run layer by layer")
