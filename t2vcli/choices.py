@@ -7,6 +7,7 @@ from typing import Literal
 Offload = Literal["none", "model", "group", "sequential"]
 DType = Literal["auto", "fp16", "bf16", "fp32"]
 Memory = Literal["auto", "fast", "balanced", "low", "lowest"]
+Forward = Literal["auto", "layerwise", "diffusers"]
 Weights = Literal["full", "fp8"]
 Noise = Literal["whole", "per-frame", "freenoise"]
 Blend = Literal["pyramid", "linear", "uniform"]

@@ -31,7 +31,7 @@ from t2vcli.windows import Blocks, blocks_for, flags_without_effect
 # Assumed, for the relative times: what a mid-range card sustains in half precision, and PCIe 4.0 x16 in practice.
 ASSUMED_FLOPS_PER_S = 25e12
 ASSUMED_BYTES_PER_S = 12 * GIB
-CHUNKED_TIME = 1.1  # times the plain forward, the most that the benchmark on a CPU allows (benchmarks/chunked.py)
+CHUNKED_TIME = 1.1  # times the plain forward, the most that the benchmark on a CPU allows (benchmarks/forward.py)
 
 
 @dataclass(frozen=True)

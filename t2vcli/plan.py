@@ -40,12 +40,17 @@ class MemoryPlan:
     level: Level = "fast"
     weights: Literal["full", "fp8"] = "full"
     guidance_together: bool = True  # both halves of the guidance in one batch, or one after the other
-    chunk_bytes: int | None = None  # the UNet runs in chunks of this size; None: diffusers' plain forward
+    forward: Literal["diffusers", "layerwise"] = "diffusers"  # diffusers' own UNet forward, or ours (engine/layerwise)
+    chunk_bytes: int | None = None  # our forward, in chunks of this size; None: each layer at once
     resident_bytes: int | None = None  # weights stay on the host but for so many bytes; None: all are on the device
     park_skips: bool = False  # skip tensors wait on the host
     vae_strip_bytes: int | None = None  # the VAE runs in strips of this size; None: diffusers' plain forward
     predicted_bytes: int | None = None  # the predicted peak on the device, without its context
     reasons: tuple[str, ...] = ()
+
+    @property
+    def runs_diffusers_forward(self) -> bool:
+        return self.forward == "diffusers" and self.chunk_bytes is None
 
     def summary(self) -> str:
         """Returns the plan in one line."""
@@ -57,6 +62,8 @@ class MemoryPlan:
             words.append(f"weights streamed layer by layer{kept}")
         elif self.offload != "none":
             words.append(f"offload {self.offload}")
+        if self.forward == "layerwise" and self.chunk_bytes is None:
+            words.append("t2v's own forward")
         if self.chunk_bytes is not None:
             words.append(f"chunks of {size_text(self.chunk_bytes)}")
         if self.park_skips:
@@ -116,9 +123,10 @@ GPU_RUNGS = (
     Rung("lowest", {**_PARKED, "guidance_together": False}),
 )
 
-# Where the device's memory is the host's, there is nowhere to offload to.
+# Where the device's memory is the host's, there is nowhere to offload to. Our forward is the faster one there (measured:
+# benchmarks/forward.py); on a GPU nobody has measured it yet, so the first rungs above keep diffusers'.
 CPU_RUNGS = (
-    Rung("fast"),
+    Rung("fast", {"forward": "layerwise"}),
     Rung("balanced", {"chunk_bytes": 64 * MIB, "vae_strip_bytes": 32 * MIB}),
     Rung("low", {"chunk_bytes": 8 * MIB, "vae_strip_bytes": 8 * MIB, "guidance_together": False}),
     Rung("lowest", {"chunk_bytes": 1 * MIB, "vae_strip_bytes": 2 * MIB, "guidance_together": False}),
@@ -189,7 +197,16 @@ def _with_flags(plan: MemoryPlan, request: Request, on_host: bool) -> MemoryPlan
         plan = replace(plan, offload=request.offload)
     if not plain and (request.forward_chunking is not None or request.vae_slicing is False) and not streamed:
         return None
-    if not plain:
+    if plain:
+        if request.forward != "auto":
+            plan = replace(plan, forward=request.forward)
+        if request.forward_chunking is not None or request.weights == "fp8":
+            if request.forward == "layerwise":
+                return None  # both are ways of diffusers' forward
+            plan = replace(plan, forward="diffusers")
+    else:
+        if request.forward == "diffusers":
+            return None  # it knows no chunks of a size
         plan = replace(plan, forward_chunking=None, decode_chunk=1)
     if request.chunk_size is not None:
         if plain:
@@ -218,7 +235,7 @@ def _conflict(request: Request, base: MemoryPlan) -> str:
 
     def told(names: set[str]) -> str:
         return " and ".join(
-            f"{name} {getattr(request, field)}" if field in ("memory", "offload", "weights") else name
+            f"{name} {getattr(request, field)}" if field in ("memory", "offload", "weights", "forward") else name
             for name, field in given.items()
             if name in names
         )
@@ -241,6 +258,7 @@ _PINNING_FLAGS: dict[str, tuple[str, Callable[[Any], bool]]] = {
     "--forward-chunking": ("forward_chunking", _is_not_none),
     "--no-vae-slicing": ("vae_slicing", lambda value: value is False),
     "--chunk-size": ("chunk_size", _is_not_none),
+    "--forward": ("forward", lambda value: value != "auto"),
 }
 
 

@@ -24,7 +24,7 @@ from pydantic import (
     model_validator,
 )
 
-from t2vcli.choices import Blend, DType, Memory, Noise, Offload, Schedule, Weights
+from t2vcli.choices import Blend, DType, Forward, Memory, Noise, Offload, Schedule, Weights
 from t2vcli.errors import UsageError
 from t2vcli.schedulers import SCHEDULERS
 from t2vcli.sizes import parse_size
@@ -257,6 +257,7 @@ class Request(BaseModel):
     vae_tiling: Annotated[bool, BOTH] = False
     forward_chunking: Annotated[int | Literal["auto"] | None, BeforeValidator(_check_forward_chunk), HOW] = None
     chunk_size: Annotated[int | None, BeforeValidator(_check_chunk_size), HOW] = None
+    forward: Annotated[Forward, HOW] = "auto"
     weights: Annotated[Weights, BOTH] = "full"
 
     @property

@@ -228,6 +228,7 @@ FLAGS: dict[str, Flag] = {
     "forward_chunking": Flag(("--forward-chunking", "2"), 2),
     "memory": Flag(("--memory", "low"), "low"),
     "vram": Flag(("--vram", "6GiB"), 6 * 2**30),
+    "forward": Flag(("--forward", "diffusers"), "diffusers"),
     "chunk_size": Flag(("--chunk-size", "8MiB"), 8 * 2**20),
     "weights": Flag(("--weights", "fp8"), "fp8"),
 }

@@ -279,3 +279,23 @@ def test_the_smallest_card_counts_context_and_margin() -> None:
     assert 5 * (1 + MARGIN) + CONTEXT_BYTES / GIB > 6
     assert smallest_card(plan) == 8
     assert smallest_card(replace(plan, predicted_bytes=None)) is None
+
+
+def test_the_forward_is_ours_on_a_cpu_and_diffusers_on_a_gpu_until_asked_otherwise() -> None:
+    gpu, cpu = ways(), ways(device="cpu")
+    assert [plan.runs_diffusers_forward for plan in gpu] == [plan.chunk_bytes is None for plan in gpu]
+    assert not any(plan.runs_diffusers_forward for plan in cpu)
+    assert [plan.forward for plan in ways(forward="layerwise") if plan.chunk_bytes is None] == [
+        "layerwise",
+        "layerwise",
+    ]
+    for device in ("cpu", "cuda:0"):
+        assert all(plan.runs_diffusers_forward for plan in ways(device=device, forward="diffusers"))
+
+
+@pytest.mark.parametrize(
+    "flags", [{"chunk_size": "8MiB", "forward": "diffusers"}, {"forward_chunking": 1, "forward": "layerwise"}]
+)
+def test_a_forward_that_cannot_do_what_else_is_asked_for(flags: dict[str, Any]) -> None:
+    with pytest.raises(UsageError, match="--forward"):
+        ways(device="cpu", **flags)

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from t2vcli.choices import Blend, DType, Memory, Noise, Offload, Schedule, Weights
+from t2vcli.choices import Blend, DType, Forward, Memory, Noise, Offload, Schedule, Weights
 from t2vcli.cli.boundary import enable_debug
 from t2vcli.cli.words import read_prompt
 from t2vcli.paths import expanded, expanded_model
@@ -170,6 +170,14 @@ ForwardChunkingOpt = Annotated[
         rich_help_panel=MEMORY,
     ),
 ]
+ForwardOpt = Annotated[
+    Forward | None,
+    typer.Option(
+        help="The UNet's forward: t2v's own (layerwise) or diffusers'. auto: t2v's on a CPU, where it is faster, and in"
+        " chunks. The frames differ by rounding alone.",
+        rich_help_panel=MEMORY,
+    ),
+]
 ChunkSizeOpt = Annotated[
     str | None,
     typer.Option(
@@ -310,6 +318,7 @@ REQUEST_OPTIONS: Options = {
     "vae_tiling": (VaeTilingOpt, None),
     "forward_chunking": (ForwardChunkingOpt, None),
     "chunk_size": (ChunkSizeOpt, None),
+    "forward": (ForwardOpt, None),
     "weights": (WeightsOpt, None),
 }
 

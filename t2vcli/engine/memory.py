@@ -80,20 +80,22 @@ class PlacedModel:
         """Yields the UNet's forward, as planned, with its weights where they should be while the block runs."""
         plan = self._placed()
         with self._whole(self.model.unet, plan.offload == "model" and plan.resident_bytes is None):
-            if plan.chunk_bytes is None:
+            if plan.runs_diffusers_forward:
                 yield plain_forward(self.model.unet)
                 return
-            chunked = LayerwiseUNet(
+            ours = LayerwiseUNet(
                 self.model.unet,
                 device=plan.device,
                 chunk_bytes=plan.chunk_bytes,
                 resident_bytes=plan.resident_bytes,
                 park_skips=plan.park_skips,
+                # A packed weight takes the place of the other. In chunks it would save too little time to be worth the wait.
+                pack=plan.device == "cpu" and plan.chunk_bytes is None,
             )
             try:
-                yield chunked
+                yield ours
             finally:
-                chunked.close()
+                ours.close()
 
     @contextlib.contextmanager
     def vae(self) -> Iterator[AutoencoderKL]:
