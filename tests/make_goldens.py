@@ -64,7 +64,7 @@ def preset_of(task: str) -> Preset:
 
 
 def generate_request(folder: Path, **changes: Any) -> GenerateRequest:
-    """Returns a small run from a prompt: 4 steps, guided, all frames decoded at once as diffusers does."""
+    """Returns a small run from a prompt: 4 steps, guided, all frames decoded at once and the UNet run as diffusers does."""
     return GenerateRequest(**{**_values(folder), "frames": FRAMES, "fps": Fraction(8), **changes})
 
 
@@ -88,6 +88,7 @@ def _values(folder: Path) -> dict[str, Any]:
         "dtype": "fp32",
         "device": "cpu",
         "vae_slicing": False,
+        "forward": "diffusers",
     }
 
 
