@@ -250,6 +250,7 @@ NO_FIELDS = {
     "no_resume",
     "keep_every",
     "quiet",
+    "allow_empty_prompt",
     "as_json",
     "debug",
 }
