@@ -81,7 +81,7 @@ class Text:
 
 def share_memory(a: torch.Tensor, b: torch.Tensor) -> bool:
     """Returns whether both lie in one allocation."""
-    return a.untyped_storage()._cdata == b.untyped_storage()._cdata
+    return bool(a.untyped_storage()._cdata == b.untyped_storage()._cdata)
 
 
 def by_frames(

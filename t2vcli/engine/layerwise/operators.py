@@ -8,7 +8,7 @@ what follows into the product: the sum with the residual, a gated layer's GELU a
 from __future__ import annotations
 
 import functools
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any, Protocol
 
@@ -110,7 +110,7 @@ def packed(modules: list[nn.Module]) -> Iterator[Operators]:
     have. Any other gives its memory up for the time being, and is as it was afterwards.
     """
     operators = Operators()
-    originals: list[tuple[_Packed, list[tuple[nn.Parameter, torch.Tensor | None]]]] = []
+    originals: list[tuple[_Packed, list[tuple[torch.Tensor, torch.Tensor | None]]]] = []
     try:
         for module in modules:
             kind = _kind(module)
@@ -126,7 +126,7 @@ def packed(modules: list[nn.Module]) -> Iterator[Operators]:
                 weight.data = again() if original is None else original
 
 
-def _kind(module: nn.Module) -> type[_Packed] | None:
+def _kind(module: nn.Module) -> Callable[[Any], _Packed] | None:
     parts = list(module.modules())
     if any(is_hooked(part) for part in parts):
         return None
@@ -146,7 +146,7 @@ def _kind(module: nn.Module) -> type[_Packed] | None:
     return None
 
 
-def _given_up(weight: nn.Parameter) -> torch.Tensor | None:
+def _given_up(weight: torch.Tensor) -> torch.Tensor | None:
     """Returns the weight's tensor, if that is mapped from a file; else empties the weight and returns None."""
     if weight.data.untyped_storage().filename is not None:
         return weight.data
@@ -157,7 +157,7 @@ def _given_up(weight: nn.Parameter) -> torch.Tensor | None:
 class _Packed:
     """What packed operators share: which weights they hold, and how to have them back."""
 
-    weights: list[nn.Parameter]
+    weights: list[torch.Tensor]
 
     def unpacked(self) -> list[Any]:
         """Returns for each of `weights` a function that gives its values as they were, exactly."""
