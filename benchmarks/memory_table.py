@@ -1,6 +1,7 @@
 """Makes t2vcli/memory_table.json, the table of predicted memory that `t2v plan` and --memory auto read.
 
     python -m benchmarks.memory_table            trace everything anew (an hour on one core), and write the table
+    python -m benchmarks.memory_table --way chunked --way streamed      trace anew only the ways that begin so
     python -m benchmarks.memory_table --check    trace a few cells anew, and fail if the table has drifted
 
 Each cell is one run of the engine's own code on tensors without data (t2vcli/engine/estimate), in half precision, the
@@ -204,10 +205,16 @@ def facts_of(architecture: str) -> dict[str, Any]:
     }
 
 
-def made_table(processes: int) -> dict[str, Any]:
-    """Returns the whole table, traced anew."""
-    cells = [cell for architecture in ARCHITECTURES for cell in cells_of(architecture)]
+def made_table(processes: int, ways: tuple[str, ...] = ()) -> dict[str, Any]:
+    """Returns the table, traced anew: the whole, or the ways whose names begin with one of `ways`, the others as they are."""
+    cells = [
+        cell for architecture in ARCHITECTURES for cell in cells_of(architecture) if cell.way.startswith(ways or "")
+    ]
     entries: dict[str, dict[str, Any]] = {name: facts_of(name) for name in ARCHITECTURES}
+    if ways:
+        entries = json.loads(TABLE.read_text(encoding="utf-8"))["architectures"]
+        for cell in cells:
+            entries[cell.architecture][cell.stage].pop(cell.way, None)
     started_s = time.monotonic()
     with ProcessPoolExecutor(processes, mp_context=get_context("spawn")) as pool:
         for number, (cell, found) in enumerate(pool.map(trace, cells), 1):
@@ -255,9 +262,13 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--check", action="store_true")
     parser.add_argument("--processes", type=int, default=2)
+    parser.add_argument("--way", action="append", default=[], help="trace only the ways that begin so; may be repeated")
     arguments = parser.parse_args()
     if not arguments.check:
-        TABLE.write_text(json.dumps(made_table(arguments.processes), separators=(",", ":")) + "\n", encoding="utf-8")
+        TABLE.write_text(
+            json.dumps(made_table(arguments.processes, tuple(arguments.way)), separators=(",", ":")) + "\n",
+            encoding="utf-8",
+        )
     elif found := drifted():
         sys.exit("the table has drifted, run `make memory-table`:\n" + "\n".join(found))
 

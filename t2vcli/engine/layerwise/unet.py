@@ -212,8 +212,9 @@ class LayerwiseUNet:
         for known in self._texts:
             if known.per_frame == per_frame and _same_tensor(known.features, features):
                 return known
-        # Weights that visit the device make them anew each time: at the moment of use they are there.
-        text = Text(features, per_frame=per_frame, keep=self._weights is None)
+        # Weights that visit the device make them anew each time, at the moment of use. So does a GPU: two small products
+        # are nothing to it, and each step takes the same memory.
+        text = Text(features, per_frame=per_frame, keep=self._weights is None and self._device.type == "cpu")
         if text.keep:
             self._texts = [text, *self._texts[: TEXTS_KEPT - 1]]
         return text
