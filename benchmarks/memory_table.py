@@ -1,7 +1,7 @@
 """Makes t2vcli/memory_table.json, the table of predicted memory that `t2v plan` and --memory auto read.
 
     python -m benchmarks.memory_table            trace everything anew (an hour on one core), and write the table
-    python -m benchmarks.memory_table --way chunked --way streamed      trace anew only the ways that begin so
+    python -m benchmarks.memory_table --way chunked --of demo           trace anew only these ways of this architecture
     python -m benchmarks.memory_table --check    trace a few cells anew, and fail if the table has drifted
 
 Each cell is one run of the engine's own code on tensors without data (t2vcli/engine/estimate), in half precision, the
@@ -205,16 +205,14 @@ def facts_of(architecture: str) -> dict[str, Any]:
     }
 
 
-def made_table(processes: int, ways: tuple[str, ...] = ()) -> dict[str, Any]:
-    """Returns the table, traced anew: the whole, or the ways whose names begin with one of `ways`, the others as they are."""
-    cells = [
-        cell for architecture in ARCHITECTURES for cell in cells_of(architecture) if cell.way.startswith(ways or "")
-    ]
-    entries: dict[str, dict[str, Any]] = {name: facts_of(name) for name in ARCHITECTURES}
-    if ways:
-        entries = json.loads(TABLE.read_text(encoding="utf-8"))["architectures"]
-        for cell in cells:
-            entries[cell.architecture][cell.stage].pop(cell.way, None)
+def made_table(processes: int, architectures: tuple[str, ...], ways: tuple[str, ...]) -> dict[str, Any]:
+    """Returns the table with the cells traced anew of these architectures, and of the ways whose names begin so."""
+    entries: dict[str, dict[str, Any]] = json.loads(TABLE.read_text(encoding="utf-8"))["architectures"]
+    cells = [cell for name in architectures for cell in cells_of(name) if cell.way.startswith(ways)]
+    for name in architectures:
+        entries[name] = {**entries.get(name, {}), **facts_of(name)}
+    for cell in cells:
+        entries[cell.architecture].get(cell.stage, {}).pop(cell.way, None)
     started_s = time.monotonic()
     with ProcessPoolExecutor(processes, mp_context=get_context("spawn")) as pool:
         for number, (cell, found) in enumerate(pool.map(trace, cells), 1):
@@ -262,13 +260,15 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--check", action="store_true")
     parser.add_argument("--processes", type=int, default=2)
-    parser.add_argument("--way", action="append", default=[], help="trace only the ways that begin so; may be repeated")
+    parser.add_argument(
+        "--of", action="append", choices=list(ARCHITECTURES), help="only this architecture; may be repeated"
+    )
+    parser.add_argument("--way", action="append", help="only the ways that begin so; may be repeated")
     arguments = parser.parse_args()
     if not arguments.check:
-        TABLE.write_text(
-            json.dumps(made_table(arguments.processes, tuple(arguments.way)), separators=(",", ":")) + "\n",
-            encoding="utf-8",
-        )
+        architectures = tuple(arguments.of or ARCHITECTURES)
+        table = made_table(arguments.processes, architectures, tuple(arguments.way or [""]))
+        TABLE.write_text(json.dumps(table, separators=(",", ":")) + "\n", encoding="utf-8")
     elif found := drifted():
         sys.exit("the table has drifted, run `make memory-table`:\n" + "\n".join(found))
 
