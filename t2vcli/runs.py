@@ -119,19 +119,12 @@ _FIELDS: dict[str, Callable[[Any], bool]] = {
 def mark_of(record: Mapping[str, Any], name: str) -> str:
     """Returns what the file `name` of a record's run holds, so that it is not taken for another's.
 
-    It changes with the record's identity, but for the device, which may be another when it is gone on.
+    It changes with what the record asks for. Whether versions, model and device are still the same is asked of them.
     """
-    identity = _without_device(record["identity"])
-    digest = hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()
+    identity = record["identity"]
+    asked = [requests_in(record), identity.get("source"), identity.get("blocks")]
+    digest = hashlib.sha256(json.dumps(asked, sort_keys=True).encode()).hexdigest()
     return f"{record['id']} {digest} {name}"
-
-
-def _without_device(identity: Any) -> Any:
-    if not isinstance(identity, dict):
-        return identity
-    return {
-        key: _without_device(value) if key == "upscale" else value for key, value in identity.items() if key != "device"
-    }
 
 
 def refuse_strange(folder: Path) -> None:

@@ -729,7 +729,7 @@ def test_the_same_command_and_t2v_resume_go_on_with_the_seed_that_was_drawn(
 
 @pytest.mark.usefixtures("models")
 def test_decode_makes_the_video_from_the_latents_alone(small: list[str], interrupting: Interrupting) -> None:
-    interrupting("denoise", 4)
+    interrupting("denoise", 3)
     assert t2v(*small, "--seed", "3", "-o", "out.mp4").code == 130
     refused = t2v("decode", "out.mp4.t2v-run", "-q")
     assert refused.code == 4
