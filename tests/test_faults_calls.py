@@ -8,7 +8,7 @@ from pathlib import Path
 import clips
 import numpy as np
 import pytest
-from commandline import contents
+from commandline import contents, t2v
 from faults import children
 
 from t2vcli.errors import T2VError
@@ -90,3 +90,49 @@ def test_each_start_of_ffmpeg_fails_once(
         if counter.read_text().count("\n") < fatal:
             break
     assert fatal >= 5
+
+
+SMALL = (
+    "-p",
+    "demo-XL",
+    "--prompt",
+    "a red ball",
+    "--steps",
+    "2",
+    "--strength",
+    "0.6",
+    "--width",
+    "64",
+    "--height",
+    "64",
+)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("end", ["kill -KILL $$", "exit 1"], ids=["killed", "fails"])
+def test_each_start_of_ffmpeg_in_an_upscale_fails_once(
+    source: Path, tmp_path: Path, end: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The whole command, with the model in between."""
+    place, counter = tmp_path / "out", tmp_path / "counter"
+    place.mkdir()
+    output, fatal = place / "x.mp4", 0
+    while True:
+        fatal += 1
+        counter.write_text("")
+        ffmpeg._asked_once.cache_clear()
+        script = f"echo >>'{counter}'; if [ $(wc -l <'{counter}') = {fatal} ]; then {end}; fi; exec \"$REAL\" \"$@\""
+        monkeypatch.setenv("IMAGEIO_FFMPEG_EXE", clips.shell_ffmpeg(tmp_path, script))
+        done = t2v("upscale", source, *SMALL, "--no-resume", "-o", output)
+        assert children() == set()
+        if done.code == 0:
+            break
+        assert done.code in (4, 8), done.stderr
+        assert "SIGKILL" in done.stderr or "exit status 1" in done.stderr
+        assert done.stdout == ""
+        assert contents(place) == {}
+    assert counter.read_text().count("\n") < fatal  # none failed this time
+    assert fatal == 5  # what it can, to look and read, to encode, to look at what was made
+    monkeypatch.undo()
+    assert [stream.kind for stream in probe(output).streams] == ["audio", "audio"]
+    assert probe(output).tags["title"] == "A film"
