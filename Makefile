@@ -37,7 +37,8 @@ fuzz: $(READY)  ## give the readers 10,000 damaged videos and thousands of other
 kill-test: $(READY)  ## kill a run 200 times at random moments, and go on with it (some 20 minutes)
 	OMP_NUM_THREADS=1 $(BIN)/python tests/kill_test.py --count 200 --seed 1
 
-test-slow: $(READY)  ## run the tests that take minutes or gigabytes (full-size models)
+test-slow: $(READY)  ## run the tests that take minutes or gigabytes (full-size models, Ray)
+	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[dev,ray]'
 	OMP_NUM_THREADS=2 $(BIN)/python -m pytest -m slow
 
 check: $(READY)  ## lint, format, types, and documents that have drifted; changes nothing

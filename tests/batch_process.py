@@ -1,22 +1,34 @@
 """A batch in a process of its own whose clips are pretended: a text with the job's hash, and no model.
 
-python tests/batch_process.py LIST FOLDER [--share] [--die-after N]
+python tests/batch_process.py LIST FOLDER [--share] [--die-after N] [--ray WORKERS|HOST:PORT] [--job-timeout S]
 """
 
 from __future__ import annotations
 
+import hashlib
 import os
 import signal
 import sys
+import time
 from collections.abc import Iterable
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from t2vcli.batch import run as batch
-from t2vcli.batch.here import described
-from t2vcli.batch.joblist import Planned
-from t2vcli.batch.loop import Rules
-from t2vcli.batch.workers import Event, Failed, Finished, Ready, Task
+from t2vcli import stopping
+from t2vcli.asking.job import Policy
+from t2vcli.batches import run as batch
+from t2vcli.batches.cluster import Cluster
+from t2vcli.batches.here import described
+from t2vcli.batches.joblist import Planned
+from t2vcli.batches.journal import Record
+from t2vcli.batches.loop import Rules, Tally, Unwatched, Watch
+from t2vcli.batches.over_ray import Worker
+from t2vcli.batches.workers import Event, Failed, Finished, Made, Ready, Task, Workers
+from t2vcli.cli import boundary
+from t2vcli.cli.console import result_json
+from t2vcli.errors import T2VError
+from t2vcli.metadata import versions
 
 
 class Pretending:
@@ -59,20 +71,85 @@ class Pretending:
         return lambda *arguments: False
 
 
+class Actor(Worker):
+    """A worker of Ray's that writes texts. What a prompt says happens to it."""
+
+    def hello(self) -> dict[str, Any]:
+        return {"versions": versions(), "gpu": "", "threads": 1, "node": "test", "pid": os.getpid()}
+
+    def make(self, task: dict[str, Any], folder: str | None, policy: dict[str, Any]) -> dict[str, Any]:
+        job = task["job"]
+        prompt = job["fields"]["prompt"]
+        print("a worker prints", flush=True)
+        if "poison" in prompt or ("dies once" in prompt and task["attempt"] == 1):
+            os.kill(os.getpid(), signal.SIGKILL)
+        if "fails" in prompt:
+            return {"exit_code": 4, "error": "it was asked to fail"}
+        while "hangs" in prompt and not (stopping.asked() and "stoppable" in prompt):
+            time.sleep(0.05)
+        if stopping.asked():
+            return {"stopped": True}
+        text = (job["hash"] + str(os.environ.get("OMP_NUM_THREADS"))) * (10**6 if "large" in prompt else 1)
+        content = text.encode()
+        made = Made(job["output"], len(content), 0, hashlib.sha256(content).hexdigest(), 8, "v")
+        return {"made": asdict(made), "content": content}
+
+
 def recipe_is(job: Planned, path: Path) -> bool:
-    return path.read_text() == job.hash
+    return path.read_text().startswith(job.hash)
 
 
-def main() -> None:
+class Told(Unwatched):
+    """Results on stdout as the command prints them, the rest on stderr."""
+
+    def started(self, worker: str, job: Planned, attempt: int) -> None:
+        print(f"started {job.fields['prompt']}", file=sys.stderr, flush=True)
+
+    def ended(self, job: Planned, record: Record, tally: Tally) -> None:
+        result_json(record.as_json())
+
+    def skipped(self, job: Planned, tally: Tally) -> None:
+        result_json({"job": job.id, "status": "skipped"})
+
+    def say(self, line: str) -> None:
+        print(line, file=sys.stderr, flush=True)
+
+
+def over_ray(where: str) -> batch.MakeWorkers:
+    cluster = Cluster(where, in_place=False) if ":" in where else Cluster(workers=int(where), in_place=False)
+
+    def made(folder: Path, policy: Policy, watch: Watch) -> Workers:
+        from t2vcli.batches.over_ray import RayWorkers
+
+        return RayWorkers(cluster, folder, policy, watch, actor=Actor)
+
+    return made
+
+
+def main() -> int:
     source, folder, *rest = sys.argv[1:]
     batch.recipe_is = recipe_is
-    die_after = int(rest[rest.index("--die-after") + 1]) if "--die-after" in rest else 0
-    settings = batch.Settings(defaults={"preset": "demo"}, rules=Rules(share="--share" in rest, poll_s=0.05))
-    tally = batch.run_batch(
-        Path(source), Path(folder), settings, workers=lambda where, policy, watch: Pretending(where, die_after)
+    given = dict(zip(rest, [*rest[1:], ""], strict=False))
+    limit_s = float(given["--job-timeout"]) if "--job-timeout" in given else None
+    settings = batch.Settings(
+        defaults={"preset": "demo"}, rules=Rules(share="--share" in given, poll_s=0.05, job_timeout_s=limit_s)
     )
-    print(tally.done, tally.skipped, tally.failed)
+    if "--ray" not in given:
+        die_after = int(given.get("--die-after", 0))
+        tally = batch.run_batch(
+            Path(source), Path(folder), settings, workers=lambda where, policy, watch: Pretending(where, die_after)
+        )
+        print(tally.done, tally.skipped, tally.failed)
+        return 0
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, boundary._on_signal)
+    try:
+        tally = batch.run_batch(Path(source), Path(folder), settings, workers=over_ray(given["--ray"]), watch=Told())
+    except T2VError as error:
+        print(error, file=sys.stderr)
+        return error.exit_code
+    return 3 if tally.failed else 0
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

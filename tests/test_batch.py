@@ -15,9 +15,9 @@ from pathlib import Path
 import pytest
 from commandline import LIMIT_S, ROOT, Outcome, command, contents, environment, sentence, t2v
 
-from t2vcli.batch.joblist import Planned
-from t2vcli.batch.journal import Record
-from t2vcli.batch.loop import Tally
+from t2vcli.batches.joblist import Planned
+from t2vcli.batches.journal import Record
+from t2vcli.batches.loop import Tally
 from t2vcli.cli import batch_progress
 from t2vcli.video.reader import probe, read_frames, read_metadata
 

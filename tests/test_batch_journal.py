@@ -10,10 +10,10 @@ from pathlib import Path
 
 import pytest
 
-from t2vcli.batch.claims import Claims
-from t2vcli.batch.joblist import Planned
-from t2vcli.batch.journal import Journal, Reader, Record, journal_name
-from t2vcli.batch.made import Ledger, state_of
+from t2vcli.batches.claims import Claims
+from t2vcli.batches.joblist import Planned
+from t2vcli.batches.journal import Journal, Reader, Record, journal_name
+from t2vcli.batches.made import Ledger, state_of
 from t2vcli.errors import InputError, OutputError
 
 
@@ -125,7 +125,7 @@ def test_a_full_disk_is_told_with_the_way_out() -> None:
 CLAIM = """
 import sys
 from pathlib import Path
-from t2vcli.batch.claims import Claims
+from t2vcli.batches.claims import Claims
 print(Claims(Path(sys.argv[1])).take(sys.argv[2]), flush=True)
 sys.stdin.read()
 """

@@ -10,9 +10,9 @@ from typing import Any
 
 import pytest
 
-from t2vcli.batch.files import MAX_JOBS
-from t2vcli.batch.joblist import BadList, Decided, JobList, read_list
-from t2vcli.batch.shards import parse_shard
+from t2vcli.batches.files import MAX_JOBS
+from t2vcli.batches.joblist import BadList, Decided, JobList, read_list
+from t2vcli.batches.shards import parse_shard
 from t2vcli.errors import InputError, T2VError, UsageError
 
 

@@ -13,11 +13,11 @@ from typing import Any
 
 import pytest
 
-from t2vcli.batch.claims import Claims
-from t2vcli.batch.joblist import Decided, JobList, Planned, read_list
-from t2vcli.batch.journal import Journal, Reader, Record, journal_name
-from t2vcli.batch.loop import Driver, Elsewhere, Rules, Tally, Unwatched
-from t2vcli.batch.workers import Died, Event, Failed, Finished, Made, Ready, Stopped, Task, Unfit
+from t2vcli.batches.claims import Claims
+from t2vcli.batches.joblist import Decided, JobList, Planned, read_list
+from t2vcli.batches.journal import Journal, Reader, Record, journal_name
+from t2vcli.batches.loop import Driver, Elsewhere, Rules, Tally, Unwatched
+from t2vcli.batches.workers import Died, Event, Failed, Finished, Made, Ready, Stopped, Task, Unfit
 from t2vcli.errors import OutputError, T2VError
 
 Answer = Callable[[str, Task], Event]

@@ -13,8 +13,8 @@ PACKAGE = ROOT / "t2vcli"
 
 # What each room may import of the package, besides itself and the facts (modules directly in t2vcli/, and their rooms).
 MAY_IMPORT = {
-    "cli": {"asking", "batch", "jobs", "video"},
-    "batch": {"asking", "jobs", "video"},
+    "cli": {"asking", "batches", "jobs", "video"},
+    "batches": {"asking", "jobs", "video"},
     "jobs": {"asking", "engine", "video"},
     "asking": {"video"},
     "engine": set(),

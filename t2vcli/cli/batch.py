@@ -14,8 +14,9 @@ from t2vcli.cli.console import printable, result, result_json, say
 from t2vcli.errors import BatchError, UsageError
 
 if TYPE_CHECKING:
-    from t2vcli.batch.loop import Tally
-    from t2vcli.batch.run import Settings
+    from t2vcli.batches.cluster import Cluster
+    from t2vcli.batches.loop import Tally
+    from t2vcli.batches.run import Settings
 
 LIST, FAILURES, SEVERAL = "The list", "Failures", "Several processes"
 RUN = "run"
@@ -121,6 +122,36 @@ ShareOpt = Annotated[
         rich_help_panel=SEVERAL,
     ),
 ]
+WorkersOpt = Annotated[
+    str | None,
+    typer.Option(
+        metavar="N|auto",
+        help="So many processes on this machine, over Ray; auto: one a GPU.",
+        rich_help_panel=SEVERAL,
+    ),
+]
+RayOpt = Annotated[
+    str | None,
+    typer.Option("--ray", metavar="HOST:PORT", help="The workers of this Ray cluster.", rich_help_panel=SEVERAL),
+]
+InPlaceOpt = Annotated[
+    bool,
+    typer.Option(
+        "--in-place",
+        help="With --ray: workers write into FOLDER themselves, which all of them must see.",
+        rich_help_panel=SEVERAL,
+    ),
+]
+JobTimeoutOpt = Annotated[
+    float | None,
+    typer.Option(
+        "--job-timeout",
+        metavar="SECONDS",
+        min=1,
+        help="With --workers or --ray: end a worker whose job takes longer.",
+        rich_help_panel=FAILURES,
+    ),
+]
 
 
 @app.command(RUN)
@@ -138,6 +169,10 @@ def run(
     verify: VerifyOpt = False,
     shard: ShardOpt = None,
     share: ShareOpt = False,
+    workers: WorkersOpt = None,
+    ray: RayOpt = None,
+    in_place: InPlaceOpt = False,
+    job_timeout: JobTimeoutOpt = None,
     offline: opt.OfflineOpt = False,
     strict: opt.StrictOpt = False,
     overwrite: opt.OverwriteOpt = False,
@@ -153,11 +188,14 @@ def run(
     The same command again makes only what is missing.
     """
     from t2vcli.asking.job import Policy
-    from t2vcli.batch.loop import Rules
-    from t2vcli.batch.run import Settings, run_batch
-    from t2vcli.batch.shards import parse_shard
+    from t2vcli.batches.loop import Rules
+    from t2vcli.batches.run import Settings, over, run_batch
+    from t2vcli.batches.shards import parse_shard
     from t2vcli.cli.batch_progress import choose_batch_display, counts
 
+    cluster = _cluster(workers, ray, in_place=in_place)
+    if job_timeout is not None and cluster is None:
+        raise UsageError("--job-timeout needs --workers or --ray: one process cannot end itself")
     settings = Settings(
         kind=kind.value if kind else None,
         defaults=_defaults(preset, set_ or []),
@@ -165,7 +203,7 @@ def run(
         skip_invalid=skip_invalid,
         shard=parse_shard(shard) if shard is not None else (1, 1),
         verify=verify,
-        rules=Rules(retries=retries, fail_fast=fail_fast, share=share),
+        rules=Rules(retries=retries, fail_fast=fail_fast, share=share, job_timeout_s=job_timeout),
         policy=Policy(overwrite=overwrite, strict=strict, offline=offline, keep=not no_resume, keep_every_s=keep_every),
     )
     with _mistakes_told():
@@ -173,10 +211,23 @@ def run(
             _print_jobs(jobs, settings)
             return
         with choose_batch_display(quiet=quiet) as display:
-            tally = run_batch(jobs, output, settings, watch=display)
+            tally = run_batch(jobs, output, settings, workers=over(cluster), watch=display)
     if not quiet:
         say(counts(tally, display.elapsed_s, left=False))
     _end(tally)
+
+
+def _cluster(workers: str | None, ray: str | None, *, in_place: bool) -> Cluster | None:
+    """Returns where Ray's workers are to be, None for this process alone. Raises UsageError."""
+    from t2vcli.batches.cluster import Cluster, parse_address, parse_workers
+
+    if workers is not None and ray is not None:
+        raise UsageError("give --workers (on this machine) or --ray (a cluster), not both")
+    if in_place and ray is None:
+        raise UsageError("--in-place goes with --ray; on this machine clips are written in place anyway")
+    if ray is not None:
+        return Cluster(parse_address(ray), in_place=in_place)
+    return None if workers is None else Cluster(workers=parse_workers(workers))
 
 
 def _end(tally: Tally) -> None:
@@ -190,7 +241,7 @@ def _end(tally: Tally) -> None:
 
 
 def _defaults(preset: str | None, given: list[str]) -> dict[str, Any]:
-    from t2vcli.batch.fields import KNOWN, OF_THE_LIST, from_text, unknown
+    from t2vcli.batches.fields import KNOWN, OF_THE_LIST, from_text, unknown
 
     found: dict[str, Any] = {}
     for each in given:
@@ -212,7 +263,7 @@ class _mistakes_told:  # noqa: N801 - used as a function
     def __enter__(self) -> None: ...
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, tb: object) -> None:
-        from t2vcli.batch.joblist import BadList
+        from t2vcli.batches.joblist import BadList
 
         if isinstance(error, BadList):
             for line in error.lines:
@@ -221,8 +272,8 @@ class _mistakes_told:  # noqa: N801 - used as a function
 
 
 def _print_jobs(jobs: Path, settings: Settings) -> None:
-    from t2vcli.batch.loop import Unwatched
-    from t2vcli.batch.run import read
+    from t2vcli.batches.loop import Unwatched
+    from t2vcli.batches.run import read
 
     found, _ = read(jobs, settings, Unwatched())
     for line in found.problems:
@@ -248,7 +299,7 @@ def status(
     debug: opt.DebugOpt = False,
 ) -> None:
     """Print what of a batch is done, failed (and why), gone or missing; exit code 3 unless all is done."""
-    from t2vcli.batch.status import standing
+    from t2vcli.batches.status import standing
 
     found = standing(folder, verify=verify)
     if as_json:

@@ -13,9 +13,9 @@ from rich.console import Group
 from rich.live import Live
 from rich.text import Text
 
-from t2vcli.batch.joblist import Planned
-from t2vcli.batch.journal import Record
-from t2vcli.batch.loop import Tally, Unwatched
+from t2vcli.batches.joblist import Planned
+from t2vcli.batches.journal import Record
+from t2vcli.batches.loop import Tally, Unwatched
 from t2vcli.cli.console import error_console, printable, result_json, say
 from t2vcli.cli.progress import rate_text
 

@@ -12,9 +12,9 @@ from dataclasses import replace
 from pathlib import Path
 
 from t2vcli.asking.job import Policy
-from t2vcli.batch.loop import Watch
-from t2vcli.batch.wanted import work_of
-from t2vcli.batch.workers import Event, Failed, Finished, Made, Ready, Stopped, Task
+from t2vcli.batches.loop import Watch
+from t2vcli.batches.wanted import work_of
+from t2vcli.batches.workers import Event, Failed, Finished, Made, Ready, Stopped, Task
 from t2vcli.errors import Interrupted, T2VError
 from t2vcli.limits import limit_met
 from t2vcli.report import Report

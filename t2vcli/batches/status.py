@@ -7,9 +7,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from t2vcli.batch.joblist import Planned
-from t2vcli.batch.journal import Reader, Record, journals_in
-from t2vcli.batch.made import stat_of
+from t2vcli.batches.joblist import Planned
+from t2vcli.batches.journal import Reader, Record, journals_in
+from t2vcli.batches.made import stat_of
 from t2vcli.errors import InputError
 
 
@@ -72,7 +72,7 @@ def standing(folder: Path, *, verify: bool = False) -> Standing:
 
 def _looked_at(folder: Path, last: dict[str, Record], verify: bool) -> Iterator[tuple[Record, str]]:
     """Yields each job's last record, and what is wrong with its clip, "" if nothing is."""
-    from t2vcli.batch.wanted import recipe_is
+    from t2vcli.batches.wanted import recipe_is
 
     for record in last.values():
         path = folder / record.output

@@ -10,8 +10,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from t2vcli.batch.joblist import Planned
-from t2vcli.batch.journal import Reader, Record, journals_in
+from t2vcli.batches.joblist import Planned
+from t2vcli.batches.journal import Reader, Record, journals_in
 
 RecipeIs = Callable[[Planned, Path], bool]
 """Whether the video at a path is whole and its recipe is the job's, but for versions. False where it has none."""

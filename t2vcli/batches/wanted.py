@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from t2vcli.asking.job import Job
 from t2vcli.asking.naming import slug
 from t2vcli.asking.work import Work, work_for
-from t2vcli.batch.joblist import Decided, Planned, identity_hash
+from t2vcli.batches.joblist import Decided, Planned, identity_hash
 from t2vcli.errors import InputError, UsageError
 from t2vcli.presets import REQUESTS
 from t2vcli.runs import deciding_fields

@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Protocol
 
-from t2vcli.batch.joblist import Planned
+from t2vcli.batches.joblist import Planned
 
 
 @dataclass(frozen=True, slots=True)

@@ -23,7 +23,7 @@ from typing import IO, Any, Literal, get_args
 
 import yaml
 
-from t2vcli.batch.fields import KNOWN, from_text, is_switch, unknown
+from t2vcli.batches.fields import KNOWN, from_text, is_switch, unknown
 from t2vcli.errors import InputError, UsageError
 
 Format = Literal["txt", "jsonl", "yaml", "csv"]

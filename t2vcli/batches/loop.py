@@ -16,10 +16,10 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Any, Protocol
 
-from t2vcli.batch.claims import Claims
-from t2vcli.batch.joblist import JobList, Planned
-from t2vcli.batch.journal import MAX_ERROR, Journal, Record
-from t2vcli.batch.workers import Died, Event, Failed, Finished, Made, Ready, Stopped, Task, Unfit, Workers
+from t2vcli.batches.claims import Claims
+from t2vcli.batches.joblist import JobList, Planned
+from t2vcli.batches.journal import MAX_ERROR, Journal, Record
+from t2vcli.batches.workers import Died, Event, Failed, Finished, Made, Ready, Stopped, Task, Unfit, Workers
 from t2vcli.errors import ModelError, OutOfMemoryError, OutputError, T2VError
 
 WORTH_ANOTHER = frozenset(each.exit_code for each in (ModelError, OutOfMemoryError, OutputError))

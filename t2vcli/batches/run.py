@@ -15,14 +15,15 @@ from typing import IO, Any
 
 from t2vcli import __version__, presets, stopping
 from t2vcli.asking.job import Policy
-from t2vcli.batch.claims import Claims
-from t2vcli.batch.files import MAX_FILE_BYTES, Format, format_of
-from t2vcli.batch.joblist import DEFAULT_NAME, JobList, Planned, read_list
-from t2vcli.batch.journal import Journal, Record, journal_name
-from t2vcli.batch.loop import Driver, Elsewhere, Rules, Tally, Unwatched, Watch, now
-from t2vcli.batch.made import Ledger, stat_of, state_of
-from t2vcli.batch.wanted import decide, recipe_is
-from t2vcli.batch.workers import Workers
+from t2vcli.batches.claims import Claims
+from t2vcli.batches.cluster import Cluster
+from t2vcli.batches.files import MAX_FILE_BYTES, Format, format_of
+from t2vcli.batches.joblist import DEFAULT_NAME, JobList, Planned, read_list
+from t2vcli.batches.journal import Journal, Record, journal_name
+from t2vcli.batches.loop import Driver, Elsewhere, Rules, Tally, Unwatched, Watch, now
+from t2vcli.batches.made import Ledger, stat_of, state_of
+from t2vcli.batches.wanted import decide, recipe_is
+from t2vcli.batches.workers import Workers
 from t2vcli.errors import HOW_IT_STOPPED, InputError, Interrupted, OutputError
 
 MAX_NAMED = 5
@@ -46,9 +47,22 @@ MakeWorkers = Callable[[Path, Policy, Watch], Workers]
 
 
 def this_process(folder: Path, policy: Policy, watch: Watch) -> Workers:
-    from t2vcli.batch.here import Here
+    from t2vcli.batches.here import Here
 
     return Here(folder, policy, watch)
+
+
+def over(cluster: Cluster | None) -> MakeWorkers:
+    """Returns what makes the workers: this process, or those of a Ray cluster."""
+    if cluster is None:
+        return this_process
+
+    def of_ray(folder: Path, policy: Policy, watch: Watch) -> Workers:
+        from t2vcli.batches.over_ray import RayWorkers
+
+        return RayWorkers(cluster, folder, policy, watch)
+
+    return of_ray
 
 
 @dataclass(frozen=True)

@@ -18,8 +18,8 @@ from pathlib import PurePosixPath
 from types import MappingProxyType
 from typing import IO, Any
 
-from t2vcli.batch.fields import KNOWN, OF_THE_LIST, unknown
-from t2vcli.batch.files import MAX_JOBS, Entry, Format, Problem, entries
+from t2vcli.batches.fields import KNOWN, OF_THE_LIST, unknown
+from t2vcli.batches.files import MAX_JOBS, Entry, Format, Problem, entries
 from t2vcli.errors import InputError, T2VError, UsageError
 
 MAX_SHOWN = 50

@@ -1,0 +1,203 @@
+"""`t2v batch` over Ray: what is refused before Ray starts, and (slow) clusters whose workers die, hang and are lost."""
+
+from __future__ import annotations
+
+import json
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from commandline import LIMIT_S, ROOT, environment, sentence, t2v
+
+from t2vcli.batches.journal import Reader, Record
+
+
+def written(path: Path, text: str) -> Path:
+    path.write_text(text)
+    return path
+
+
+@pytest.mark.parametrize(
+    ("arguments", "told"),
+    [
+        (("--workers", "0"), "must be a number from 1"),
+        (("--workers", "many"), "must be a number from 1"),
+        (("--ray", "10.0.0.1"), "as HOST:PORT"),
+        (("--ray", "auto"), "as HOST:PORT"),
+        (("--ray", "host:99999"), "as HOST:PORT"),
+        (("--ray", "ray://host:10001"), "as HOST:PORT"),
+        (("--ray", "a:1", "--workers", "2"), "not both"),
+        (("--in-place",), "goes with --ray"),
+        (("--job-timeout", "9"), "needs --workers or --ray"),
+    ],
+)
+def test_what_does_not_go_together_is_refused(tmp_path: Path, arguments: tuple[str, ...], told: str) -> None:
+    jobs = written(tmp_path / "jobs.txt", "a boat")
+    done = t2v("batch", jobs, "-o", tmp_path / "out", "-p", "demo", *arguments)
+    assert done.code == 2
+    assert told in sentence(done)
+
+
+def test_a_cluster_that_is_not_there_is_told_without_importing_ray(tmp_path: Path) -> None:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        address = f"127.0.0.1:{free.getsockname()[1]}"
+    jobs = written(tmp_path / "jobs.txt", "a boat")
+    done = t2v("batch", jobs, "-o", tmp_path / "out", "-p", "demo", "--quiet", "--ray", address)
+    assert done.code == 6
+    assert f"no Ray cluster is at {address}" in sentence(done)
+
+
+def test_without_ray_the_way_to_get_it_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "ray", None)
+    jobs = written(tmp_path / "jobs.txt", "a boat")
+    done = t2v("batch", jobs, "-o", tmp_path / "out", "-p", "demo", "--quiet", "--workers", "2")
+    assert done.code == 6
+    assert "pip install 't2v[ray]'" in sentence(done)
+
+
+# With Ray. Each in a process of its own, as people run it: Ray is of a process.
+
+
+class Batch:
+    """A batch over Ray in a process of its own, whose clips are texts (batch_process.py)."""
+
+    def __init__(self, folder: Path, prompts: str, *arguments: str) -> None:
+        pytest.importorskip("ray")
+        self.folder = folder
+        self.home = folder / "home"
+        self.home.mkdir(exist_ok=True)
+        jobs = written(folder / "jobs.txt", prompts)
+        command = [sys.executable, str(ROOT / "tests" / "batch_process.py"), str(jobs), str(folder / "out"), *arguments]
+        self.process = subprocess.Popen(
+            command,
+            env=environment(HOME=str(self.home), TMPDIR=str(folder.parent), OMP_NUM_THREADS="3"),
+            stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+        )  # fmt: skip
+
+    def until(self, words: str) -> None:
+        """Waits until the batch says something."""
+        assert self.process.stderr is not None
+        for line in self.process.stderr:
+            if words in line:
+                return
+        pytest.fail(f"it never said {words!r}")
+
+    def finished(self) -> tuple[int, dict[str, str], str]:
+        """Returns the exit code, what became of each prompt, and stderr. All of stdout must be results."""
+        out, err = self.process.communicate(timeout=LIMIT_S * 5)
+        results = [json.loads(line) for line in out.splitlines()]
+        return self.process.returncode, {each["job"].rpartition("-")[0]: each["status"] for each in results}, err
+
+    @property
+    def records(self) -> dict[str, Record]:
+        found = list(Reader(self.folder / "out" / "journal.jsonl").records())
+        assert len({record.job for record in found}) == len(found), "a job was recorded twice"
+        return {record.job.rpartition("-")[0]: record for record in found}
+
+
+def of_ray(folder: Path) -> list[str]:
+    """Returns what is left of private clusters: their processes, and their files."""
+    running = subprocess.run(["ps", "-eo", "args"], capture_output=True, text=True, check=True).stdout
+    mine = [line for line in running.splitlines() if str(folder.parent / "t2v-ray-") in line]
+    return [*mine, *map(str, folder.parent.glob("t2v-ray-*"))]
+
+
+@pytest.fixture
+def short() -> Iterator[Path]:
+    """Returns a folder with a short name: the sockets of Ray lie below it."""
+    with tempfile.TemporaryDirectory(prefix="b", dir="/tmp") as folder:
+        (Path(folder) / "t").mkdir()
+        yield Path(folder) / "t"
+
+
+@pytest.mark.slow
+def test_workers_that_die_hang_or_fail_lose_nothing_and_leave_nothing(short: Path) -> None:
+    prompts = "".join(f"prompt {n}\n" for n in range(12)) + "dies once\npoison\nit fails\nit hangs\na large one\n"
+    batch = Batch(short, prompts, "--ray", "2", "--job-timeout", "60")
+    code, ended, err = batch.finished()
+    assert code == 3, err
+    expected = {f"prompt-{n}": "done" for n in range(12)} | {"dies-once": "done", "a-large-one": "done"}
+    assert ended == expected | {"poison": "failed", "it-fails": "failed", "it-hangs": "failed"}
+    records = batch.records
+    assert {name: record.status for name, record in records.items()} == ended
+    assert (records["dies-once"].attempt, records["poison"].attempt, records["it-fails"].attempt) == (2, 2, 1)
+    assert records["poison"].error.startswith("its worker died twice: ")
+    assert "--job-timeout" in records["it-hangs"].error
+    for name in expected:  # whole, and made with the driver's number of threads
+        record = records[name]
+        text = (short / "out" / record.output).read_text()
+        assert text == (record.hash + "3") * (10**6 if name == "a-large-one" else 1)
+    assert of_ray(short) == []
+    assert not (batch.home / ".ray").exists()  # no token in a file
+    assert not list((short / "out").glob("*.part"))
+
+
+@pytest.mark.slow
+def test_a_driver_that_is_killed_takes_its_cluster_along_and_goes_on_when_it_is_started_again(short: Path) -> None:
+    prompts = "prompt 1\nprompt 2\nit hangs stoppable\n"
+    killed = Batch(short, prompts, "--ray", "1")
+    killed.until("started it hangs")
+    killed.process.send_signal(signal.SIGKILL)
+    killed.process.communicate()
+    assert {name: record.status for name, record in killed.records.items()} == {"prompt-1": "done", "prompt-2": "done"}
+    stopped = Batch(short, prompts, "--ray", "1")
+    stopped.until("started it hangs")
+    stopped.process.send_signal(signal.SIGINT)
+    code, ended, err = stopped.finished()
+    assert (code, ended) == (130, {"prompt-1": "skipped", "prompt-2": "skipped"})
+    assert "2 of 3 are done, and the same command goes on" in err
+    assert not [line for line in of_ray(short) if "raylet" in line or "gcs_server" in line]
+
+
+@pytest.mark.slow
+def test_something_else_that_listens_is_told_within_seconds(tmp_path: Path) -> None:
+    with socket.socket() as silent:
+        silent.bind(("127.0.0.1", 0))
+        silent.listen()
+        address = f"127.0.0.1:{silent.getsockname()[1]}"
+        batch = Batch(tmp_path, "prompt 1\n", "--ray", address)
+        code, ended, err = batch.finished()
+    assert (code, ended) == (6, {}), err
+    assert f"the Ray cluster at {address}" in err
+
+
+@pytest.mark.slow
+def test_a_node_that_is_lost_costs_no_clip(short: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (short / "ray").mkdir()
+    script = (
+        "import sys\n"
+        "from ray.cluster_utils import Cluster\n"
+        "cluster = Cluster(initialize_head=True, head_node_args={'num_cpus': 0, 'include_dashboard': False})\n"
+        "nodes = [cluster.add_node(num_cpus=1) for _ in range(2)]\n"
+        "print(cluster.address, flush=True)\n"
+        "sys.stdin.readline()\n"
+        "cluster.remove_node(nodes[0], allow_graceful=False)\n"
+        "sys.stdin.readline()\n"
+        "cluster.shutdown()\n"
+    )
+    token = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": "0" * 64, "RAY_USAGE_STATS_ENABLED": "0"}
+    cluster = subprocess.Popen(
+        [sys.executable, "-c", script], env=environment(RAY_TMPDIR=str(short), **token),
+        stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True,
+    )  # fmt: skip
+    assert cluster.stdin is not None
+    assert cluster.stdout is not None
+    try:
+        address = next(line for line in cluster.stdout if ":" in line).strip()
+        monkeypatch.setenv("RAY_AUTH_TOKEN", token["RAY_AUTH_TOKEN"])
+        batch = Batch(short, "".join(f"prompt {n}\n" for n in range(200)), "--ray", address)
+        batch.until("started prompt 20")
+        cluster.stdin.write("\n")
+        cluster.stdin.flush()
+        code, ended, err = batch.finished()
+        assert code == 0, err
+        assert set(ended.values()) == {"done"}
+        assert len(batch.records) == 200
+    finally:
+        cluster.communicate("\n\n", timeout=LIMIT_S)
