@@ -15,12 +15,12 @@ from typing import Any
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
+from t2vcli.asking.source import Source
 from t2vcli.jobs.generate import generate
 from t2vcli.jobs.upscale import upscale
 from t2vcli.presets import load_preset
 from t2vcli.report import Silent
 from t2vcli.request import GenerateRequest, UpscaleRequest, build_request
-from t2vcli.video.reader import probe
 
 PROMPT = "a red boat moving right on the sea"
 # The presets' values in the first edition of the embedded model.
@@ -43,8 +43,7 @@ def run(values: dict[str, dict[str, Any]], folder: Path) -> tuple[float, float]:
         upscale(
             build_request(UpscaleRequest, then),
             large,
-            clip,
-            probe(clip),
+            Source.opened(clip),
             folder / "large.mp4",
             report=Silent(),
             overwrite=True,

@@ -17,8 +17,8 @@ frames = pipe(
     num_frames=16,
     height=64,
     width=64,
-    num_inference_steps=16,
-    guidance_scale=4.0,
+    num_inference_steps=8,
+    guidance_scale=2.0,
     generator=torch.Generator().manual_seed(1),
 ).frames[0]
 export_to_video(frames, out, fps=8)

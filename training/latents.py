@@ -36,8 +36,11 @@ class LatentClips:
     `held_out` clips show the combinations that training never sees; they measure it.
     """
 
-    def __init__(self, path: Path, vae: AutoencoderKL, *, size: int = 64, held_out: bool = False) -> None:
+    def __init__(
+        self, path: Path, vae: AutoencoderKL, *, size: int = 64, held_out: bool = False, night_share: int = NIGHT_SHARE
+    ) -> None:
         self.path, self.vae, self.size, self.held_out = path, vae, size, held_out
+        self.night_share = night_share
         self.shape = self.shape_of_a_clip()
         self._bytes = 2 * int(np.prod(self.shape))
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -59,7 +62,7 @@ class LatentClips:
             return world.sample_scene(rng, rng.choice(world.held_out_combinations()))
         combinations = world.training_combinations()
         nights = [c for c in combinations if c[3] == "night"]
-        return world.sample_scene(rng, rng.choice(combinations + nights * (NIGHT_SHARE - 1)))
+        return world.sample_scene(rng, rng.choice(combinations + nights * (self.night_share - 1)))
 
     def shape_of_a_clip(self) -> tuple[int, ...]:
         return (self.vae.config.latent_channels, world.TRAJECTORY_FRAMES, self.size // 8, self.size // 8)

@@ -15,8 +15,9 @@ import argparse
 import copy
 import shutil
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -26,7 +27,7 @@ from transformers import CLIPTextModel, CLIPTokenizer
 
 from training import world
 from training.fast import prepare_for_training
-from training.latents import LatentClips, subject_cells
+from training.latents import NIGHT_SHARE, LatentClips, subject_cells
 from training.loop import Schedule, Trainer, is_first, log, spawn
 from training.models import load_tokenizer, new_scheduler, new_text_encoder, new_unet, write_tokenizer
 
@@ -143,6 +144,25 @@ STAGES = {
 }
 
 
+def chosen_stage(arguments: argparse.Namespace) -> Stage:
+    """Returns the stage with what the command line changes in it."""
+    stage = STAGES[arguments.stage]
+    changes: dict[str, Any] = {}
+    if arguments.frames:
+        changes["frames"] = ((1.0, tuple(arguments.frames)),)
+    for name in ("noisy_share", "subject_weight"):
+        if (value := getattr(arguments, name)) is not None:
+            changes[name] = value
+    return replace(stage, **changes)
+
+
+def min_snr_weights(scheduler: DDIMScheduler, timesteps: torch.Tensor, gamma: float) -> torch.Tensor:
+    """Returns the weights (B,) of v-prediction's loss by min-SNR (arXiv:2303.09556), their mean over all timesteps 1."""
+    snr = scheduler.alphas_cumprod / (1 - scheduler.alphas_cumprod)
+    weights = snr.clamp(max=gamma) / (snr + 1)
+    return (weights / weights.mean())[timesteps]
+
+
 def share_of(batch: int, frames: int) -> int:
     """Returns how many clips of `frames` frames cost about as much as `batch` clips of 8 (fewer frames: as many)."""
     return max(1, batch * 8 // max(8, frames))
@@ -169,7 +189,7 @@ def initial_parts(
 
 
 def denoiser_worker(rank: int, workers: int, arguments: argparse.Namespace) -> None:
-    run, stage = arguments.run, STAGES[arguments.stage]
+    run, stage = arguments.run, chosen_stage(arguments)
     tokenizer, scheduler = load_tokenizer(run / "tokenizer"), new_scheduler()
     unet, text_encoder, heads = initial_parts(arguments, tokenizer)
     modules: dict[str, nn.Module] = {
@@ -184,7 +204,7 @@ def denoiser_worker(rank: int, workers: int, arguments: argparse.Namespace) -> N
     parts = trainer.working if stage.words else {**trainer.working, "text_encoder": text_encoder}
     vae = AutoencoderKL.from_pretrained(run / "vae", torch_dtype=torch.float32).eval().requires_grad_(False)
     vae.to(memory_format=torch.channels_last)
-    clips = LatentClips(run / f"latents-64-{rank}.f16", vae)
+    clips = LatentClips(run / f"latents-64-{rank}.f16", vae, night_share=arguments.night_share)
     check = Check(run, vae, tokenizer, scheduler, arguments.check_clips)
     average: float | None = None
     for step in trainer.steps(save_every=arguments.save_every):
@@ -199,7 +219,10 @@ def denoiser_worker(rank: int, workers: int, arguments: argparse.Namespace) -> N
         latents, numbers, captions, scenes = clips.sample(rng, batch, frames, among=among, empty=EMPTY_CAPTIONS)
         with torch.set_grad_enabled(stage.words):
             embeds = parts["text_encoder"](tokenize(tokenizer, captions)).last_hidden_state
-        error = v_error(parts["unet"], scheduler, latents, embeds, draw_timesteps(batch, stage.noisy_share))
+        timesteps = draw_timesteps(batch, stage.noisy_share)
+        error = v_error(parts["unet"], scheduler, latents, embeds, timesteps)
+        if arguments.min_snr:
+            error = error * min_snr_weights(scheduler, timesteps, arguments.min_snr)[:, None, None, None, None]
         weight = 1 + (stage.subject_weight - 1) * subject_cells(scenes, numbers, latents.shape[-1])
         loss = weighted_mean(error, weight)
         average = loss.item() if average is None else 0.98 * average + 0.02 * loss.item()
@@ -253,6 +276,15 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--minutes", type=float, help="end the schedule after this time, if that is sooner")
     parser.add_argument("--batch", type=int, default=12, help="clips of 8 frames a step, or what costs as much")
     parser.add_argument("--lr", type=float, help="highest learning rate; the stage has its own")
+    parser.add_argument(
+        "--frames", type=int, nargs="+", help="frames of the steps' clips in turn; the stage has its own"
+    )
+    parser.add_argument("--noisy-share", type=float, help="share of the clips from the noisiest timesteps")
+    parser.add_argument("--subject-weight", type=float, help="weight of the latent cells that the subject touches")
+    parser.add_argument("--min-snr", type=float, help="weigh timesteps by min-SNR with this gamma (5 is usual)")
+    parser.add_argument(
+        "--night-share", type=int, default=NIGHT_SHARE, help="how often night is drawn; other places once"
+    )
     parser.add_argument("--first-clips", type=int, default=1000, help="how many clips to draw before the first step")
     parser.add_argument("--clips", type=int, default=6000, help="how many clips to draw for each worker at most")
     parser.add_argument("--check-clips", type=int, default=16, help="held-out clips that measure the loss (0: none)")
