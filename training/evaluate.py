@@ -312,7 +312,7 @@ def enlargement_table(results: dict[str, dict[str, dict[str, float]]]) -> list[s
     lines = ["| clips | way | PSNR | SSIM | flicker | all four right |", "|---|---|---|---|---|---|"]
     for kind, ways in results.items():
         for way, row in ways.items():
-            near = "| |" if math.isnan(row["psnr"]) else f"| {row['psnr']:.1f} dB | {row['ssim']:.3f} |"
+            near = "| | |" if math.isnan(row["psnr"]) else f"| {row['psnr']:.1f} dB | {row['ssim']:.3f} |"
             lines.append(f"| {kind} | {way} {near} {row['flicker']:.3f} | {row['right']:.0%} |")
     return lines
 
