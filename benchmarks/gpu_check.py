@@ -27,8 +27,10 @@ def measured(arguments: argparse.Namespace, number: int, frames_to: Path) -> dic
     from t2vcli.engine.guidance import needs_guidance
     from t2vcli.engine.latents import make_generator, noise_state
     from t2vcli.engine.loading import make_scheduler
+    from t2vcli.jobs.around import Around
     from t2vcli.jobs.attempt import Attempts
-    from t2vcli.jobs.prepare import encode_words, load, prepare
+    from t2vcli.jobs.models import Models
+    from t2vcli.jobs.prepare import encode_words, prepare
     from t2vcli.jobs.sample import decoded_frames, denoised_latents
     from t2vcli.jobs.stages import latent_shape
     from t2vcli.plan import candidates
@@ -53,7 +55,7 @@ def measured(arguments: argparse.Namespace, number: int, frames_to: Path) -> dic
         vae_scale=8,
     )[number]
     on_gpu = plan.device.startswith("cuda")
-    attempts = Attempts(load(prepared, Silent()), plan, [], Silent())
+    attempts = Attempts(Models().take(prepared, Silent()), plan, [], Silent())
     if on_gpu:
         torch.cuda.reset_peak_memory_stats(plan.device)
     guided = needs_guidance(request.guidance_scale)
@@ -69,7 +71,7 @@ def measured(arguments: argparse.Namespace, number: int, frames_to: Path) -> dic
     )
     started_s = time.monotonic()
     latents = denoised_latents(
-        attempts, request, embeds=embeds, scheduler=scheduler, state=state, generator=generator, report=Silent()
+        attempts, request, embeds=embeds, scheduler=scheduler, state=state, generator=generator, around=Around()
     )
     if on_gpu:
         torch.cuda.synchronize(plan.device)

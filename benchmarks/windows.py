@@ -31,11 +31,14 @@ from t2vcli.asking.source import Source
 from t2vcli.engine.decode import decode_latents, to_frames
 from t2vcli.engine.latents import encode_video
 from t2vcli.engine.memory import PlacedModel
-from t2vcli.jobs.keep import Keeper
-from t2vcli.jobs.prepare import load, prepare
+from t2vcli.jobs.around import Around
+from t2vcli.jobs.keep import Book, Keeper
+from t2vcli.jobs.models import Models
+from t2vcli.jobs.prepare import prepare
 from t2vcli.jobs.sample import decoded_frames
 from t2vcli.jobs.stages import Made, Origin, from_prompt, from_video
 from t2vcli.presets import load_preset
+from t2vcli.record import RunRecord
 from t2vcli.report import Silent
 from t2vcli.request import AnyRequest, GenerateRequest, UpscaleRequest, build_request
 from t2vcli.sizes import MIB
@@ -79,7 +82,7 @@ class Studio:
         def make() -> Made:
             prepared = prepare(request, preset, frames=request.known_frames + request.frames, report=Silent())
             extended = Source(source, probe(source)) if source else None
-            return from_prompt(request, prepared, kept=_kept(), report=Silent(), extended=extended)
+            return from_prompt(request, prepared, kept=_kept(), around=Around(), extended=extended)
 
         return self._made(request, make, skipped=request.known_frames, of=probe(source).frames if source else None)
 
@@ -93,7 +96,7 @@ class Studio:
 
         def make() -> Made:
             prepared = prepare(request, preset, frames=len(clip), report=Silent())
-            return from_video(request, prepared, lambda: Origin(len(clip), read), kept=_kept(), report=Silent())
+            return from_video(request, prepared, lambda: Origin(len(clip), read), kept=_kept(), around=Around())
 
         return self._made(request, make)
 
@@ -132,7 +135,9 @@ def _request(
 
 
 def _kept() -> Keeper:
-    return Keeper({"notes": []}, 0.0, Silent())  # without a run: it keeps nothing
+    return Keeper(
+        Book(RunRecord(command="generate", identity={"request": {"seed": 0}})), 0.0, Silent()
+    )  # keeps nothing
 
 
 def enlarged(clip: Frame, side: int) -> list[Frame]:
@@ -399,7 +404,7 @@ def vae(studio: Studio) -> Iterator[Row]:
     preset = load_preset("demo")
     seed, scene = studio.scenes[0]
     prepared = prepare(_request(GenerateRequest, preset.name, seed, scene, {}), preset, frames=16, report=Silent())
-    model = load(prepared, Silent()).vae
+    model = Models().take(prepared, Silent()).model.vae
     ways: dict[str, tuple[int | None, Callable[[], None]]] = {
         "whole": (None, model.disable_tiling),
         "strips of 1 MiB": (MIB, model.disable_tiling),

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import platform
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from importlib import metadata
 from typing import Any
@@ -18,33 +18,24 @@ _RECORDED_PACKAGES = ("torch", "diffusers", "transformers", "numpy", "imageio-ff
 
 def build_recipe(
     command: str,
-    request: Request,
+    requests: Sequence[Request],
+    models: Sequence[tuple[ModelFiles, Blocks]],
     *,
-    model: ModelFiles,
-    blocks: Blocks,
     source: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
     """Returns everything that is needed to make the video again, as JSON values.
 
-    The plan and what did not go by it are added when the video is written. `blocks` is how the clip is divided, `source`
-    describes the input video (name, sha256, size, frames and its own recipe).
+    Each request is of a stage, whose model and division `models` has; the second of two is under "upscale". The plan and
+    what did not go by it are added when the video is written. `source` describes the input video (name, sha256, size,
+    frames and its own recipe).
     """
-    recipe: dict[str, Any] = {
-        "format": 1,
-        "command": command,
-        **_stage(request, model, blocks),
-        "versions": versions(),
-    }
+    first, *second = (_stage(request, *model) for request, model in zip(requests, models, strict=True))
+    recipe: dict[str, Any] = {"format": 1, "command": command, **first, "versions": versions()}
     if source is not None:
         recipe["source"] = dict(source)
+    if second:
+        recipe["upscale"] = second[0]
     return recipe
-
-
-def with_second_stage(
-    recipe: Mapping[str, Any], request: Request, *, model: ModelFiles, blocks: Blocks
-) -> dict[str, Any]:
-    """Returns the recipe of a video whose draft, which `recipe` is of, was enlarged in the same go."""
-    return {**recipe, "upscale": _stage(request, model, blocks)}
 
 
 def _stage(request: Request, model: ModelFiles, blocks: Blocks) -> dict[str, Any]:

@@ -54,6 +54,20 @@ class Vocabulary:
 
 
 @dataclass(frozen=True)
+class Adapter:
+    """A file that changes a model when it is loaded (a LoRA, an embedding), known by its content. `scale`: how much."""
+
+    path: Path
+    sha256: str
+    scale: float = 1.0
+
+    @property
+    def described(self) -> dict[str, Any]:
+        """Returns what a recipe and a run's identity keep of it; where it lies has no part in the result."""
+        return {"name": self.path.name, "sha256": self.sha256, "scale": self.scale}
+
+
+@dataclass(frozen=True)
 class ModelFiles:
     """A model's parts on disk. `weights` has the files of each part that has any, `configs` what its config holds.
 
@@ -67,6 +81,7 @@ class ModelFiles:
     variant: str | None
     configs: Mapping[str, Mapping[str, Any]]
     remedy: str = DOWNLOAD_AGAIN
+    adapters: tuple[Adapter, ...] = ()
 
     def config(self, part: str) -> dict[str, Any]:
         """Returns what a part's config.json holds, as it was when the model was found."""

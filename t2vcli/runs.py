@@ -23,20 +23,21 @@ import hashlib
 import json
 import os
 import stat
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
 
 from t2vcli.atomic import confirm_names, write_whole
 from t2vcli.errors import InputError, OutputError
+from t2vcli.record import RunRecord, parsed
+from t2vcli.request import TRAITS
 from t2vcli.strangers import UnreadableError, open_regular, read_json
 
 SUFFIX = ".t2v-run"
 RECORD, STATE, LATENTS, LOCK = "run.json", "state.pt", "latents.pt", "lock"
 DRAFT = "draft-"
 WORK = (STATE, LATENTS, DRAFT + STATE, DRAFT + LATENTS)
-FORMAT = 1
 MAX_RECORD_BYTES = 4 * 2**20
 
 
@@ -50,81 +51,33 @@ def folder_for(output: Path) -> Path:
 
 def deciding_fields(request: Mapping[str, Any]) -> dict[str, Any]:
     """Returns the fields of a request (as JSON values) that decide what is made."""
-    from t2vcli.request import TRAITS
-
     return {key: value for key, value in request.items() if key not in TRAITS or TRAITS[key].decides}
 
 
-def read_record(folder: Path) -> dict[str, Any]:
+def read_record(folder: Path) -> RunRecord:
     """Returns what run.json holds. Raises InputError if the folder is no run folder, or damaged."""
     path = folder / RECORD
     try:
         refuse_strange(folder)
-        record = read_json(path, MAX_RECORD_BYTES, follow_links=False)
+        value = read_json(path, MAX_RECORD_BYTES, follow_links=False)
     except (FileNotFoundError, NotADirectoryError):
         raise InputError(f"{folder} is not the folder of an unfinished run (it has no {RECORD})") from None
     except UnreadableError as error:
         raise InputError(f"{path} cannot be read ({error}), so that its run can only begin anew") from None
     except OSError as error:
         raise InputError(f"{folder} cannot be read ({error.strerror})") from None
-    if record.get("format") != FORMAT or not isinstance(record.get("identity"), dict):
-        raise InputError(f"{path} is not of a run that this t2v can go on with: it can only begin anew")
-    wrong = [name for name, fits in _FIELDS.items() if not fits(record.get(name))]
-    if wrong:
-        raise InputError(f"{path} has a wrong value of {wrong[0]!r}, so that its run can only begin anew")
-    return record
+    return parsed(value, path)
 
 
-def _is_how(value: object) -> bool:
-    return isinstance(value, dict) and not deciding_fields(value)
-
-
-def _is_stage(value: object) -> bool:
-    """Returns whether that is what a record keeps of how a stage went. The plan is looked at where it is used."""
-    return isinstance(value, dict) and _is_plan(value.get("plan")) and _are_notes(value.get("notes"))
-
-
-def _is_plan(value: object) -> bool:
-    return value is None or isinstance(value, dict)
-
-
-def _are_notes(value: object) -> bool:
-    return isinstance(value, list) and all(isinstance(note, str) for note in value)
-
-
-def _is_path(value: object) -> bool:
-    try:
-        return isinstance(value, str) and b"\0" not in os.fsencode(value) and bool(Path(value).name)
-    except UnicodeEncodeError:
-        return False
-
-
-_FIELDS: dict[str, Callable[[Any], bool]] = {
-    "command": lambda value: value in ("generate", "upscale"),
-    "id": lambda value: isinstance(value, str),
-    "how": _is_how,
-    "upscale_how": lambda value: value is None or _is_how(value),
-    "seed_drawn": lambda value: isinstance(value, bool),
-    "offline": lambda value: isinstance(value, bool),
-    "keep_draft": lambda value: value is None or isinstance(value, bool),
-    "output": _is_path,
-    "source": lambda value: value is None or _is_path(value),
-    "plan": _is_plan,
-    "notes": _are_notes,
-    "draft": lambda value: value is None or _is_stage(value),
-}
-"""What the values of a record have to be, beside the identity."""
-
-
-def mark_of(record: Mapping[str, Any], name: str) -> str:
+def mark_of(record: RunRecord, name: str) -> str:
     """Returns what the file `name` of a record's run holds, so that it is not taken for another's.
 
     It changes with what the record asks for. Whether versions, model and device are still the same is asked of them.
     """
-    identity = record["identity"]
-    asked = [requests_in(record), identity.get("source"), identity.get("blocks")]
+    identity = record.identity
+    asked = [record.requests, identity.get("source"), identity.get("blocks")]
     digest = hashlib.sha256(json.dumps(asked, sort_keys=True).encode()).hexdigest()
-    return f"{record['id']} {digest} {name}"
+    return f"{record.id} {digest} {name}"
 
 
 def refuse_strange(folder: Path) -> None:
@@ -175,9 +128,9 @@ class Run:
         except OSError:
             return True
 
-    def begin(self, record: Mapping[str, Any]) -> None:
+    def begin(self, record: RunRecord) -> None:
         """Writes run.json anew. Raises OSError."""
-        self.write(RECORD, lambda file: file.write(json.dumps(record, indent=1).encode()))
+        self.write(RECORD, lambda file: file.write(record.model_dump_json(indent=1).encode()))
         self.began = True
 
     def write(self, name: str, write: Callable[[IO[bytes]], object]) -> None:
@@ -281,13 +234,6 @@ def sweep(folders: Iterable[Path]) -> None:
                 open_run(folder).leave()
 
 
-def requests_in(record: Mapping[str, Any]) -> list[Any]:
-    """Returns the deciding fields of a run's request and of its second stage's, None where there is none."""
-    identity = record["identity"]
-    upscale = identity.get("upscale")
-    return [identity.get("request"), upscale.get("request") if isinstance(upscale, dict) else upscale]
-
-
 @dataclass(frozen=True)
 class Unfinished:
     """An unfinished run that a command can go on with: where its output is to be, and its seed."""
@@ -299,33 +245,29 @@ class Unfinished:
 def find_unfinished(
     folders: Iterable[Path],
     command: str,
-    request: Mapping[str, Any],
+    requests: Sequence[Mapping[str, Any]],
     *,
     any_seed: bool,
     source: Path | None = None,
-    upscale: Mapping[str, Any] | None = None,
 ) -> Unfinished | None:
-    """Returns the first of `folders` that holds an unfinished run of the same request and input video, or None.
+    """Returns the first of `folders` that holds an unfinished run of the same requests and input video, or None.
 
-    `upscale` is the request of its second stage. With `any_seed` (the user gave none) the run's seed may be another, if it was drawn as well: without this, the same
+    With `any_seed` (the user gave none) the run's seed may be another, if it was drawn as well: without this, the same
     command again would draw another and begin anew.
     """
-    wanted = [None if each is None else deciding_fields(each) for each in (request, upscale)]
+    wanted = [deciding_fields(request) for request in requests]
     for folder in folders:
         try:
             record = read_record(folder)
         except InputError:
             continue
-        kept = record["identity"].get("request")
-        if not isinstance(kept, dict) or type(kept.get("seed")) is not int:
-            continue
-        seed = {"seed": kept["seed"]} if any_seed else {}
+        seed = {"seed": record.seed} if any_seed else {}
         if (
-            record.get("command") == command
-            and record.get("source") == (None if source is None else str(source.absolute()))
-            and requests_in(record) == [None if each is None else {**each, **seed} for each in wanted]
-            and (record.get("seed_drawn") is True or not any_seed)
+            record.command == command
+            and record.source == (None if source is None else str(source.absolute()))
+            and record.requests == [{**each, **seed} for each in wanted]
+            and (record.seed_drawn or not any_seed)
             and is_free(folder)
         ):
-            return Unfinished(folder.parent / folder.name.removesuffix(SUFFIX), kept["seed"])
+            return Unfinished(folder.parent / folder.name.removesuffix(SUFFIX), record.seed)
     return None

@@ -1,8 +1,9 @@
 """Stopping between two steps and not in the middle of one: what a first Ctrl-C, SIGTERM or SIGHUP asks for.
 
-The command line's signal handler calls `ask`; a loop that can stop cleanly runs inside `at_next_step` and looks at
-`asked`. Anywhere else, and the second time, the handler interrupts at once, but for the moments of `held_back`. Python
-may swallow what a handler raises (in a destructor, say): so what goes on for long calls `check` now and then.
+A run has a Stop, and looks at it between its steps. The signals of the process ask that of the command at work, which the
+command line gives to its run. Where nothing waits for it, and the second time, a signal interrupts at once, but for the
+moments of `held_back`. Python may swallow what a handler raises (in a destructor, say): so what goes on for long calls
+`check` now and then.
 """
 
 from __future__ import annotations
@@ -11,34 +12,61 @@ import contextlib
 import threading
 from collections.abc import Iterator
 
-_waiting = 0
-_asked: str | None = None
+
+class Stop:
+    """A wish to stop, of one run. Anybody may `ask`: a signal handler, another thread."""
+
+    def __init__(self) -> None:
+        self._asked: str | None = None
+        self._waiting = 0
+
+    def ask(self, signal_name: str = "SIGINT") -> bool:
+        """Returns whether the work will stop by itself at the next step; if not, the caller may interrupt it."""
+        first = self._asked is None
+        self._asked = self._asked or signal_name
+        return self.waited_for and first
+
+    @property
+    def asked(self) -> str | None:
+        """The name of the signal that asked to stop, or None."""
+        return self._asked
+
+    @property
+    def waited_for(self) -> bool:
+        """Whether a loop is at work that looks at `asked` between its steps."""
+        return bool(self._waiting)
+
+    @contextlib.contextmanager
+    def at_next_step(self) -> Iterator[None]:
+        """Says that the block looks at `asked` between its steps."""
+        self._waiting += 1
+        try:
+            yield
+        finally:
+            self._waiting -= 1
+
+
+# What the signals of this process ask to stop. They are the process's own, so this is, too.
+
+_by_signals = Stop()
 _held = 0
 _put_off: KeyboardInterrupt | None = None
 
 
-def ask(signal_name: str) -> bool:
-    """Returns whether the work will stop by itself at the next step; if not, the caller is to interrupt it."""
-    global _asked
-    first = _asked is None
-    _asked = _asked or signal_name
-    return bool(_waiting) and first
-
-
-def asked() -> str | None:
-    """Returns the name of the signal that asked to stop, or None."""
-    return _asked
+def by_signals() -> Stop:
+    """Returns what the signals of this process ask: nothing ever does where no handler was installed."""
+    return _by_signals
 
 
 def forget() -> None:
     """Begins anew, as for the next command in the same process."""
-    global _asked, _put_off
-    _asked = _put_off = None
+    global _by_signals, _put_off
+    _by_signals, _put_off = Stop(), None
 
 
 def check() -> None:
     """Raises KeyboardInterrupt if a signal has asked to stop, and what that raised got lost on its way."""
-    if _asked is not None and not _waiting:
+    if _by_signals.asked is not None and not _by_signals.waited_for:
         raise KeyboardInterrupt
 
 
@@ -68,14 +96,3 @@ def held_back() -> Iterator[None]:
         error, _put_off = _put_off, None
         if error is not None:
             raise error
-
-
-@contextlib.contextmanager
-def at_next_step() -> Iterator[None]:
-    """Says that the block looks at `asked` between its steps."""
-    global _waiting
-    _waiting += 1
-    try:
-        yield
-    finally:
-        _waiting -= 1

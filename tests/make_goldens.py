@@ -25,11 +25,16 @@ import transformers
 from PIL import Image
 from standins import write_standin
 
+from t2vcli.asking.source import Source
+from t2vcli.asking.work import Stage, Work
 from t2vcli.engine.guidance import needs_guidance
 from t2vcli.engine.latents import encode_video, make_generator, noise_state, skipped_steps, video_state
 from t2vcli.engine.loading import Model, make_scheduler
+from t2vcli.engine.memory import PlacedModel
+from t2vcli.jobs.around import Around
 from t2vcli.jobs.attempt import Attempts
-from t2vcli.jobs.prepare import Prepared, encode_words, load, prepare
+from t2vcli.jobs.models import Models
+from t2vcli.jobs.prepare import Prepared, encode_words, prepare
 from t2vcli.jobs.sample import decoded_frames, denoised_latents
 from t2vcli.presets import Preset
 from t2vcli.report import Silent
@@ -100,6 +105,26 @@ def video(frames: int = FRAMES, side: int = SIDE) -> list[np.ndarray]:
         channels = [(x * 8 + 30 * frame) % 256, (y * 8 - 20 * frame) % 256, (x * 3 + y * 5 + 64 * frame) % 256]
         pictures.append(np.stack(channels, axis=-1).astype(np.uint8))
     return pictures
+
+
+def work_of(
+    request: Request,
+    output: Path,
+    *,
+    source: Source | None = None,
+    second: UpscaleRequest | None = None,
+    draft: Path | None = None,
+    taken_up: bool = False,
+) -> Work:
+    """Returns the work that makes these requests, as `work_for` would."""
+    stages = [Stage(each, preset_of(task)) for each, task in ((request, ""), (second, "upscale")) if each is not None]
+    if isinstance(request, GenerateRequest):
+        command, frames, fps = "generate", request.known_frames + request.frames, request.fps
+    else:
+        assert source is not None
+        command, frames, fps = "upscale", source.video.frames, source.video.fps
+    stages[0] = Stage(request, preset_of(command))
+    return Work(command, tuple(stages), frames, fps, output, source=source, draft=draft, taken_up=taken_up)
 
 
 # By diffusers
@@ -191,7 +216,7 @@ def prepared_model(request: Request) -> tuple[Prepared, Model]:
     plan = prepared.plan
     key = (request.model, request.variant, plan.dtype)
     if key not in _models:
-        _models[key] = load(prepared, Silent())
+        _models[key] = Models().take(prepared, Silent()).model
     return prepared, _models[key]
 
 
@@ -201,7 +226,7 @@ _models: dict[tuple[Any, ...], Model] = {}  # loading one takes longer than runn
 def attempts_at(request: Request) -> Attempts:
     """Returns the model of a request under its plan, with nothing to fall back to."""
     prepared, model = prepared_model(request)
-    attempts = Attempts(model, prepared.plan, [], Silent())
+    attempts = Attempts(PlacedModel(model), prepared.plan, [], Silent())
     attempts.placed.place(prepared.plan)
     return attempts
 
@@ -212,7 +237,7 @@ def our_latents(
     frames: Sequence[np.ndarray] | None = None,
     latents: torch.Tensor | None = None,
 ) -> torch.Tensor:
-    """Returns the latents (1, C, F, H, W) that our engine makes: the middle of jobs/generate.py or jobs/upscale.py.
+    """Returns the latents (1, C, F, H, W) that our engine makes: the middle of jobs/run.py.
 
     `latents` stand in for the noise of a text-to-video run. A plain run is made once in a session (see `run_once`).
     """
@@ -263,7 +288,7 @@ def run_once(
         state=state,
         generator=generator,
         blocks=prepared.blocks,
-        report=Silent(),
+        around=Around(),
     )
     attempts.placed.release()
     return latents

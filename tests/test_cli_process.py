@@ -452,8 +452,8 @@ def test_what_was_told_to_ignore_ctrl_c_does(model: Path, place: Path) -> None:
 
 @pytest.mark.parametrize("first", [signal.SIGINT, signal.SIGTERM], ids=lambda number: number.name)
 def test_pressing_again_does_not_interrupt_the_cleaning_up(first: signal.Signals) -> None:
-    stopping.forget()
     boundary._interrupted_s = None
+    stopping.forget()
     with pytest.raises(KeyboardInterrupt):
         boundary._on_signal(first, None)
     boundary._on_signal(signal.SIGINT, None)

@@ -11,7 +11,7 @@ from collections.abc import Callable
 from fractions import Fraction
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import pytest
 import typer
@@ -20,6 +20,7 @@ from commandline import LIMIT_S, environment, sentence, t2v
 
 import t2vcli
 from t2vcli.asking.job import Policy
+from t2vcli.asking.result import Result
 from t2vcli.asking.work import Work
 from t2vcli.cli.main import app
 from t2vcli.errors import EXIT_CODES
@@ -264,10 +265,10 @@ def called(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Called:
     """Returns the function that gives a command's arguments to the job in its place: the request and the rest."""
     got: list[tuple[Any, dict[str, Any]]] = []
 
-    def run(work: Work, policy: Policy, report: Any) -> Any:
+    def run(work: Work, policy: Policy, around: Any) -> Any:
         got.append((work.last, {**vars(work), **vars(policy), "video": work.source and work.source.video}))
         video = SimpleNamespace(frames=1, width=16, height=16, fps=Fraction(8))
-        return SimpleNamespace(path=work.output, video=video, recipe={})
+        return Result(work.output, cast(Any, video), {"request": {"seed": work.seed}})
 
     module = ModuleType("t2vcli.jobs.run")
     setattr(module, "run", run)  # noqa: B010

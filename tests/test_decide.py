@@ -95,7 +95,7 @@ def test_the_plan_that_is_shown_is_the_plan_that_runs(
     device = "cpu" if request.device == "cpu" else "cuda:0"
 
     def run() -> Any:
-        way = preparing.decided(request, preset, files, device=device, frames=frames)
+        way = preparing.decide_here(request, preset, files, device=device, frames=frames)
         return way.blocks, way.plan, way.remarks
 
     def shown() -> Any:

@@ -7,12 +7,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from t2vcli.asking.source import Source
-from t2vcli.jobs.generate import generate
-from t2vcli.jobs.upscale import upscale
-from t2vcli.presets import load_preset
+from t2vcli.asking.job import Job, Policy
+from t2vcli.asking.work import work_for
+from t2vcli.jobs.around import Around
+from t2vcli.jobs.run import run
 from t2vcli.report import Silent
-from t2vcli.request import GenerateRequest, UpscaleRequest, build_request
 from t2vcli.video.reader import probe, read_frames
 from training import world
 from training.detector import ASPECTS, Seen, detect
@@ -29,10 +28,8 @@ class Remembering(Silent):
 
 
 def make(prompt: str, path: Path, *, report: Silent | None = None, **changes: object) -> Path:
-    preset = load_preset("demo")
-    values = {**preset.values_for(GenerateRequest), "preset": "demo", "prompt": prompt, "seed": 1, **changes}
-    request = build_request(GenerateRequest, values)
-    return generate(request, preset, path, report=report or Silent(), overwrite=True).path
+    job = Job.read({"prompt": prompt, "preset": "demo", "seed": 1, "output": path, **changes})
+    return run(work_for(job), Policy(overwrite=True), Around(report=report or Silent())).path
 
 
 def test_the_videos_show_what_their_prompts_say(tmp_path: Path) -> None:
@@ -116,10 +113,9 @@ def test_every_caption_of_the_world_is_known_to_the_vocabulary() -> None:
 
 
 def test_upscale_enlarges_the_clip_and_keeps_what_it_shows(eight: Path, tmp_path: Path) -> None:
-    preset = load_preset("demo-XL")
-    values = {**preset.values_for(UpscaleRequest), "preset": "demo-XL", "seed": 1}
-    request = build_request(UpscaleRequest, {**values, "prompt": "a red ball moving left on the grass"})
-    done = upscale(request, preset, Source.opened(eight), tmp_path / "large.mp4", report=Silent())
+    words = "a red ball moving left on the grass"
+    job = {"command": "upscale", "source": eight, "preset": "demo-XL", "seed": 1, "prompt": words}
+    done = run(work_for(Job.read({**job, "output": tmp_path / "large.mp4"})))
     frames = np.stack(list(read_frames(done.path)))
     assert frames.shape == (8, 128, 128, 3)
     assert done.video.fps == probe(eight).fps

@@ -15,6 +15,7 @@ from commandline import t2v
 from make_goldens import generate_request, preset_of, upscale_request
 from safetensors.torch import load_file, save_file
 from standins import write_standin
+from t2vcli.jobs.generate import generate
 
 import t2vcli.planning.decide as deciding
 from t2vcli import stopping
@@ -23,7 +24,6 @@ from t2vcli.engine.blocks import with_known_frames
 from t2vcli.engine.checkpoint import read_latents, read_state, write_latents, write_state
 from t2vcli.engine.latents import DenoiseState
 from t2vcli.engine.loading import make_scheduler
-from t2vcli.jobs.generate import generate
 from t2vcli.jobs.two_stages import SecondStage
 from t2vcli.models import files_in_folder
 from t2vcli.plan import candidates

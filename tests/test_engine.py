@@ -32,6 +32,7 @@ from t2vcli.engine.loading import Model, check_steps, load_model, load_tokenizer
 from t2vcli.engine.memory import PlacedModel
 from t2vcli.engine.prompt import tokenize
 from t2vcli.errors import NonFiniteError, UsageError
+from t2vcli.jobs.around import Around
 from t2vcli.jobs.attempt import Attempts
 from t2vcli.jobs.prepare import Prepared, encode_words
 from t2vcli.jobs.sample import decoded_frames, denoised_latents
@@ -254,7 +255,7 @@ def test_a_nan_in_the_unet_is_named(model: Model, ms_checkpoint: Path) -> None:
         model.unet.conv_out.bias[0] = math.nan
     scheduler, generator = make_scheduler("ddim", prepared.files), make_generator(0)
     scheduler.set_timesteps(4)
-    attempts = Attempts(model, prepared.plan, [], Silent())
+    attempts = Attempts(PlacedModel(model), prepared.plan, [], Silent())
     attempts.placed.place(prepared.plan)
     embeds = encode_words(attempts.placed, prepared, guided=True, clip_skip=None)
     with pytest.raises(NonFiniteError, match=r"NaN or infinity after step 1 of 4 in fp32"):
@@ -329,7 +330,7 @@ def journal_of(model: Model, homes: dict[str, dict[str, int]]) -> list[tuple[str
 
 def run_under(model: Model, prepared: Prepared, plan: MemoryPlan, request: GenerateRequest) -> torch.Tensor:
     """Returns the latents of a run under `plan`, and checks the frames. The CPU stands in for the device."""
-    attempts = Attempts(model, plan, [], Silent())
+    attempts = Attempts(PlacedModel(model), plan, [], Silent())
     attempts.placed.place(plan)
     embeds = encode_words(attempts.placed, prepared, guided=True, clip_skip=None)
     scheduler, generator = make_scheduler("ddim", prepared.files), make_generator(request.seed)
@@ -341,7 +342,7 @@ def run_under(model: Model, prepared: Prepared, plan: MemoryPlan, request: Gener
         scheduler=scheduler,
         state=start_of("noise", scheduler, generator),
         generator=generator,
-        report=Silent(),
+        around=Around(),
     )
     frames = np.stack(list(decoded_frames(attempts.placed, latents)))
     assert np.array_equal(frames, our_frames(request, latents))

@@ -19,7 +19,7 @@ from t2vcli.engine.memory import keep_in_fp8
 from t2vcli.errors import OutOfMemoryError
 from t2vcli.hardware import free_host_bytes
 from t2vcli.jobs import prepare as preparing
-from t2vcli.jobs.prepare import check_host_memory, decided, host_bytes
+from t2vcli.jobs.prepare import check_host_memory, decide_here, host_bytes
 from t2vcli.models import files_in_folder, find_model
 from t2vcli.sizes import MIB
 
@@ -112,15 +112,15 @@ def test_on_the_cpu_the_plan_is_made_for_the_memory_that_is_free(monkeypatch: py
     values = {**load_preset("demo").values_for(GenerateRequest), "preset": "demo", "seed": 1, "frames": 64}
     request = build_request(GenerateRequest, {**values, "width": 256, "height": 256})
     files = find_model("embedded:demo", revision=None, variant=None)
-    roomy = decided(request, None, files, device="cpu", frames=64).plan
+    roomy = decide_here(request, None, files, device="cpu", frames=64).plan
     assert roomy.level == "fast"
     assert roomy.predicted_bytes is not None
     monkeypatch.setattr(preparing, "free_host_bytes", lambda: roomy.predicted_bytes)
-    tight = decided(request, None, files, device="cpu", frames=64).plan
+    tight = decide_here(request, None, files, device="cpu", frames=64).plan
     assert tight.chunk_bytes is not None
     monkeypatch.setattr(preparing, "free_host_bytes", lambda: 30 * MIB)
     with pytest.raises(OutOfMemoryError, match=r"at the least \(predicted\), and there is 30 MiB of memory free"):
-        decided(request, None, files, device="cpu", frames=64)
+        decide_here(request, None, files, device="cpu", frames=64)
 
 
 def test_the_machine_says_how_much_is_free() -> None:

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 import torch
 from clips import make_clip
-from make_goldens import generate_request, preset_of, upscale_request, video
+from make_goldens import generate_request, upscale_request, video, work_of
 from torch import nn
 from torch.utils.hooks import RemovableHandle
 
@@ -23,10 +23,10 @@ from t2vcli.engine.latents import DenoiseState
 from t2vcli.engine.loading import Model, load_model
 from t2vcli.engine.memory import memory_shortage
 from t2vcli.errors import InputError, OutOfMemoryError
-from t2vcli.jobs import generate as generate_job
-from t2vcli.jobs import prepare as preparing
+from t2vcli.jobs import models as loading
 from t2vcli.jobs import sample, stages
-from t2vcli.jobs import upscale as upscale_job
+from t2vcli.jobs.around import Around
+from t2vcli.jobs.run import run
 from t2vcli.models import ModelFiles
 from t2vcli.report import Silent
 from t2vcli.video.reader import probe, read_metadata
@@ -99,7 +99,7 @@ def shortage(monkeypatch: pytest.MonkeyPatch) -> Iterator[Shortage]:
         made.watch(_MODELS[key])
         return _MODELS[key]
 
-    monkeypatch.setattr(preparing, "load_model", load)
+    monkeypatch.setattr(loading, "load_model", load)
     yield made
     made.forget()
 
@@ -121,7 +121,7 @@ def written(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
 
 def generated(folder: Path, report: Any = None, **changes: Any) -> None:
     request = generate_request(folder, vae_slicing=None, scheduler="dpm++ 2M sde", **changes)
-    generate_job.generate(request, preset_of("generate"), folder / "none.mp4", report=report or Silent())
+    run(work_of(request, folder / "none.mp4"), around=Around(report=report or Silent()))
 
 
 @pytest.fixture(scope="module")
@@ -133,9 +133,7 @@ def clip(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def upscaled(folder: Path, clip: Path, report: Any = None) -> None:
     request = upscale_request(folder, vae_slicing=None, steps=2)
-    upscale_job.upscale(
-        request, preset_of("upscale"), Source.opened(clip), folder / "none.mp4", report=report or Silent()
-    )
+    run(work_of(request, folder / "none.mp4", source=Source.opened(clip)), around=Around(report=report or Silent()))
 
 
 def undisturbed(run: Callable[[], None], written: dict[str, Any], shortage: Shortage, layer: str) -> np.ndarray:
@@ -234,7 +232,7 @@ def test_a_file_is_begun_again_when_decoding_is(ms_checkpoint: Path, shortage: S
     shortage.layer, shortage.at = "decode", {2}
     request = generate_request(ms_checkpoint, vae_slicing=None)
     out = tmp_path / "out.mp4"
-    generate_job.generate(request, preset_of("generate"), out, report=Silent())
+    run(work_of(request, out))
     assert list(tmp_path.iterdir()) == [out]
     assert probe(out).frames == request.frames
     recipe = read_metadata(out)

@@ -26,10 +26,10 @@ from make_goldens import (
     our_frames,
     our_latents,
     prepared_model,
-    preset_of,
     reference,
     upscale_request,
     video,
+    work_of,
 )
 from standins import LAYOUTS, write_standin
 
@@ -37,10 +37,8 @@ from t2vcli.asking.source import Source
 from t2vcli.engine.decode import decode_latents
 from t2vcli.engine.latents import draw_noise, encode_video, make_generator
 from t2vcli.engine.prompt import tokenize
-from t2vcli.jobs import generate as generate_job
 from t2vcli.jobs import sample
-from t2vcli.jobs import upscale as upscale_job
-from t2vcli.report import Silent
+from t2vcli.jobs.run import run
 from t2vcli.schedulers import SCHEDULERS
 from t2vcli.video.reader import read_frames
 
@@ -241,7 +239,7 @@ def written(monkeypatch: pytest.MonkeyPatch) -> list[np.ndarray]:
 
 def test_the_generate_job(written: list[np.ndarray], ms: Pipelines, ms_checkpoint: Path, tmp_path: Path) -> None:
     request = generate_request(ms_checkpoint, scheduler="dpm++ 2M sde", clip_skip=1)
-    generate_job.generate(request, preset_of("generate"), tmp_path / "out.mp4", report=Silent())
+    run(work_of(request, tmp_path / "out.mp4"))
     assert np.array_equal(np.stack(written), to_uint8(reference(ms, request, decoded=True)))
 
 
@@ -261,7 +259,7 @@ def test_the_upscale_job(written: list[np.ndarray], xl: Pipelines, xl_checkpoint
     clip = tmp_path / "in.mp4"
     make_clip(clip, video())
     request = upscale_request(xl_checkpoint, scheduler="euler-a")
-    upscale_job.upscale(request, preset_of("upscale"), Source.opened(clip), tmp_path / "out.mp4", report=Silent())
+    run(work_of(request, tmp_path / "out.mp4", source=Source.opened(clip)))
     theirs = reference(xl, request, frames=list(read_frames(clip)), decoded=True)
     assert np.array_equal(np.stack(written), to_uint8(theirs))
 

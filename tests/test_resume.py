@@ -9,6 +9,7 @@ import os
 import re
 import shutil
 from collections.abc import Callable, Iterator, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,29 +19,32 @@ import torch
 from clips import make_clip
 from commandline import contents, sentence, t2v
 from faults import DiskFaults
-from make_goldens import generate_request, preset_of, upscale_request, video
+from make_goldens import generate_request, preset_of, upscale_request, video, work_of
 from safetensors.torch import load_file, save_file
 
 from t2vcli import runs, stopping
+from t2vcli.asking.job import Policy
 from t2vcli.asking.source import Source
 from t2vcli.cli.progress import PlainReport
 from t2vcli.engine.loading import Model, load_model, load_tokenizer
 from t2vcli.errors import InputError, Interrupted, OutputError
-from t2vcli.jobs import generate as generate_job
+from t2vcli.jobs import models as loading
 from t2vcli.jobs import prepare as preparing
-from t2vcli.jobs import resume as resume_job
 from t2vcli.jobs import sample
-from t2vcli.jobs import upscale as upscale_job
-from t2vcli.jobs.keep import Keeping
+from t2vcli.jobs.around import Around
+from t2vcli.jobs.run import resume
+from t2vcli.jobs.run import run as run_work
 from t2vcli.models import ModelFiles
+from t2vcli.record import HowItWent
 from t2vcli.report import Silent
 from t2vcli.schedulers import SCHEDULERS
+from t2vcli.stopping import Stop
 from t2vcli.video import writer
 from t2vcli.video.formats import format_of
 from t2vcli.video.reader import probe, read_frames, read_metadata
 from t2vcli.video.writer import write_video
 
-EVERY_STEP = Keeping(every_s=0)
+EVERY_STEP = Policy(keep_every_s=0)
 REAL_WRITE = write_video
 
 
@@ -48,6 +52,7 @@ class Listening(Silent):
     """Remembers what is said, and what was advanced in each stage."""
 
     def __init__(self) -> None:
+        self.stop = Stop()  # of the run that it is the report of
         self.lines: list[str] = []
         self.advanced: dict[str, int] = {}
         self.current = ""
@@ -85,7 +90,7 @@ class StoppingAfter(Listening):
     def advance(self, done: int) -> None:
         super().advance(done)
         if self.advanced.get("denoise") == self.steps:
-            stopping.ask("SIGINT")
+            self.stop.ask("SIGINT")
 
 
 class InterruptedIn(Listening):
@@ -117,7 +122,7 @@ def models(monkeypatch: pytest.MonkeyPatch) -> None:
             _TOKENIZERS[folder] = load_tokenizer(files)
         return _TOKENIZERS[folder]
 
-    monkeypatch.setattr(preparing, "load_model", load)
+    monkeypatch.setattr(loading, "load_model", load)
     monkeypatch.setattr(preparing, "load_tokenizer", load_words)
     monkeypatch.setattr(writer, "require_format", lambda path, **options: format_of(path))
     monkeypatch.setattr(
@@ -139,12 +144,6 @@ def _seen(path: Path, changed_ns: int) -> Source:
 
 _MODELS: dict[tuple[Path, torch.dtype], Model] = {}
 _TOKENIZERS: dict[Path, Any] = {}
-
-
-@pytest.fixture(autouse=True)
-def _no_signal_left() -> Iterator[None]:
-    yield
-    stopping.forget()
 
 
 @pytest.fixture(scope="module")
@@ -179,21 +178,19 @@ def job(ms_checkpoint: Path, clip: Path, tmp_path: Path) -> Job:
         task: str = "generate",
         report: Listening | None = None,
         *,
-        keeping: Keeping = EVERY_STEP,
+        policy: Policy = EVERY_STEP,
         overwrite: bool = False,
         model: Path = ms_checkpoint,
         source: Path = clip,
         **changes: Any,
     ) -> None:
-        out, preset = tmp_path / "out.mp4", preset_of(task)
-        options: dict[str, Any] = {"report": report or Listening(), "keeping": keeping, "overwrite": overwrite}
-        stopping.forget()
+        report = report or Listening()
         if task == "generate":
-            generate_job.generate(generate_request(model, **changes), preset, out, **options)
+            work = work_of(generate_request(model, **changes), tmp_path / "out.mp4")
         else:
-            request = upscale_request(model, **changes)
             seen = _seen(source, source.stat().st_mtime_ns)
-            upscale_job.upscale(request, preset, seen, out, **options)
+            work = work_of(upscale_request(model, **changes), tmp_path / "out.mp4", source=seen)
+        run_work(work, replace(policy, overwrite=overwrite), Around(report=report, stop=report.stop))
 
     return run
 
@@ -312,23 +309,23 @@ def test_states_are_kept_as_often_as_asked(
     job()
     assert kept == ["run.json", *["state.pt"] * 3, "latents.pt"]  # after the last step the latents are all
     kept.clear()
-    job(keeping=Keeping(every_s=1e6))
+    job(policy=Policy(keep_every_s=1e6))
     assert kept == ["run.json", "latents.pt"]
     kept.clear()
-    stopped_after(2, job, keeping=Keeping(every_s=1e6))  # a wish to stop is waited for
+    stopped_after(2, job, policy=Policy(keep_every_s=1e6))  # a wish to stop is waited for
     assert kept == ["run.json", "state.pt"]
 
 
 @pytest.mark.usefixtures("models")
 def test_no_resume_keeps_nothing_and_takes_up_nothing(job: Job, written: dict[str, Any], folder: Path) -> None:
-    off = Keeping(enabled=False)
+    off = Policy(keep=False)
     with pytest.raises(Interrupted, match=r"^stopped after step 2 of 4; nothing was written$"):
-        job("generate", StoppingAfter(2), keeping=off)
+        job("generate", StoppingAfter(2), policy=off)
     assert not folder.exists()
     stopped_after(2, job)
     before = contents(folder)
     report = Listening()
-    job("generate", report, keeping=off)
+    job("generate", report, policy=off)
     assert report.advanced["denoise"] == 4
     assert contents(folder) == before
 
@@ -363,7 +360,7 @@ def test_a_run_of_another_version_or_model_is_not_gone_on_with(
     change_record(folder, "identity", *map(str, names), value=value)
     before = contents(folder)
     with pytest.raises(InputError, match="differs in") as caught:  # what was asked for by name is not thrown away
-        resume_job.resume(folder, report=Listening(), keep_every_s=0)
+        resume(folder, EVERY_STEP)
     assert said in str(caught.value)
     assert contents(folder) == before
     report = Listening()
@@ -644,12 +641,13 @@ def test_below_the_plan_kept_there_are_only_lower_ones(job: Job, written: dict[s
     plans = [prepared.plan, *prepared.below]
     assert len(plans) > 2
     for place, plan in enumerate(plans):
-        taken = with_kept_plan(prepared, {"plan": json.loads(json.dumps(plan.as_dict())), "notes": []})
+        kept = HowItWent.model_validate_json(HowItWent(plan=plan).model_dump_json())
+        taken = with_kept_plan(prepared, kept.plan)
         assert (taken.plan, taken.below) == (plan, plans[place + 1 :])
 
 
 def _any_model() -> str:
-    return str(next(iter(_MODELS))[0].parent.parent)
+    return str(next(iter(_MODELS))[0][0].parent.parent)
 
 
 # By command
@@ -677,7 +675,7 @@ def interrupting(monkeypatch: pytest.MonkeyPatch) -> Callable[[str, int], None]:
         if wanted and (report._name, done) == wanted[0]:
             if report._name != "denoise":
                 raise KeyboardInterrupt
-            stopping.ask("SIGINT")
+            stopping.by_signals().ask("SIGINT")
 
     monkeypatch.setattr(PlainReport, "advance", watched)
 
@@ -906,7 +904,7 @@ def spoiling(monkeypatch: pytest.MonkeyPatch, call: int) -> None:
         model.unet.conv_out.register_forward_hook(spoil)
         return model
 
-    monkeypatch.setattr(preparing, "load_model", load)
+    monkeypatch.setattr(loading, "load_model", load)
 
 
 @pytest.mark.parametrize(
@@ -966,7 +964,7 @@ def test_a_vae_at_fault_in_float32_makes_no_video(small: list[str], monkeypatch:
         torch.nn.init.constant_(model.vae.decoder.conv_out.bias, torch.inf)
         return model
 
-    monkeypatch.setattr(preparing, "load_model", load)
+    monkeypatch.setattr(loading, "load_model", load)
     done = t2v(*small, "-o", "out.mp4")
     assert done.code == 9
     assert "frame 1 or one soon after it decodes to NaN or infinity in fp32;" in done.stderr.splitlines()[-1]

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from t2vcli.errors import InputError, OutputError
+from t2vcli.record import RunRecord
 from t2vcli.runs import (
     LATENTS,
     RECORD,
@@ -24,17 +25,15 @@ from t2vcli.runs import (
 )
 
 REQUEST = {"prompt": "x", "seed": 5, "steps": 25, "memory": "auto"}
-RECORD_OF = {
-    "format": 1,
-    "id": "7",
-    "command": "generate",
-    "seed_drawn": True,
-    "offline": False,
-    "how": {},
-    "output": "x-5.mp4",
-    "notes": [],
-    "identity": {"request": deciding_fields(REQUEST), "device": "cpu"},
-}
+RECORD_OF = RunRecord(
+    id="7",
+    command="generate",
+    seed_drawn=True,
+    offline=False,
+    how={},
+    output="x-5.mp4",
+    identity={"request": deciding_fields(REQUEST), "device": "cpu"},
+)
 
 
 def test_a_folder_stands_beside_its_output_whatever_the_names_length(tmp_path: Path) -> None:
@@ -139,18 +138,18 @@ def test_the_same_command_again_finds_its_run(tmp_path: Path) -> None:
     run.begin(RECORD_OF)
     run.write(STATE, lambda file: file.write(b"state"))
     again = {**REQUEST, "seed": 77, "memory": "low"}
-    assert find_unfinished([folder], "generate", again, any_seed=True) is None  # a process is at work on it
+    assert find_unfinished([folder], "generate", [again], any_seed=True) is None  # a process is at work on it
     run.leave()
-    assert find_unfinished([tmp_path, folder], "generate", again, any_seed=True) == found
-    assert find_unfinished([folder], "generate", again, any_seed=False) is None
-    assert find_unfinished([folder], "generate", REQUEST, any_seed=False) == found
-    assert find_unfinished([folder], "upscale", again, any_seed=True) is None
-    assert find_unfinished([folder], "generate", {**again, "steps": 26}, any_seed=True) is None
-    assert find_unfinished([folder], "generate", again, any_seed=True, source=tmp_path / "in.mp4") is None
+    assert find_unfinished([tmp_path, folder], "generate", [again], any_seed=True) == found
+    assert find_unfinished([folder], "generate", [again], any_seed=False) is None
+    assert find_unfinished([folder], "generate", [REQUEST], any_seed=False) == found
+    assert find_unfinished([folder], "upscale", [again], any_seed=True) is None
+    assert find_unfinished([folder], "generate", [{**again, "steps": 26}], any_seed=True) is None
+    assert find_unfinished([folder], "generate", [again], any_seed=True, source=tmp_path / "in.mp4") is None
     run = open_run(folder)
-    run.begin({**RECORD_OF, "seed_drawn": False})
+    run.begin(RECORD_OF.model_copy(update={"seed_drawn": False}))
     run.leave()
-    assert find_unfinished([folder], "generate", again, any_seed=True) is None
+    assert find_unfinished([folder], "generate", [again], any_seed=True) is None
 
 
 def test_what_a_killed_removal_left_is_swept_and_runs_are_not(tmp_path: Path) -> None:

@@ -15,28 +15,27 @@ import pytest
 import torch
 from clips import make_clip
 from commandline import contents, t2v
-from make_goldens import generate_request, preset_of, upscale_request, video
+from make_goldens import generate_request, upscale_request, video, work_of
 from standins import write_standin
 
+import t2vcli.jobs.models as loading
 import t2vcli.jobs.prepare as preparing
 import t2vcli.jobs.two_stages as staging
-from t2vcli import stopping
+from t2vcli.asking.job import Policy
+from t2vcli.asking.result import Result
 from t2vcli.asking.source import Source
 from t2vcli.engine.loading import Model, load_model, load_tokenizer
 from t2vcli.engine.memory import PlacedModel
 from t2vcli.errors import Interrupted, OutputError
-from t2vcli.jobs.generate import generate
-from t2vcli.jobs.keep import Keeping
-from t2vcli.jobs.resume import decode, resume
-from t2vcli.jobs.sample import Result
-from t2vcli.jobs.two_stages import SecondStage
-from t2vcli.jobs.upscale import upscale
+from t2vcli.jobs.around import Around
+from t2vcli.jobs.run import decode, resume, run
 from t2vcli.models import ModelFiles, equal_parts, files_in_folder
 from t2vcli.report import Silent
+from t2vcli.stopping import Stop
 from t2vcli.video.reader import probe, read_frames, read_metadata
 from t2vcli.video.resize import resize_frame, resize_picture
 
-EVERY_STEP = Keeping(every_s=0)
+EVERY_STEP = Policy(keep_every_s=0)
 
 
 @pytest.fixture(scope="module")
@@ -61,7 +60,7 @@ def _loaded_once(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch
         return _MODELS[files.weights["unet"]]
 
     if request.function is not test_equal_parts_are_loaded_once_and_the_first_model_is_gone_by_then:
-        monkeypatch.setattr(preparing, "load_model", load)
+        monkeypatch.setattr(loading, "load_model", load)
 
 
 def frames_of(path: Path) -> np.ndarray:
@@ -83,27 +82,19 @@ Make = Callable[..., Result]
 def make(models: tuple[Path, Path], tmp_path: Path) -> Make:
     """Returns the function that makes a clip in two stages into two.mkv."""
 
-    def run(report: Silent | None = None, *, draft: str | None = None, **changes: Any) -> Result:
-        stopping.forget()
-        second = SecondStage(enlarging(models), preset_of("upscale"), tmp_path / draft if draft else None)
-        return generate(
-            draft_request(models),
-            preset_of("generate"),
-            tmp_path / "two.mkv",
-            second=second,
-            report=report or Silent(),
-            **{"keeping": EVERY_STEP, **changes},
-        )
+    def run_it(report: Listening | None = None, *, draft: str | None = None) -> Result:
+        path = tmp_path / draft if draft else None
+        work = work_of(draft_request(models), tmp_path / "two.mkv", second=enlarging(models), draft=path)
+        return run(work, EVERY_STEP, around(report))
 
-    return run
+    return run_it
 
 
 @pytest.fixture(scope="module")
 def undisturbed(models: tuple[Path, Path], tmp_path_factory: pytest.TempPathFactory) -> np.ndarray:
     """Returns the frames of both stages in one go, of models loaded for it."""
     path = tmp_path_factory.mktemp("undisturbed") / "two.mkv"
-    second = SecondStage(enlarging(models), preset_of("upscale"))
-    generate(draft_request(models), preset_of("generate"), path, second=second, report=Silent())
+    run(work_of(draft_request(models), path, second=enlarging(models)))
     return frames_of(path)
 
 
@@ -112,6 +103,7 @@ class Listening(Silent):
 
     def __init__(self, steps: int | None = None, at: str | None = None) -> None:
         self.steps, self.at = steps, at
+        self.stop = Stop()  # of the run that it is the report of
         self.said: list[str] = []
         self.stages: list[str] = []
         self.done = 0
@@ -126,18 +118,23 @@ class Listening(Silent):
         if self.stages[-1] == "denoise":
             self.done += 1
             if self.done == self.steps:
-                stopping.ask("SIGINT")
+                self.stop.ask("SIGINT")
         elif self.stages[-1] == self.at:
             raise KeyboardInterrupt
+
+
+def around(report: Listening | None = None) -> Around:
+    report = report or Listening()
+    return Around(report=report, stop=report.stop)
 
 
 # Two stages
 
 
 def by_two_commands(models: tuple[Path, Path], folder: Path) -> np.ndarray:
-    generate(draft_request(models), preset_of("generate"), folder / "draft.mkv", report=Silent())
+    run(work_of(draft_request(models), folder / "draft.mkv"))
     draft = Source.opened(folder / "draft.mkv")
-    upscale(enlarging(models), preset_of("upscale"), draft, folder / "large.mkv", report=Silent())
+    run(work_of(enlarging(models), folder / "large.mkv", source=draft))
     return frames_of(folder / "large.mkv")
 
 
@@ -182,7 +179,7 @@ def test_equal_parts_are_loaded_once_and_the_first_model_is_gone_by_then(
         events.append("tokenizer")
         return load_tokenizer(files)
 
-    monkeypatch.setattr(preparing, "load_model", load)
+    monkeypatch.setattr(loading, "load_model", load)
     monkeypatch.setattr(preparing, "load_tokenizer", words)
     monkeypatch.setattr(PlacedModel, "release", released)
     make()
@@ -198,9 +195,8 @@ def test_models_without_a_common_part_make_two_stages_as_well(
     models: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, undisturbed: np.ndarray
 ) -> None:
     monkeypatch.setattr(staging, "equal_parts", lambda one, other: [])
-    second = SecondStage(enlarging(models), preset_of("upscale"))
     path = tmp_path / "apart.mkv"
-    generate(draft_request(models), preset_of("generate"), path, second=second, report=Silent())
+    run(work_of(draft_request(models), path, second=enlarging(models)))
     assert np.array_equal(frames_of(path), undisturbed)
 
 
@@ -219,8 +215,7 @@ def test_a_run_stopped_in_either_stage_ends_in_the_same_frames(
     if way == "same command":
         make(again)
     else:
-        stopping.forget()
-        resume(folder, report=again, keep_every_s=0)
+        resume(folder, EVERY_STEP, around(again))
     assert again.done == 7 - steps  # 4 steps of the draft, 3 of the upscale: none is made twice
     assert any("going on from" in line for line in again.said)
     assert np.array_equal(frames_of(tmp_path / "two.mkv"), undisturbed)
@@ -247,8 +242,7 @@ def test_a_run_killed_between_its_stages_has_its_draft(
 def test_final_latents_decode_by_themselves(make: Make, tmp_path: Path, undisturbed: np.ndarray) -> None:
     with pytest.raises(Interrupted):
         make(Listening(at="decode and write"))
-    stopping.forget()
-    done = decode(tmp_path / "two.mkv.t2v-run", tmp_path / "decoded.mkv", report=Silent())
+    done = decode(tmp_path / "two.mkv.t2v-run", tmp_path / "decoded.mkv")
     assert np.array_equal(frames_of(tmp_path / "decoded.mkv"), undisturbed)
     assert done.recipe["upscale"]["request"]["strength"] == 0.6
 
@@ -264,7 +258,7 @@ def test_both_recipes_and_the_draft_are_kept(make: Make, tmp_path: Path, models:
     assert second["request"] == enlarging(models).model_dump(mode="json")
     assert recipe["plan"] == draft["plan"]
     assert second["plan"]
-    generate(draft_request(models), preset_of("generate"), tmp_path / "alone.mkv", report=Silent())
+    run(work_of(draft_request(models), tmp_path / "alone.mkv"))
     assert np.array_equal(frames_of(tmp_path / "two-draft.mkv"), frames_of(tmp_path / "alone.mkv"))
 
 
@@ -298,11 +292,11 @@ def clip(tmp_path_factory: pytest.TempPathFactory) -> Source:
     return Source(path, probe(path))
 
 
-def extend(models: tuple[Path, Path], clip: Source, output: Path, **options: Any) -> Result:
-    changes = options.pop("changes", {})
+def extend(
+    models: tuple[Path, Path], clip: Source, output: Path, report: Listening | None = None, **changes: Any
+) -> Result:
     request = draft_request(models, context=2, frames=3, fps=Fraction(24000, 1001), **changes)
-    stopping.forget()
-    return generate(request, preset_of("generate"), output, extended=clip, **{"report": Silent(), **options})
+    return run(work_of(request, output, source=clip), EVERY_STEP, around(report))
 
 
 def test_a_clip_goes_on_after_its_own_frames(models: tuple[Path, Path], clip: Source, tmp_path: Path) -> None:
@@ -312,7 +306,7 @@ def test_a_clip_goes_on_after_its_own_frames(models: tuple[Path, Path], clip: So
     assert np.array_equal(frames[: clip.video.frames], frames_of(clip.path))
     assert done.recipe["source"]["name"] == "in.mp4"
     other = replace(clip, video=clip.video)
-    extend(models, other, tmp_path / "other.mkv", changes={"seed": 99})
+    extend(models, other, tmp_path / "other.mkv", seed=99)
     assert not np.array_equal(frames_of(tmp_path / "other.mkv")[-3:], frames[-3:])
 
 
@@ -321,9 +315,8 @@ def test_an_interrupted_clip_goes_on_all_the_same(models: tuple[Path, Path], cli
     for number, steps in enumerate((1, 3)):
         path = tmp_path / f"on{number}.mkv"
         with pytest.raises(Interrupted):
-            extend(models, clip, path, report=Listening(steps), keeping=EVERY_STEP)
-        stopping.forget()
-        resume(path.with_name(path.name + ".t2v-run"), report=Silent(), keep_every_s=0)
+            extend(models, clip, path, Listening(steps))
+        resume(path.with_name(path.name + ".t2v-run"), EVERY_STEP)
         assert np.array_equal(frames_of(path), frames_of(tmp_path / "whole.mkv"))
 
 

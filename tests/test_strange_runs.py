@@ -6,7 +6,6 @@ import copy
 import json
 import os
 import shutil
-import stat
 import zipfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -60,7 +59,7 @@ def stopped(model: Path, monkeypatch: pytest.MonkeyPatch, at: tuple[str, int]) -
         if (report._name, done) == at:
             if report._name != "denoise":
                 raise KeyboardInterrupt
-            stopping.ask("SIGINT")
+            stopping.by_signals().ask("SIGINT")
 
     with monkeypatch.context() as patch:
         patch.setattr(PlainReport, "advance", watched)
@@ -289,7 +288,7 @@ def test_a_record_with_a_wrong_value_is_refused_or_makes_the_same_video(
     kept: dict[str, Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Every value of it in turn; what does not decide anything, such as a note, may be what it likes."""
-    from t2vcli.jobs import resume as jobs
+    from t2vcli.jobs import run as jobs
 
     reached = []
 
@@ -332,12 +331,13 @@ def test_a_plan_that_the_request_cannot_have_is_refused(name: str, kept: dict[st
 
 
 def test_the_place_of_a_draft_is_beside_the_output_whatever_the_record_says(tmp_path: Path) -> None:
-    from t2vcli.jobs.resume import second_stage_in
+    from t2vcli.asking.unfinished import unfinished
+    from t2vcli.record import parsed
 
     request = {"preset": "p", "model": "m", "prompt": "x", "width": 32, "height": 32, "steps": 4, "seed": 1}
-    upscale = {"request": {**request, "guidance_scale": 1.0, "scheduler": "ddim", "strength": 0.5}}
-    record = {"identity": {"upscale": upscale}, "upscale_how": {}, "keep_draft": True}
-    second = second_stage_in(RUN, record, tmp_path / "moved" / "out.mp4")
-    assert second is not None
-    assert second.draft == tmp_path / "moved" / "out-draft.mp4"
-    assert stat.S_ISDIR(os.lstat(tmp_path).st_mode)
+    request |= {"guidance_scale": 1.0, "scheduler": "ddim"}
+    identity = {"request": {**request, "frames": 2, "fps": "8"}, "upscale": {"request": {**request, "strength": 0.5}}}
+    kept = {"format": 1, "id": "", "command": "generate", "identity": identity, "how": {}, "upscale_how": {}}
+    kept |= {"seed_drawn": False, "offline": False, "output": "/elsewhere/o.mp4", "keep_draft": True}
+    work = unfinished(RUN, parsed(kept, RUN / "run.json"), output=tmp_path / "moved" / "out.mp4")
+    assert work.draft == tmp_path / "moved" / "out-draft.mp4"

@@ -14,8 +14,8 @@ import numpy as np
 import pytest
 import torch
 from commandline import ROOT
-
 from t2vcli.jobs.generate import generate
+
 from t2vcli.presets import load_preset
 from t2vcli.report import Silent
 from t2vcli.request import GenerateRequest, build_request

@@ -7,44 +7,30 @@ from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from t2vcli import runs
-from t2vcli.asking.source import Source
 from t2vcli.asking.work import Work
 from t2vcli.errors import InputError
 from t2vcli.metadata import versions
-from t2vcli.request import Request
-from t2vcli.video.formats import place_of
 from t2vcli.video.reader import VideoInfo, probe, read_metadata
 
 Made = tuple[VideoInfo, dict[str, Any]]
 """What a video is, and its recipe."""
 
 
-def finished(
-    output: Path, command: str, requests: Sequence[Request | None], *, source: Source | str | None, any_seed: bool
-) -> Made | None:
-    """Returns what is at `output` if that is the whole video of the very same requests, input and versions, else None.
+def finished(work: Work) -> Made | None:
+    """Returns what is at the work's output if that is its whole video, by this very version, else None.
 
-    `requests` are that of the command and that of the second stage, None where there is none. With `any_seed` (the user
-    gave none) its seed may be another. `source` is the input video, or its sha256. Raises InputError if it cannot be read.
+    Where nobody gave the seed it may have another. Raises InputError if the input video cannot be read.
     """
-    made = _made(place_of(output))
-    if made is None:
+    made = _made(work.target)
+    if made is None or made[1].get("versions") != versions() or not work.made(made[1]):
         return None
-    recipe = made[1]
-    wanted = [None if each is None else runs.deciding_fields(each.model_dump(mode="json")) for each in requests]
-    found = requests_of(recipe)
-    if any_seed:
-        found, wanted = ([each and {**each, "seed": None} for each in both] for both in (found, wanted))
-    if found != wanted or recipe.get("command") != command or recipe.get("versions") != versions():
-        return None
-    sha256 = source.described["sha256"] if isinstance(source, Source) else source
-    return made if _sha256(recipe.get("source")) == sha256 else None
+    return made
 
 
 def done_already(work: Work) -> Work:
@@ -52,8 +38,7 @@ def done_already(work: Work) -> Work:
 
     The process that made it may have been stopped before it could say so.
     """
-    requests = [*(stage.request for stage in work.stages), None][:2]
-    made = finished(work.output, work.command, requests, source=work.source, any_seed=work.seed_drawn)
+    made = finished(work)
     return work if made is None else replace(work.with_seed(seed_of(made[1])), taken_up=True)
 
 
@@ -72,13 +57,6 @@ def finished_beside(folder: Path) -> tuple[Path, VideoInfo, dict[str, Any]] | No
     return None if made is None else (place, *made)
 
 
-def requests_of(recipe: Mapping[str, Any]) -> list[Any]:
-    """Returns the deciding fields of the requests in a recipe, as `runs.requests_in` does of a record."""
-    upscale = recipe.get("upscale")
-    made = [recipe.get("request"), upscale.get("request") if isinstance(upscale, dict) else None]
-    return [runs.deciding_fields(each) if isinstance(each, dict) else None for each in made]
-
-
 def seed_of(recipe: Mapping[str, Any]) -> int:
     """Returns the seed in a recipe, 0 if it has none."""
     request = recipe.get("request")
@@ -95,7 +73,3 @@ def _made(place: Path) -> Made | None:
         return None if recipe is None or not isinstance(recipe.get("request"), dict) else (probe(place), recipe)
     except InputError:
         return None
-
-
-def _sha256(source: object) -> object:
-    return source.get("sha256") if isinstance(source, Mapping) else None

@@ -41,14 +41,12 @@ def named(work: Work, job: Job, *, take_up: bool) -> Work:
 def find_unfinished(work: Work, folders: list[Path]) -> runs.Unfinished | None:
     """Returns the unfinished run of the same work in `folders`, if there is one; what killed runs left there is swept."""
     runs.sweep(folders)
-    first, *others = (stage.request.model_dump(mode="json") for stage in work.stages)
     return runs.find_unfinished(
         folders,
         work.command,
-        first,
+        [stage.request.model_dump(mode="json") for stage in work.stages],
         any_seed=work.seed_drawn,
         source=work.source.path if work.source else None,
-        upscale=others[0] if others else None,
     )
 
 

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from fractions import Fraction
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from t2vcli import runs
-from t2vcli.asking.job import Job
+from t2vcli.asking.job import Command, Job
 from t2vcli.request import Request
 from t2vcli.windows import blocks_for
 
@@ -46,7 +47,7 @@ class Work:
     `seed_drawn` and `output_chosen` say that nobody gave them; `taken_up`, that they are an unfinished run's.
     """
 
-    command: str
+    command: Command
     stages: tuple[Stage, ...]
     frames: int
     fps: Fraction
@@ -90,10 +91,28 @@ class Work:
         return runs.folder_for(self.target)
 
     @property
-    def deciding_fields(self) -> list[Any]:
-        """Returns what decides the result, as `runs.requests_in` does of a record."""
-        found: list[Any] = [runs.deciding_fields(stage.request.model_dump(mode="json")) for stage in self.stages]
-        return [*found, None][:2]
+    def deciding_fields(self) -> list[dict[str, Any]]:
+        """Returns what decides the result, of each stage."""
+        return [runs.deciding_fields(stage.request.model_dump(mode="json")) for stage in self.stages]
+
+    def made(self, recipe: Mapping[str, Any]) -> bool:
+        """Returns whether a video with this recipe is of this very work: its requests, and its input by content.
+
+        Where nobody gave the seed it may be another.
+        """
+        upscale = recipe.get("upscale")
+        requests = [recipe.get("request"), *([upscale.get("request")] if isinstance(upscale, dict) else [])]
+        found = [runs.deciding_fields(each) if isinstance(each, dict) else {} for each in requests]
+        source = recipe.get("source")
+        sha256 = source.get("sha256") if isinstance(source, Mapping) else None
+        if recipe.get("command") != self.command or not self.made_by(found):
+            return False
+        return sha256 == (None if self.source is None else self.source.described["sha256"])
+
+    def made_by(self, deciding: Sequence[Mapping[str, Any]]) -> bool:
+        """Returns whether requests with these deciding fields are the work's, but for a seed that nobody gave."""
+        seed = {"seed": None} if self.seed_drawn else {}
+        return [{**each, **seed} for each in deciding] == [{**each, **seed} for each in self.deciding_fields]
 
     def with_seed(self, seed: int) -> Work:
         """Returns the same work with another seed, the same in every stage."""

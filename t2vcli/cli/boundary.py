@@ -53,7 +53,7 @@ _interrupted_s: float | None = None
 def _on_signal(number: int, frame: FrameType | None) -> None:
     """Stops at the next step where there are steps, and at once elsewhere and the second time."""
     global _interrupted_s
-    if stopping.ask(signal.Signals(number).name):
+    if stopping.by_signals().ask(signal.Signals(number).name):
         with contextlib.suppress(OSError):  # not by a stream: the signal may have come in the middle of a write
             os.write(2, b"\nt2v: stopping after this step; once more stops at once\n")
         return
@@ -125,7 +125,7 @@ def _ending() -> Iterator[None]:
     except T2VError as error:
         _leave(str(error), error.exit_code)
     except KeyboardInterrupt as error:
-        name = stopping.asked() or ("SIGTERM" if isinstance(error, _Terminated) else "SIGINT")
+        name = stopping.by_signals().asked or ("SIGTERM" if isinstance(error, _Terminated) else "SIGINT")
         stopped = Interrupted(HOW_IT_STOPPED[name], signal_name=name)
         _leave(str(stopped), stopped.exit_code)
     except _TyperUsageError as error:

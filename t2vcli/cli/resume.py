@@ -11,11 +11,10 @@ from t2vcli.cli import options as opt
 from t2vcli.cli.running import show_run
 from t2vcli.errors import InputError
 from t2vcli.paths import expanded
-from t2vcli.runs import read_record
 
 if TYPE_CHECKING:
-    from t2vcli.jobs.sample import Result
-    from t2vcli.report import Report
+    from t2vcli.asking.result import Result
+    from t2vcli.jobs.around import Around
 
 RunArg = Annotated[
     Path,
@@ -41,46 +40,47 @@ def resume(
 
     The same command again does the same. The folder is removed when the video is complete and verified.
     """
-    seed = seed_in(run)
+    from t2vcli.asking.job import Policy
 
-    def job(report: Report) -> Result:
-        from t2vcli.jobs.resume import resume as go_on
+    _check(run)
 
-        return go_on(run, report=report, overwrite=overwrite, offline=offline, keep_every_s=keep_every)
+    def make(around: Around) -> Result:
+        from t2vcli.jobs.run import resume as go_on
 
-    show_run(job, quiet=quiet, as_json=as_json, seed=seed)
+        return go_on(run, Policy(overwrite=overwrite, offline=offline, keep_every_s=keep_every), around)
+
+    show_run(make, quiet=quiet, as_json=as_json)
 
 
 def decode(
     run: RunArg,
-    output: opt.OutputOpt = None,
     offline: opt.OfflineOpt = False,
+    output: opt.OutputOpt = None,
     overwrite: opt.OverwriteOpt = False,
     quiet: opt.QuietOpt = False,
     as_json: opt.JsonOpt = False,
     debug: opt.DebugOpt = False,
 ) -> None:
     """Make the video of an unfinished run from its final latents alone; the folder stays."""
-    seed = seed_in(run)
+    from t2vcli.asking.job import Policy
 
-    def job(report: Report) -> Result:
-        from t2vcli.jobs.resume import decode as make
+    _check(run)
 
-        return make(run, output, report=report, overwrite=overwrite, offline=offline)
+    def make(around: Around) -> Result:
+        from t2vcli.jobs.run import decode as from_latents
 
-    show_run(job, quiet=quiet, as_json=as_json, seed=seed)
+        return from_latents(run, output, Policy(overwrite=overwrite, offline=offline), around)
+
+    show_run(make, quiet=quiet, as_json=as_json)
 
 
-def seed_in(run: Path) -> int:
-    """Returns the run's seed, 0 if its record has none (the job will refuse it). Raises InputError for other folders."""
+def _check(run: Path) -> None:
+    """Raises InputError for what is no run, before torch is imported."""
+    from t2vcli.asking.finished import finished_beside
+    from t2vcli.runs import read_record
+
     try:
-        request = read_record(run)["identity"].get("request")
+        read_record(run)
     except InputError:
-        from t2vcli.asking.finished import finished_beside, seed_of
-
-        made = finished_beside(run)
-        if made is None:
+        if finished_beside(run) is None:
             raise
-        return seed_of(made[2])
-    seed = request.get("seed") if isinstance(request, dict) else None
-    return seed if type(seed) is int else 0

@@ -6,13 +6,15 @@ import time
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
+from t2vcli import stopping
 from t2vcli.cli.console import result_json, result_path, say
-from t2vcli.cli.progress import Report, choose_report, clock
+from t2vcli.cli.progress import choose_report, clock
 from t2vcli.report import counted
 
 if TYPE_CHECKING:
     from t2vcli.asking.job import Job, Policy
-    from t2vcli.jobs.sample import Result
+    from t2vcli.asking.result import Result
+    from t2vcli.jobs.around import Around
 
 
 def run_and_report(job: Job, policy: Policy, *, quiet: bool, as_json: bool) -> None:
@@ -28,41 +30,32 @@ def run_and_report(job: Job, policy: Policy, *, quiet: bool, as_json: bool) -> N
     # that is gone on with may only have to be cleared away, or its draft be written already.
     check_place(work, overwrite=policy.overwrite or work.taken_up)
 
-    def make(report: Report) -> Result:
+    def make(around: Around) -> Result:
         from t2vcli.jobs.run import run
 
-        return run(work, policy, report)
+        return run(work, policy, around)
 
-    show_run(make, quiet=quiet, as_json=as_json, seed=work.seed)
+    show_run(make, quiet=quiet, as_json=as_json)
 
 
-def show_run(make: Callable[[Report], Result], *, quiet: bool, as_json: bool, seed: int) -> None:
+def show_run(make: Callable[[Around], Result], *, quiet: bool, as_json: bool) -> None:
     """Makes something under a progress display, and prints the result: the file, or the folder of its pictures."""
     from t2vcli.video.formats import place_of
 
     started_s = time.monotonic()
     with choose_report(quiet=quiet) as report:
         report.stage("start")  # importing torch takes seconds
-        done = make(report)
+        from t2vcli.jobs.around import Around
+
+        done = make(Around(report=report, stop=stopping.by_signals()))
     elapsed_s = time.monotonic() - started_s
     video = done.video
     if not quiet:
         say(
             f"{counted(video.frames, 'frame')} of {video.width}x{video.height} at {float(video.fps):g} fps,"
-            f" seed {seed}, in {clock(elapsed_s)}"
+            f" seed {done.seed}, in {clock(elapsed_s)}"
         )
     if as_json:
-        result_json(
-            {
-                "path": str(place_of(done.path)),
-                "seed": seed,
-                "frames": video.frames,
-                "width": video.width,
-                "height": video.height,
-                "fps": str(video.fps),
-                "elapsed_s": round(elapsed_s, 3),
-                "recipe": dict(done.recipe),
-            }
-        )
+        result_json({**done.written(), "elapsed_s": round(elapsed_s, 3)})
     else:
         result_path(place_of(done.path))

@@ -81,7 +81,8 @@ def why_no_cuda() -> str:
 def free_device_bytes(device: str) -> int | None:
     """Returns how much of the device's memory is free now (a CUDA context then counts as used), None if it cannot say."""
     if device.startswith("cuda"):
-        return int(torch.cuda.mem_get_info(device)[0])
+        kept_for_reuse = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+        return int(torch.cuda.mem_get_info(device)[0]) + kept_for_reuse
     if device == "mps":
         return int(torch.mps.recommended_max_memory() - torch.mps.driver_allocated_memory())
     return None

@@ -8,7 +8,6 @@ from typing import TypeVar
 
 import torch
 
-from t2vcli.engine.loading import Model
 from t2vcli.engine.memory import PlacedModel, memory_shortage
 from t2vcli.errors import NonFiniteError, OutOfMemoryError
 from t2vcli.plan import MemoryPlan
@@ -25,9 +24,9 @@ class Attempts:
     """
 
     def __init__(
-        self, model: Model, plan: MemoryPlan, below: list[MemoryPlan], report: Report, notes: Sequence[str] = ()
+        self, placed: PlacedModel, plan: MemoryPlan, below: list[MemoryPlan], report: Report, notes: Sequence[str] = ()
     ) -> None:
-        self.placed = PlacedModel(model)
+        self.placed = placed
         self.plan = plan
         self.below = list(below)
         self.report = report

@@ -13,7 +13,7 @@ from t2vcli.engine.latents import DenoiseState, make_generator, noise_state, ski
 from t2vcli.engine.loading import make_scheduler, vae_scale
 from t2vcli.errors import InputError
 from t2vcli.jobs.prepare import Prepared
-from t2vcli.request import GenerateRequest, Request, UpscaleRequest
+from t2vcli.request import Request, UpscaleRequest
 
 _STATE_TENSORS = 16
 """A state holds fewer tensors as large as the latents: the schedulers remember up to five predictions."""
@@ -80,11 +80,3 @@ class Expected:
             lambda latents, timestep: torch.zeros_like(latents), scheduler, state, generator, eta=request.eta
         )
         return next(state for state in states if state.next_step == step)
-
-
-def frames_of(request: Request, source_frames: int | None) -> int:
-    """Returns how many frames the latents of a request have: an upscale's are its input's."""
-    if isinstance(request, GenerateRequest):
-        return request.known_frames + request.frames
-    assert source_frames is not None
-    return source_frames

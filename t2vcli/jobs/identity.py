@@ -32,7 +32,9 @@ def model_identity(files: ModelFiles, report: Report) -> dict[str, Any]:
             digests[name] = sha256(path, on_read=say)
         except OSError as error:
             raise ModelError(f"{path} cannot be read ({error.strerror}); {files.remedy}") from None
-    return {"source": files.source, "revision": files.revision, "variant": files.variant, "sha256": digests}
+    adapters = {"adapters": [adapter.described for adapter in files.adapters]} if files.adapters else {}
+    named = {"source": files.source, "revision": files.revision, "variant": files.variant}
+    return {**named, "sha256": digests, **adapters}
 
 
 def _deciding_files(files: ModelFiles) -> dict[str, Path]:

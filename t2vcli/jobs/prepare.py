@@ -3,18 +3,15 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
 from dataclasses import dataclass
-from types import MappingProxyType
 
 import torch
-from torch import nn
 from transformers import CLIPTokenizer
 
 from t2vcli.engine.device import DTYPES, choose_device, free_device_bytes, has_nvidia_driver, why_no_cuda
 from t2vcli.engine.guidance import needs_guidance
-from t2vcli.engine.loading import Model, check_steps, load_model, load_tokenizer, reading, schedule_remark, vae_scale
-from t2vcli.engine.memory import PlacedModel, keep_in_fp8
+from t2vcli.engine.loading import check_steps, load_tokenizer, reading, schedule_remark, vae_scale
+from t2vcli.engine.memory import PlacedModel
 from t2vcli.engine.prompt import Tokens, encode_prompt, tokenize
 from t2vcli.errors import OutOfMemoryError, UsageError
 from t2vcli.forecast import architecture_of, table_forecast, weight_bytes
@@ -43,10 +40,16 @@ class Prepared:
     tokenizer: CLIPTokenizer
     prompt: Tokens
     negative_prompt: Tokens
+    remarks: tuple[str, ...] = ()  # on how it is divided
 
     @property
     def dtype(self) -> torch.dtype:
         return DTYPES[self.plan.dtype]
+
+    @property
+    def decision(self) -> Decision:
+        """Returns how it runs, for others that are to run in the same way."""
+        return Decision(self.blocks, self.plan, tuple(self.below), self.remarks)
 
 
 def prepare(
@@ -59,12 +62,13 @@ def prepare(
     offline: bool = False,
     divided: Blocks | None = None,
     first: Prepared | None = None,
+    decided: Decision | None = None,
 ) -> Prepared:
     """Returns the checked request's files, plan and tokens. Raises a T2VError before any weight is read.
 
     `preset` is what the request was made from, if it was made from one just now: for warnings, the download's size and
     the windows. `frames` is the clip's length; `divided`, how an earlier process has divided it; `first`, the first of
-    two stages, whose tokenizer may be the same.
+    two stages, whose tokenizer may be the same; `decided`, how it runs, where that was decided for this device before.
     """
     report.stage("find")
     device = choose_device(request.device)
@@ -84,7 +88,11 @@ def prepare(
     check_steps(request.scheduler, files, request.steps)
     if off := schedule_remark(request.scheduler, files):
         report.warn(off)
-    way = decided(request, preset, files, device=device, frames=frames, divided=divided)
+    way = decided
+    if way is None or way.plan.device != device:
+        way = decide_here(
+            request, preset, files, device=device, frames=frames, divided=divided or (way.blocks if way else None)
+        )
     for remark in way.remarks:
         report.warn(remark)
     report.say("; ".join([way.plan.summary(), *way.plan.reasons]))
@@ -103,10 +111,10 @@ def prepare(
     prompt = _checked_tokens(files, tokenizer, request.prompt, "prompt", report, strict)
     negative = _checked_tokens(files, tokenizer, request.negative_prompt, "negative prompt", report, strict)
     _say_unknown_words(files, request.prompt, report)
-    return Prepared(files, way.plan, list(way.below), way.blocks, tokenizer, prompt, negative)
+    return Prepared(files, way.plan, list(way.below), way.blocks, tokenizer, prompt, negative, way.remarks)
 
 
-def decided(
+def decide_here(
     request: Request,
     preset: Preset | None,
     files: ModelFiles,
@@ -202,15 +210,6 @@ def _say_unknown_words(files: ModelFiles, prompt: str, report: Report) -> None:
     if unknown:
         names = ", ".join(dict.fromkeys(unknown))
         report.warn(f"the demo model does not know: {names}; it knows {vocabulary.summary}")
-
-
-def load(prepared: Prepared, report: Report, shared: Mapping[str, nn.Module] = MappingProxyType({})) -> Model:
-    """Returns the model, in host memory. The parts in `shared` are loaded already."""
-    report.stage("load")
-    model = load_model(prepared.files, prepared.dtype, shared)
-    if prepared.plan.weights == "fp8":
-        keep_in_fp8(model.unet)
-    return model
 
 
 def encode_words(placed: PlacedModel, prepared: Prepared, *, guided: bool, clip_skip: int | None) -> torch.Tensor:

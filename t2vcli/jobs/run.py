@@ -1,45 +1,238 @@
-"""A work, done."""
+"""The one story: a work becomes a video. One stage or two, from a prompt, after a clip or from one, begun or taken up."""
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
+import numpy as np
+
+from t2vcli import runs
+from t2vcli.asking.finished import finished_beside
 from t2vcli.asking.job import Policy
-from t2vcli.asking.work import Work
-from t2vcli.jobs.generate import generate
-from t2vcli.jobs.keep import Keeping
-from t2vcli.jobs.sample import Result
-from t2vcli.jobs.two_stages import SecondStage
-from t2vcli.jobs.upscale import upscale
-from t2vcli.report import Report
-from t2vcli.request import GenerateRequest, UpscaleRequest
+from t2vcli.asking.result import Result
+from t2vcli.asking.unfinished import of_the_record, unfinished
+from t2vcli.asking.values import changed
+from t2vcli.asking.work import Work, check_place
+from t2vcli.engine.device import DTYPES, choose_device
+from t2vcli.engine.memory import PlacedModel
+from t2vcli.errors import DeviceError, InputError
+from t2vcli.jobs.around import Around
+from t2vcli.jobs.keep import (
+    Book,
+    Keeper,
+    expected_of,
+    finished_before,
+    identity_of,
+    keeper,
+    kept_record,
+    with_kept_plan,
+)
+from t2vcli.jobs.prepare import Prepared, prepare
+from t2vcli.jobs.sample import write_video
+from t2vcli.jobs.stages import Made, Origin, from_prompt, from_video
+from t2vcli.jobs.two_stages import in_two_stages
+from t2vcli.metadata import build_recipe
+from t2vcli.record import RunRecord
+from t2vcli.request import AnyRequest, GenerateRequest, UpscaleRequest
+from t2vcli.video.ffmpeg import shown
+from t2vcli.video.formats import format_of
 
 
-def run(work: Work, policy: Policy, report: Report) -> Result:
-    """Makes the video of a work. Raises a T2VError, with nothing written."""
-    for remark in work.remarks:
-        report.say(remark)
-    first = work.stages[0]
-    options: dict[str, Any] = {
-        "report": report,
-        "overwrite": policy.overwrite,
-        "strict": policy.strict,
-        "offline": policy.offline,
-        "keeping": Keeping(
-            enabled=policy.keep,
-            every_s=policy.keep_every_s,
-            seed_drawn=work.seed_drawn,
-            only_same=policy.only_same,
-            offline=policy.offline,
-        ),
-    }
-    if isinstance(first.request, UpscaleRequest):
-        assert work.source is not None
-        return upscale(first.request, first.preset, work.source, work.output, **options)
-    assert isinstance(first.request, GenerateRequest)
-    second = None
+def run(
+    work: Work, policy: Policy | None = None, around: Around | None = None, *, claim: runs.Run | None = None
+) -> Result:
+    """Makes the video of a work. Raises a T2VError, with nothing written.
+
+    `claim` is the run's folder, where it is opened already.
+    """
+    policy, around = policy or Policy(), around or Around()
+    report = around.report
+    with _opened(work, policy, claim) as (folder, problem):
+        # 1. Everything that can be wrong without the model
+        before = finished_before(work, folder, policy, report)
+        if before is not None:
+            return Result(work.output, *before)
+        record = kept_record(work, policy)
+        check_place(work, overwrite=policy.overwrite, draft=record is None)
+        if problem is not None:
+            report.warn(f"the run cannot be kept{problem}")
+        for remark in work.remarks:
+            report.say(remark)
+
+        # 2. The models' files, what of the requests depends on them, and what an earlier process has left of this run
+        prepared = prepared_stages(work, policy, around, record)
+        with keeper(work, prepared, folder, policy, around) as kept:
+            result = _made_and_written(work, prepared, policy, around, kept)
+            kept.finished()
+    return result
+
+
+def resume(folder: Path, policy: Policy | None = None, around: Around | None = None) -> Result:
+    """Goes on with the run in `folder`, to the output beside it. Raises a T2VError, with the run as it was.
+
+    Nothing is downloaded if the policy says so, or if the run was begun so.
+    """
+    policy, around = policy or Policy(), around or Around()
+    try:
+        record = runs.read_record(folder)
+    except InputError:
+        made = finished_beside(folder)  # and stopped when the record was removed already
+        if made is None:
+            raise
+        runs.sweep([folder])
+        around.report.say(f"{shown(made[0])} is complete already")
+        return Result(*made)
+    work = unfinished(folder, record)
+    policy = replace(policy, only_same=True, offline=policy.offline or record.offline)
+    with of_the_record(folder):
+        return run(work, policy, around)
+
+
+def decode(
+    folder: Path, output: Path | None = None, policy: Policy | None = None, around: Around | None = None
+) -> Result:
+    """Makes the video from the final latents in `folder`, and leaves the folder as it is.
+
+    What has changed since they were made (another version, another machine) is said and noted in the recipe. A device
+    that is not here is not needed: any can decode.
+    """
+    policy, around = policy or Policy(), around or Around()
+    record = runs.read_record(folder)
+    policy = replace(policy, offline=policy.offline or record.offline)
+    work = replace(unfinished(folder, record, output=output), draft=None)
+    work = replace(work, stages=tuple(replace(each, request=_on_what_is_here(each.request)) for each in work.stages))
+    file = folder / runs.LATENTS
+    if not file.exists():
+        raise InputError(
+            f"{shown(folder)} holds no final latents yet: its steps are not all done; use t2v resume first"
+        )
+    check_place(work, overwrite=policy.overwrite)
+    with of_the_record(folder):
+        prepared = prepared_stages(work, policy, around, record)
+    stages = expected_of(work, prepared)
+    dtype = DTYPES.get(str(record.stages[-1].get("dtype")), stages[-1].dtype)
+    latents = replace(stages[-1], dtype=dtype).latents(file, runs.mark_of(record, runs.LATENTS))
+    differing = runs.differences(record.identity, identity_of(work, prepared, around.report))
+    if differing:
+        line = f"the latents were made with other {', '.join(differing)}"
+        around.report.warn(line)
+        record = record.model_copy(update={"notes": (*record.notes, line)})
+    kept = Keeper(Book(record), stages, policy, around.report, number=len(prepared) - 1, given=latents)
+    return _made_and_written(work, prepared, policy, around, kept)
+
+
+def _on_what_is_here(request: AnyRequest) -> AnyRequest:
+    """Returns the request for a device of this machine, where it has none of those asked for."""
+    try:
+        choose_device(request.device)
+    except DeviceError:
+        return changed(request, device="auto")
+    return request
+
+
+@contextlib.contextmanager
+def _opened(work: Work, policy: Policy, claim: runs.Run | None) -> Iterator[tuple[runs.Run | None, str | None]]:
+    """Gives the folder of the run for the time of the block, which no other process then works in.
+
+    None if nothing is to be kept; None and why not, where that cannot be. Raises OutputError if
+    another process is at work in it.
+    """
+    folder, problem = claim, None
+    if folder is None and policy.keep:
+        try:
+            folder = runs.open_run(work.folder)
+        except InputError as error:  # a stranger's
+            if policy.only_same:
+                raise
+            problem = f", and goes on without: {error}"
+        except OSError as error:
+            problem = f" in {shown(work.folder)} ({error.strerror}), and goes on without"
+    try:
+        yield folder, problem
+    finally:
+        if folder is not None:
+            folder.leave()
+
+
+def prepared_stages(work: Work, policy: Policy, around: Around, record: RunRecord | None = None) -> list[Prepared]:
+    """Returns what is known of each stage before a weight is read. `record` is of an unfinished run of the same."""
+    divided = record.divided if record else []
+    prepared: list[Prepared] = []
+    for number, stage in enumerate(work.stages):
+        request = stage.request
+        if number:
+            around.report.say(f"then enlarged by {request.preset} to {request.width}x{request.height}:")
+        prepared.append(
+            prepare(
+                request,
+                stage.preset,
+                frames=work.frames,
+                report=around.report,
+                strict=policy.strict,
+                offline=policy.offline,
+                divided=divided[number] if number < len(divided) else None,
+                first=prepared[0] if prepared else None,
+                decided=stage.decided,
+            )
+        )
+    return prepared
+
+
+def decided(work: Work, policy: Policy | None = None, around: Around | None = None) -> Work:
+    """Returns the work with how each of its stages runs here: for all works of a group, or for another process."""
+    prepared = prepared_stages(work, policy or Policy(), around or Around())
+    stages = tuple(replace(stage, decided=each.decision) for stage, each in zip(work.stages, prepared, strict=True))
+    return replace(work, stages=stages)
+
+
+def _made_and_written(work: Work, prepared: Sequence[Prepared], policy: Policy, around: Around, kept: Keeper) -> Result:
+    """Returns the video, made by stages that each go on from what is kept of them."""
+    recipe = build_recipe(
+        work.command,
+        [stage.request for stage in work.stages],
+        [(each.files, each.blocks) for each in prepared],
+        source=None if work.source is None else work.source.described,
+    )
+    last = with_kept_plan(prepared[-1], kept.went.plan)
+    first = work.first
+    draft_went: dict[str, Any] = {}
     if len(work.stages) > 1:
-        last = work.stages[1]
-        assert isinstance(last.request, UpscaleRequest)
-        second = SecondStage(last.request, last.preset, work.draft)
-    return generate(first.request, first.preset, work.output, extended=work.source, second=second, **options)
+        made, draft_went = in_two_stages(work, [prepared[0], last], recipe, kept, policy, around)
+    elif isinstance(first, UpscaleRequest):
+        made = _from_source(first, last, work, kept, around)
+    else:
+        assert isinstance(first, GenerateRequest)
+        made = from_prompt(first, last, kept=kept, around=around, extended=work.source)
+
+    # 5. Latents to a video
+    known = first.known_frames if isinstance(first, GenerateRequest) else 0
+    along = None
+    if work.source is not None and not work.extends:
+        along = work.source.along(format_of(work.output))
+    return write_video(
+        work.output,
+        made.latents[:, :, known:],
+        made.attempts,
+        work.last,
+        fps=work.fps,
+        recipe={**recipe, **draft_went},
+        stage="upscale" if len(work.stages) > 1 else None,
+        overwrite=policy.overwrite,
+        report=around.report,
+        along=along,
+        before=work.source if work.extends else None,
+    )
+
+
+def _from_source(request: UpscaleRequest, prepared: Prepared, work: Work, kept: Keeper, around: Around) -> Made:
+    source = work.source
+    assert source is not None
+
+    def read(placed: PlacedModel) -> Iterator[np.ndarray]:
+        return source.frames(width=request.width, height=request.height)
+
+    return from_video(request, prepared, lambda: Origin(source.video.frames, read), kept=kept, around=around)

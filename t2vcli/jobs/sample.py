@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
 from typing import Any, NoReturn
@@ -12,7 +11,7 @@ from typing import Any, NoReturn
 import numpy as np
 import torch
 
-from t2vcli import stopping
+from t2vcli.asking.result import Result
 from t2vcli.asking.source import Source
 from t2vcli.engine.blocks import blocks_per_step, in_blocks, spread_noise, with_known_frames
 from t2vcli.engine.checkpoint import KeptState
@@ -24,26 +23,17 @@ from t2vcli.engine.latents import DenoiseState, draw_noise, draw_noise_per_frame
 from t2vcli.engine.loading import make_scheduler
 from t2vcli.engine.memory import PlacedModel
 from t2vcli.errors import Interrupted
+from t2vcli.jobs.around import Around, Seen
 from t2vcli.jobs.attempt import Attempts
 from t2vcli.jobs.keep import Keeper
 from t2vcli.jobs.prepare import Prepared, encode_words
 from t2vcli.metadata import comment_for
+from t2vcli.record import HowItWent
 from t2vcli.report import Report
 from t2vcli.request import Request, UpscaleRequest
 from t2vcli.video.along import Along
-from t2vcli.video.reader import VideoInfo
 from t2vcli.video.writer import write_video as write_file
 from t2vcli.windows import UNDIVIDED, Blocks
-
-
-@dataclass(frozen=True)
-class Result:
-    """A finished video: where it is, what it is, and how it was made."""
-
-    path: Path
-    video: VideoInfo
-    recipe: Mapping[str, Any]
-
 
 FirstState = Callable[[Any, torch.Generator], DenoiseState]
 """(the scheduler with its timesteps, the generator) -> the state that a run begins with"""
@@ -56,7 +46,7 @@ def made_latents(
     first_state: FirstState,
     *,
     kept: Keeper,
-    report: Report,
+    around: Around,
     state: KeptState | None = None,
     frames_to_encode: int | None = None,
     known: torch.Tensor | None = None,
@@ -66,7 +56,7 @@ def made_latents(
     `known` are the latents of its first frames, where those are given.
     """
     # 3. Words to conditioning, and what the command begins with
-    report.stage("encode", frames_to_encode)
+    around.report.stage("encode", frames_to_encode)
     embeds = attempts.run(
         "encoding the prompt",
         lambda placed: encode_words(
@@ -89,7 +79,7 @@ def made_latents(
         generator=generator,
         blocks=prepared.blocks,
         known=known,
-        report=report,
+        around=around,
         kept=kept,
     )
 
@@ -117,15 +107,17 @@ def denoised_latents(
     scheduler: Any,
     state: DenoiseState,
     generator: torch.Generator,
-    report: Report,
+    around: Around,
     blocks: Blocks = UNDIVIDED,
     known: torch.Tensor | None = None,
     kept: Keeper | None = None,
 ) -> torch.Tensor:
     """Returns the latents (1, C, F, H, W) after the last step. A step that runs out of memory is done again in less.
 
-    Asked to stop, it does so after the step at hand: Interrupted, with the state kept.
+    Whoever watches sees the state after each. Asked to stop, it does so after the step at hand: Interrupted, with the
+    state kept.
     """
+    report = around.report
     first, latest, timesteps = state.next_step, state, scheduler.timesteps
     steps, shape = len(timesteps), state.latents.shape
     del state  # as large as the clip is long
@@ -171,20 +163,21 @@ def denoised_latents(
                 is_last = after.next_step == steps  # of which the latents are kept, and no state
                 was_due = kept is not None and not is_last and kept.keep(after, attempts)
                 report.advance(done)
-                if stopping.asked() is not None and not is_last:
+                around.watch(Seen(after, steps, request))
+                if around.stop.asked is not None and not is_last:
                     if kept is not None and not was_due:
                         kept.keep(after, attempts, now=True)
                     stop(after.next_step)
 
     def stop(step: int) -> NoReturn:
         way_on = kept.way_on() if kept is not None else "nothing was written"
-        raise Interrupted(f"stopped after step {step} of {steps}; {way_on}", signal_name=stopping.asked() or "SIGINT")
+        raise Interrupted(f"stopped after step {step} of {steps}; {way_on}", signal_name=around.stop.asked or "SIGINT")
 
-    with stopping.at_next_step():
+    with around.stop.at_next_step():
         attempts.run("denoising", work)
         if kept is not None:
             kept.keep_latents(latest.latents, attempts)
-        if stopping.asked() is not None:
+        if around.stop.asked is not None:
             stop(steps)
     return latest.latents
 
@@ -201,10 +194,7 @@ def decoded_frames(placed: PlacedModel, latents: torch.Tensor) -> Iterator[np.nd
 
 def how_it_went(attempts: Attempts) -> dict[str, Any]:
     """Returns what a stage's part of the recipe tells of its plan, and of what did not go by it."""
-    how: dict[str, Any] = {"plan": attempts.plan.as_dict()}
-    if attempts.notes:
-        how["notes"] = list(attempts.notes)
-    return how
+    return HowItWent(plan=attempts.plan, notes=tuple(attempts.notes)).told()
 
 
 def write_video(

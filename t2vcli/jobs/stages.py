@@ -14,9 +14,10 @@ from t2vcli.asking.source import Source
 from t2vcli.engine.latents import DenoiseState, encode_video, noise_state, skipped_steps, video_state
 from t2vcli.engine.loading import Model
 from t2vcli.engine.memory import PlacedModel
+from t2vcli.jobs.around import Around
 from t2vcli.jobs.attempt import Attempts
 from t2vcli.jobs.keep import Keeper
-from t2vcli.jobs.prepare import Prepared, load
+from t2vcli.jobs.prepare import Prepared
 from t2vcli.jobs.sample import first_noise, made_latents
 from t2vcli.report import Report
 from t2vcli.request import GenerateRequest, UpscaleRequest
@@ -37,11 +38,12 @@ def latent_shape(model: Model, request: GenerateRequest) -> tuple[int, int, int,
 
 
 def from_prompt(
-    request: GenerateRequest, prepared: Prepared, *, kept: Keeper, report: Report, extended: Source | None = None
+    request: GenerateRequest, prepared: Prepared, *, kept: Keeper, around: Around, extended: Source | None = None
 ) -> Made:
     """Returns the latents of a clip from a prompt, whose first frames are the last of `extended`, if that is given."""
-    latents = kept.latents()
-    attempts = Attempts(load(prepared, report), prepared.plan, prepared.below, report, kept.notes)
+    report, latents = around.report, kept.latents()
+    placed = around.models.take(prepared, report)
+    attempts = Attempts(placed, prepared.plan, prepared.below, report, kept.notes)
     if latents is not None:
         return Made(latents, attempts)
     state = kept.state()
@@ -65,7 +67,7 @@ def from_prompt(
 
         return attempts.run("drawing the noise", draw, generator=generator)
 
-    latents = made_latents(attempts, prepared, request, noise, state=state, known=known, kept=kept, report=report)
+    latents = made_latents(attempts, prepared, request, noise, state=state, known=known, kept=kept, around=around)
     return Made(latents, attempts)
 
 
@@ -93,14 +95,15 @@ class Origin:
 
 
 def from_video(
-    request: UpscaleRequest, prepared: Prepared, begin: Callable[[], Origin], *, kept: Keeper, report: Report
+    request: UpscaleRequest, prepared: Prepared, begin: Callable[[], Origin], *, kept: Keeper, around: Around
 ) -> Made:
     """Returns the latents of a clip made anew from other frames. `begin` is called, if it is, before anything is loaded."""
-    latents = kept.latents()
+    report, latents = around.report, kept.latents()
     state = kept.state() if latents is None else None
     origin = begin() if latents is None and state is None else None
     shared = origin.shared if origin else {}
-    attempts = Attempts(load(prepared, report, shared), prepared.plan, prepared.below, report, kept.notes)
+    placed = around.models.take(prepared, report, shared)
+    attempts = Attempts(placed, prepared.plan, prepared.below, report, kept.notes)
     if latents is not None:
         return Made(latents, attempts)
 
@@ -137,7 +140,7 @@ def from_video(
         noisy,
         state=state,
         kept=kept,
-        report=report,
+        around=around,
         frames_to_encode=origin.count if origin else None,
     )
     return Made(latents, attempts)

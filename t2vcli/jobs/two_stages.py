@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import gc
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,31 +13,24 @@ import numpy as np
 import torch
 from diffusers import AutoencoderKL
 
+from t2vcli.asking.job import Policy
+from t2vcli.asking.work import Work
 from t2vcli.engine.decode import decode_latents
 from t2vcli.engine.memory import PlacedModel, cast, lent
 from t2vcli.errors import InputError, NonFiniteError
+from t2vcli.jobs.around import Around
 from t2vcli.jobs.keep import Keeper, with_kept_plan
 from t2vcli.jobs.prepare import Prepared
 from t2vcli.jobs.sample import how_it_went, write_video
 from t2vcli.jobs.stages import Made, Origin, ReadFrames, from_prompt, from_video
 from t2vcli.models import equal_parts
 from t2vcli.plan import MemoryPlan
-from t2vcli.presets import Preset
 from t2vcli.report import Report
-from t2vcli.request import GenerateRequest, Request, UpscaleRequest
+from t2vcli.request import GenerateRequest, UpscaleRequest
 from t2vcli.video.ffmpeg import shown
 from t2vcli.video.formats import place_of
 from t2vcli.video.reader import read_metadata
 from t2vcli.video.resize import resize_picture
-
-
-@dataclass(frozen=True)
-class SecondStage:
-    """The upscale of a draft, and where the draft is kept as a video of its own, if it is."""
-
-    request: UpscaleRequest
-    preset: Preset | None
-    draft: Path | None = None
 
 
 @dataclass(frozen=True)
@@ -71,8 +64,12 @@ class Draft:
             if self.shared or self.vae.dtype == torch.float32:
                 raise
             report.warn(f"{str(error).partition(';')[0]}; the latents are sound, so the VAE is run in fp32")
+            kept = self.vae.dtype
             cast(self.vae, torch.float32)  # while nothing of it is lent, which would come back in the type before
-            yield from self._decode(self.latents[:, :, done:], plan)
+            try:
+                yield from self._decode(self.latents[:, :, done:], plan)
+            finally:
+                cast(self.vae, kept)  # exact: the values are those of the narrower type
 
     def _decode(self, latents: torch.Tensor, plan: MemoryPlan) -> Iterator[torch.Tensor]:
         own = lent(self.vae, plan.device) if not self.shared and plan.device != "cpu" else contextlib.nullcontext()
@@ -83,32 +80,31 @@ class Draft:
 
 
 def in_two_stages(
-    first: tuple[GenerateRequest, Prepared],
-    second: tuple[UpscaleRequest, Prepared],
+    work: Work,
+    prepared: Sequence[Prepared],
     recipe: Mapping[str, Any],
-    *,
-    draft_path: Path | None,
     kept: Keeper,
-    report: Report,
-    overwrite: bool,
+    policy: Policy,
+    around: Around,
 ) -> tuple[Made, dict[str, Any]]:
-    """Returns the second stage's latents and model, and the recipe with what became of the first stage.
+    """Returns the second stage's latents and model, and what its recipe tells of the first stage.
 
-    With `draft_path` the first stage is also written as a video of its own.
+    Where the work keeps its draft, the first stage is also written as a video of its own.
     """
-    request, prepared = first
-    upscale, enlarging = second
-    told = {**recipe, **{key: value for key, value in kept.draft.how_it_went.items() if value}}
+    request, upscale, report = work.first, work.last, around.report
+    assert isinstance(request, GenerateRequest)
+    assert isinstance(upscale, UpscaleRequest)
+    told = kept.draft.went.told()
 
     def begin() -> Origin:
         own = kept.draft
-        made = from_prompt(request, with_kept_plan(prepared, own.how_it_went), kept=own, report=report)
+        made = from_prompt(request, with_kept_plan(prepared[0], own.went.plan), kept=own, around=around)
         told.update(how_it_went(made.attempts))
-        if draft_path is not None:
-            _write_draft(draft_path, made, request, recipe, report=report, overwrite=overwrite)
+        if work.draft is not None:
+            _write_draft(work.draft, made, request, recipe, policy, report)
         made.attempts.placed.release()
         model = made.attempts.placed.model
-        shared = {name: getattr(model, name) for name in parts_in_common(first, second)}
+        shared = {name: getattr(model, name) for name in parts_in_common(work, prepared)}
         draft = Draft(made.latents, model.vae, shared="vae" in shared)
         report.say(
             f"second stage; of the first model stays: {', '.join(shared) or 'the VAE until its frames are read'}"
@@ -121,25 +117,24 @@ def in_two_stages(
             shared,
         )
 
-    made = from_video(upscale, with_kept_plan(enlarging, kept.how_it_went), begin, kept=kept, report=report)
-    return made, told
+    return from_video(upscale, prepared[1], begin, kept=kept, around=around), told
 
 
-def parts_in_common(first: tuple[Request, Prepared], second: tuple[Request, Prepared]) -> list[str]:
-    """Returns the parts with weights that two models have in common, by content, if both use them in the same way."""
-    plans = first[1].plan, second[1].plan
-    if plans[0].dtype != plans[1].dtype or {request.weights for request, _ in (first, second)} != {"full"}:
+def parts_in_common(work: Work, prepared: Sequence[Prepared]) -> list[str]:
+    """Returns the parts with weights that the stages' models have in common, by content, if all use them in the same way."""
+    first, second = prepared
+    if first.plan.dtype != second.plan.dtype or {stage.request.weights for stage in work.stages} != {"full"}:
         return []
-    return equal_parts(first[1].files, second[1].files)
+    return equal_parts(first.files, second.files)
 
 
 def _write_draft(
-    path: Path, made: Made, request: GenerateRequest, recipe: Mapping[str, Any], *, report: Report, overwrite: bool
+    path: Path, made: Made, request: GenerateRequest, recipe: Mapping[str, Any], policy: Policy, report: Report
 ) -> None:
     """Writes the draft's own video, unless an earlier process of this run has done so."""
     own = {key: value for key, value in recipe.items() if key != "upscale"}
     place = place_of(path)
-    if place.exists() and not overwrite:
+    if place.exists() and not policy.overwrite:
         with contextlib.suppress(InputError):
             if (read_metadata(place) or {}).get("request") == own["request"]:
                 return
@@ -150,7 +145,7 @@ def _write_draft(
         request,
         fps=request.fps,
         recipe=own,
-        overwrite=overwrite,
+        overwrite=policy.overwrite,
         report=report,
     )
     report.say(f"the draft is {shown(place_of(done.path))}")

@@ -1,0 +1,78 @@
+"""Models that stay loaded from one run to the next."""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Mapping
+from pathlib import Path
+from types import MappingProxyType
+from typing import TYPE_CHECKING
+
+from torch import nn
+
+from t2vcli.engine.loading import load_model
+from t2vcli.engine.memory import PlacedModel, keep_in_fp8
+from t2vcli.report import Report
+
+if TYPE_CHECKING:
+    from t2vcli.jobs.prepare import Prepared
+
+Key = tuple[object, ...]
+NOTHING: Mapping[str, nn.Module] = MappingProxyType({})
+
+
+class Models:
+    """The models that the last runs used, at most `most` of them, in host memory or where a run left them.
+
+    Kept is the PlacedModel, since only it knows which of its weights are lent to a device. One run at a time: taking a
+    model gives the device back of all others, whose weights it may share.
+    """
+
+    def __init__(self, most: int = 0) -> None:
+        self.most = most
+        self._kept: OrderedDict[Key, PlacedModel] = OrderedDict()
+
+    def take(self, prepared: Prepared, report: Report, shared: Mapping[str, nn.Module] = NOTHING) -> PlacedModel:
+        """Returns the model of a prepared stage, loaded if it is not kept. The parts in `shared` are loaded already."""
+        key = key_of(prepared)
+        found = self._kept.pop(key, None)
+        for other in self._kept.values():
+            other.release()
+        if found is None:
+            while self._kept and len(self._kept) >= self.most:  # before loading: both may be more than the host holds
+                self._kept.popitem(last=False)
+            report.stage("load")
+            model = load_model(prepared.files, prepared.dtype, shared)
+            if prepared.plan.weights == "fp8":
+                keep_in_fp8(model.unet)
+            found = PlacedModel(model)
+        if self.most > 0:
+            self._kept[key] = found
+        return found
+
+    def release(self) -> None:
+        """Gives the devices back; the models stay, on the host."""
+        for placed in self._kept.values():
+            placed.release()
+
+    def clear(self) -> None:
+        """Lets go of every model."""
+        self.release()
+        self._kept.clear()
+
+    def __len__(self) -> int:
+        return len(self._kept)
+
+
+def key_of(prepared: Prepared) -> Key:
+    """Returns what tells one loaded model from another: its files, and how they are loaded."""
+    files = prepared.files
+    stamps = tuple(_stamp(path) for _, paths in sorted(files.weights.items()) for path in paths)
+    adapters = tuple((adapter.sha256, adapter.scale) for adapter in files.adapters)
+    how = prepared.plan.dtype, prepared.plan.weights
+    return (files.source, files.revision, files.variant, stamps, adapters, *how)
+
+
+def _stamp(path: Path) -> tuple[str, int, int]:
+    stat = path.stat()
+    return str(path), stat.st_size, stat.st_mtime_ns
