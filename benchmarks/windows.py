@@ -27,6 +27,7 @@ from diffusers import AutoencoderKL
 from PIL import Image
 from scipy import ndimage
 
+from t2vcli.asking.job import Policy
 from t2vcli.asking.source import Source
 from t2vcli.engine.decode import decode_latents, to_frames
 from t2vcli.engine.latents import encode_video
@@ -135,9 +136,10 @@ def _request(
 
 
 def _kept() -> Keeper:
-    return Keeper(
-        Book(RunRecord(command="generate", identity={"request": {"seed": 0}})), 0.0, Silent()
-    )  # keeps nothing
+    record = RunRecord(
+        id="", command="generate", identity={}, how={}, seed_drawn=False, offline=True, output="none.mp4"
+    )
+    return Keeper(Book(record), [], Policy(), Silent())  # without a run: it keeps nothing
 
 
 def enlarged(clip: Frame, side: int) -> list[Frame]:

@@ -8,6 +8,8 @@ T2VError                 1   a bug, or anything not foreseen below
 ├── DeviceError          6   no usable device
 ├── OutOfMemoryError     7   the device's memory did not suffice
 ├── OutputError          8   the video could not be encoded or written, or a disk is full
+│   ├── ExistsError     10   the output is there already, and --overwrite was not given
+│   └── BusyError        8   another t2v is making the very same output right now
 ├── NonFiniteError       9   the result holds NaN or infinity
 └── Interrupted    130/143   stopped by Ctrl-C (130), SIGTERM or SIGHUP (143)
 """
@@ -25,6 +27,7 @@ EXIT_CODES: dict[int, str] = {
     7: "out of memory",
     8: "output: encoding failed, disk full, or the path cannot be written",
     9: "non-finite result: the model produced NaN or infinity",
+    10: "exists: the output is there already (--overwrite replaces it)",
     130: "interrupted by Ctrl-C",
     143: "terminated by SIGTERM or SIGHUP",
 }
@@ -62,6 +65,14 @@ class OutOfMemoryError(T2VError):
 
 class OutputError(T2VError):
     exit_code = 8
+
+
+class ExistsError(OutputError):
+    exit_code = 10
+
+
+class BusyError(OutputError):
+    """Another process is at work on the same output: later it may be there, or free."""
 
 
 class NonFiniteError(T2VError):

@@ -29,7 +29,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from t2vcli.atomic import confirm_names, write_whole
-from t2vcli.errors import InputError, OutputError
+from t2vcli.errors import BusyError, InputError
 from t2vcli.record import RunRecord, parsed
 from t2vcli.request import TRAITS
 from t2vcli.strangers import UnreadableError, open_regular, read_json
@@ -183,7 +183,7 @@ class Run:
 def open_run(folder: Path) -> Run:
     """Returns the run folder, made if it is not there, and locked.
 
-    Raises OutputError if another process is at work in it, InputError if it is a stranger's, and OSError if it cannot be
+    Raises BusyError if another process is at work in it, InputError if it is a stranger's, and OSError if it cannot be
     made.
     """
     while True:
@@ -197,7 +197,7 @@ def open_run(folder: Path) -> Run:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             lock.close()
-            raise OutputError(
+            raise BusyError(
                 f"another t2v is making {folder.name.removesuffix(SUFFIX)} right now; wait for it, or choose another -o"
             ) from None
         except OSError as error:
@@ -226,11 +226,23 @@ def is_free(folder: Path) -> bool:
     return True
 
 
+def is_taken(folder: Path) -> bool:
+    """Returns whether a process is surely at work in a run folder."""
+    try:
+        with open_regular(folder / LOCK, follow_links=False) as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    except (OSError, UnreadableError):
+        return False
+    return False
+
+
 def sweep(folders: Iterable[Path]) -> None:
     """Removes those of `folders` that hold no run and that no process is at work in: one was killed in there."""
     for folder in folders:
         if folder.is_dir() and not (folder / RECORD).exists():
-            with contextlib.suppress(OSError, OutputError, InputError):
+            with contextlib.suppress(OSError, BusyError, InputError):
                 open_run(folder).leave()
 
 

@@ -296,8 +296,7 @@ def drawn(count: int, seed: int) -> list[tuple[Kill, float]]:
 
 def run(count: int, seed: int, folder: Path) -> list[Kill]:
     """Returns what came of `count` kills."""
-    import t2vcli.jobs.generate
-    import t2vcli.jobs.upscale  # noqa: F401 - so that forked processes need not
+    import t2vcli.jobs.run  # noqa: F401 - so that forked processes need not
 
     to_come = drawn(count, seed)
     references = {}

@@ -151,20 +151,20 @@ CASES = [
     Case(8, ("generate", "x", "-o", "missing/new.mp4"), ("missing", "mkdir")),
     Case(8, ("generate", "x", "-o", "/proc/new.mp4"), ("/proc/new.mp4", "cannot be written")),
     Case(8, ("generate", "x", "-o", "text.txt/new.mp4"), ("text.txt is not a folder",)),
-    Case(8, ("generate", "x", "-o", "old.mp4"), ("old.mp4", "--overwrite")),
+    Case(10, ("generate", "x", "-o", "old.mp4"), ("old.mp4", "--overwrite")),
     Case(8, ("generate", "x", "-o", "folder.mp4", "--overwrite"), ("folder.mp4 is a folder",)),
     Case(8, ("generate", "x", "-o", "n" * 252 + ".mp4"), ("too long",)),
     *(
         Case(8, ("generate", "x", "-o", name), (name, "mp4"))
         for name in ("new.avi", "new.avi", "new", ".mp4", "new.mp4.part")
     ),
-    upscale(8, "-o", "old.mp4", words=("old.mp4", "--overwrite")),
+    upscale(10, "-o", "old.mp4", words=("old.mp4", "--overwrite")),
     Case(8, ("upscale", "n" * 248 + ".mp4", "--prompt", "x", "--scale", "2"), ("too long",)),
     Case(2, ("upscale", "in.mp4", "-o", "in.mp4", "--overwrite"), ("in.mp4 is the input itself",)),
     Case(2, ("upscale", "in.mp4", "-o", "link.mp4", "--overwrite"), ("link.mp4 is the input itself",)),
     Case(2, ("upscale", "in.mp4", "-o", "hard.mp4", "--overwrite"), ("hard.mp4 is the input itself",)),
     Case(8, ("sheet", "in.mp4", "-o", "old.mp4"), ("old.mp4", ".png")),
-    Case(8, ("sheet", "in.mp4", "-o", "old.png"), ("old.png", "--overwrite")),
+    Case(10, ("sheet", "in.mp4", "-o", "old.png"), ("old.png", "--overwrite")),
     Case(2, ("sheet", "moving.png", "--overwrite"), ("moving.png is the input itself",)),
     # Input videos
     *(
@@ -229,7 +229,7 @@ def bad_files(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture
 def no_model_code(monkeypatch: pytest.MonkeyPatch) -> None:
     """Lets every import of a job, of torch or of what brings it fail, even where another test has imported it already."""
-    for name in ("torch", "diffusers", "transformers", "t2vcli.jobs.generate", "t2vcli.jobs.upscale"):
+    for name in ("torch", "diffusers", "transformers", "t2vcli.jobs.run", "t2vcli.jobs.around"):
         monkeypatch.setitem(sys.modules, name, None)
 
 

@@ -265,7 +265,7 @@ def called(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Called:
     """Returns the function that gives a command's arguments to the job in its place: the request and the rest."""
     got: list[tuple[Any, dict[str, Any]]] = []
 
-    def run(work: Work, policy: Policy, around: Any) -> Any:
+    def run(work: Work, policy: Policy, around: Any, *, claim: Any) -> Any:
         got.append((work.last, {**vars(work), **vars(policy), "video": work.source and work.source.video}))
         video = SimpleNamespace(frames=1, width=16, height=16, fps=Fraction(8))
         return Result(work.output, cast(Any, video), {"request": {"seed": work.seed}})

@@ -12,10 +12,9 @@ import numpy as np
 import pytest
 import torch
 from commandline import t2v
-from make_goldens import generate_request, preset_of, upscale_request
+from make_goldens import generate_request, upscale_request, work_of
 from safetensors.torch import load_file, save_file
 from standins import write_standin
-from t2vcli.jobs.generate import generate
 
 import t2vcli.planning.decide as deciding
 from t2vcli import stopping
@@ -24,10 +23,9 @@ from t2vcli.engine.blocks import with_known_frames
 from t2vcli.engine.checkpoint import read_latents, read_state, write_latents, write_state
 from t2vcli.engine.latents import DenoiseState
 from t2vcli.engine.loading import make_scheduler
-from t2vcli.jobs.two_stages import SecondStage
+from t2vcli.jobs.run import run
 from t2vcli.models import files_in_folder
 from t2vcli.plan import candidates
-from t2vcli.report import Silent
 from t2vcli.video.reader import read_frames, read_metadata
 
 # Types that a device lacks
@@ -74,8 +72,7 @@ def overflowing(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
 def in_two_stages(models: tuple[Path, Path], output: Path) -> tuple[np.ndarray, dict[str, Any]]:
     draft = generate_request(models[0], dtype="fp16", vae_slicing=None, frames=2, steps=1)
     larger = upscale_request(models[1], dtype="fp16", vae_slicing=None, width=48, height=48, steps=2)
-    second = SecondStage(larger, preset_of("upscale"))
-    generate(draft, preset_of("generate"), output, second=second, report=Silent())
+    run(work_of(draft, output, second=larger))
     recipe = read_metadata(output)
     assert recipe is not None
     return np.stack(list(read_frames(output))), recipe
@@ -160,7 +157,7 @@ def kept_on(device: str, model: Path, place: Path, monkeypatch: pytest.MonkeyPat
         if (report._name, done) == until:
             if report._name != "denoise":
                 raise KeyboardInterrupt
-            stopping.ask("SIGINT")
+            stopping.by_signals().ask("SIGINT")
 
     with monkeypatch.context() as patch:
         patch.setattr(PlainReport, "advance", watched)

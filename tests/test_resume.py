@@ -812,6 +812,49 @@ def test_a_second_process_on_the_same_run_says_so(small: list[str], interrupting
     assert t2v(*command).code == 0
 
 
+@pytest.mark.usefixtures("models")
+def test_a_name_that_t2v_chooses_is_one_that_no_other_process_has(small: list[str], interrupting: Interrupting) -> None:
+    """Whether it is at work there, goes on with the same run, or finishes first: the next name, and never a failure."""
+    command = [*small, "--seed", "3", "-q"]
+    other = runs.open_run(Path("a-red-boat-3.mp4.t2v-run"))  # a process that has chosen it and makes it
+    assert t2v(*command).stdout == "a-red-boat-3-2.mp4\n"
+    other.leave()
+    interrupting("denoise", 2)
+    assert t2v(*small).code == 130
+    interrupting("", 0)
+    (unfinished,) = Path().glob("*.t2v-run")
+    other = runs.open_run(unfinished)  # goes on with it, and the same command begins another
+    done = t2v(*small, "--keep-every", "60")
+    assert done.code == 0, done.stderr
+    assert done.stdout != f"{unfinished.name.removesuffix('.t2v-run')}\n"
+    other.leave()
+    assert unfinished.is_dir()
+    assert t2v(*small).stdout == f"{unfinished.name.removesuffix('.t2v-run')}\n"
+    assert list(Path().glob("*.t2v-run")) == []
+
+
+@pytest.mark.parametrize("flags", [[], ["--no-resume"]], ids=["kept", "not kept"])
+@pytest.mark.usefixtures("models")
+def test_a_name_that_is_taken_while_the_clip_is_made_gets_a_number(
+    flags: list[str], small: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stage = PlainReport.stage
+
+    def taken(report: PlainReport, name: str, *rest: Any, **more: Any) -> None:
+        stage(report, name, *rest, **more)
+        if name == "denoise":
+            Path("a-red-boat-3.mp4").write_bytes(b"somebody's")
+
+    monkeypatch.setattr(PlainReport, "stage", taken)
+    done = t2v(*small, "--seed", "3", *flags)
+    assert (done.code, done.stdout) == (0, "a-red-boat-3-2.mp4\n"), done.stderr
+    assert "this goes to a-red-boat-3-2.mp4" in done.stderr
+    assert Path("a-red-boat-3.mp4").read_bytes() == b"somebody's"
+    assert sorted(os.listdir()) == ["a-red-boat-3-2.mp4", "a-red-boat-3.mp4"]
+    os.unlink("a-red-boat-3.mp4")
+    assert t2v(*small, "--seed", "3", "-o", "a-red-boat-3.mp4").code == 10  # named by the user: nobody's is replaced
+
+
 @pytest.mark.parametrize("named", [True, False])
 @pytest.mark.usefixtures("models")
 def test_killed_between_the_video_and_the_removal_of_its_folder(
@@ -835,7 +878,7 @@ def test_killed_between_the_video_and_the_removal_of_its_folder(
         assert Path(out).read_bytes() == content
         kept.rename(f"{out}.t2v-run")
     other = t2v(*command, "--steps", "5", "-o", out)
-    assert other.code == 8
+    assert other.code == 10
     assert "exists already" in other.stderr
     assert Path(out).read_bytes() == content
 
@@ -865,7 +908,7 @@ def test_killed_while_its_folder_is_removed_or_just_after(
             assert "out.mp4 is complete already" in done.stderr
             assert f"seed {recipe_of('out.mp4')['request']['seed']}," in done.stderr
             assert Path("out.mp4").read_bytes() == content
-    assert t2v(*command, "--steps", "5").code == 8
+    assert t2v(*command, "--steps", "5").code == 10
     assert t2v("resume", "other.mp4.t2v-run").code == 4
 
 

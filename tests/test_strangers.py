@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 from commandline import sentence, t2v
-from t2vcli.cli.shared import read_prompt
 
+from t2vcli.cli.words import read_prompt
 from t2vcli.strangers import UnreadableError, open_regular, read_bytes, read_json, read_text
 
 LIMIT = 1024

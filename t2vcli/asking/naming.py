@@ -57,10 +57,11 @@ def slug(text: str) -> str:
 
 
 def free_name(folder: Path, stem: str) -> Path:
-    """Returns `stem`.mp4 in `folder`, or with -2, -3, ... where that exists."""
+    """Returns `stem`.mp4 in `folder`, or with -2, -3, ... where that exists, or another process is making it."""
     path = folder / f"{stem}.mp4"
     number = 2
-    while os.path.lexists(path):  # False also for a name that is too long; writing will say so
+    # False also for a name that is too long; writing will say so
+    while os.path.lexists(path) or runs.is_taken(runs.folder_for(path)):
         path = folder / f"{stem}-{number}.mp4"
         number += 1
     return path

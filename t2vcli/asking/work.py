@@ -128,11 +128,18 @@ def work_for(job: Job, *, take_up: bool = True) -> Work:
     With `take_up` an unfinished run of the same job gives the output and the seed, where those were not given.
     Raises UsageError, InputError or OutputError.
     """
-    from t2vcli.asking import clip, larger, naming
+    from t2vcli.asking import naming
+
+    return naming.named(unnamed(job), job, take_up=take_up)
+
+
+def unnamed(job: Job) -> Work:
+    """Returns what a job makes, without an output. Raises UsageError, or InputError."""
+    from t2vcli.asking import clip, larger
 
     work = larger.enlarged(job) if job.command == "upscale" else clip.clip(job)
     check_division(work)
-    return naming.named(work, job, take_up=take_up)
+    return work
 
 
 def check_division(work: Work) -> None:

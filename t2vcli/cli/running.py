@@ -19,23 +19,20 @@ if TYPE_CHECKING:
 
 def run_and_report(job: Job, policy: Policy, *, quiet: bool, as_json: bool) -> None:
     """Makes what a job asks for, and prints where it is."""
-    from t2vcli.asking.work import check_place, work_for
+    from t2vcli.asking.claim import claimed
+    from t2vcli.asking.work import check_place
 
-    work = work_for(job, take_up=policy.keep)
-    from t2vcli.asking.finished import done_already  # brings numpy
+    with claimed(job, policy) as (work, claim):
+        # What can be known to be wrong without torch is refused before it is imported (that takes seconds). An unfinished
+        # run that is gone on with may only have to be cleared away, or its draft be written already.
+        check_place(work, overwrite=policy.overwrite or work.taken_up)
 
-    if not (policy.overwrite or work.taken_up or work.output_chosen):
-        work = done_already(work)
-    # What can be known to be wrong without torch is refused before it is imported (that takes seconds). An unfinished run
-    # that is gone on with may only have to be cleared away, or its draft be written already.
-    check_place(work, overwrite=policy.overwrite or work.taken_up)
+        def make(around: Around) -> Result:
+            from t2vcli.jobs.run import run
 
-    def make(around: Around) -> Result:
-        from t2vcli.jobs.run import run
+            return run(work, policy, around, claim=claim)
 
-        return run(work, policy, around)
-
-    show_run(make, quiet=quiet, as_json=as_json)
+        show_run(make, quiet=quiet, as_json=as_json)
 
 
 def show_run(make: Callable[[Around], Result], *, quiet: bool, as_json: bool) -> None:

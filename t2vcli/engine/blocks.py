@@ -13,6 +13,7 @@ from typing import Any
 import torch
 
 from t2vcli.engine.guidance import PredictNoise
+from t2vcli.engine.wrapping import Spot
 from t2vcli.windows import UNDIVIDED, Axis, Blocks
 
 
@@ -27,18 +28,21 @@ def in_blocks(
     timesteps: torch.Tensor,
     *,
     on_block: Callable[[], None] = lambda: None,
+    spot: Spot | None = None,
 ) -> PredictNoise:
     """Returns the prediction (1, C, F, H, W) blended from those of the blocks, which need memory for one at a time.
 
-    `timesteps` is the whole schedule. `on_block` is called after each block. One block that is the whole clip is
+    `timesteps` is the whole schedule. `spot` is told of each block before it is predicted, `on_block` is called after it. One block that is the whole clip is
     predicted as it is.
     """
     numbers = step_numbers(timesteps)
+    spot = spot or Spot()
 
     def predict(latents: torch.Tensor, timestep: torch.Tensor) -> torch.Tensor:
         step = 0 if blocks == UNDIVIDED else numbers[timestep.item()]  # looking would make the device wait
         axes = blocks.axes(latents.shape, step)
         if all(spans == [list(range(size))] for spans, size in zip(axes, latents.shape[-3:], strict=True)):
+            _point(spot, *(spans[0] for spans in axes))
             noise_pred = predict_noise(latents, timestep)
             on_block()
             return noise_pred
@@ -51,6 +55,7 @@ def in_blocks(
         for frames, rows, columns in itertools.product(*axes):
             index = torch.tensor(frames, device=latents.device)
             top, left = slice(rows[0], rows[-1] + 1), slice(columns[0], columns[-1] + 1)
+            _point(spot, frames, rows, columns)
             part = latents[..., top, left].index_select(2, index)
             total[..., top, left].index_add_(2, index, predict_noise(part, timestep).float() * ramp)
             on_block()
@@ -60,6 +65,11 @@ def in_blocks(
         return total.to(latents.dtype)
 
     return predict
+
+
+def _point(spot: Spot, frames: Sequence[int], rows: Sequence[int], columns: Sequence[int]) -> None:
+    spot.frames = tuple(frames)
+    spot.rows, spot.columns = (rows[0], rows[-1] + 1), (columns[0], columns[-1] + 1)
 
 
 def _weights(axis: Axis | None, size: int, blocks: Blocks) -> list[float]:

@@ -10,7 +10,7 @@ import math
 import os
 import pickle
 import zipfile
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
@@ -56,10 +56,12 @@ class KeptState(DenoiseState):
                 return value.to(device) if value.untyped_storage().data_ptr() in self.away else value
             if isinstance(value, list | tuple):
                 return type(value)(placed(each) for each in value)
+            if isinstance(value, Mapping):
+                return {name: placed(each) for name, each in value.items()}
             return value
 
-        remembered = {name: placed(value) for name, value in self.scheduler_state.items()}
-        return DenoiseState(self.next_step, self.latents.to(device), remembered, self.generator_state)
+        remembered, memories = placed(self.scheduler_state), placed(self.memories)
+        return DenoiseState(self.next_step, self.latents.to(device), remembered, self.generator_state, memories)
 
 
 def write_state(file: IO[bytes], state: DenoiseState, mark: str = "") -> None:
@@ -72,15 +74,19 @@ def write_state(file: IO[bytes], state: DenoiseState, mark: str = "") -> None:
             "latents": state.latents,
             "scheduler_state": dict(state.scheduler_state),
             "generator_state": state.generator_state,
+            "memories": {name: dict(memory) for name, memory in state.memories.items()},
         },
     )
 
 
 def read_state(path: Path, mark: str = "", *, most_bytes: int = MOST_BYTES) -> KeptState:
     """Returns the state in a file, on the host. Raises InputError if it is damaged, or not the run's with that `mark`."""
-    values, away = _read(path, mark, most_bytes, {"next_step", "latents", "scheduler_state", "generator_state"})
+    values, away = _read(
+        path, mark, most_bytes, {"next_step", "latents", "scheduler_state", "generator_state", "memories"}
+    )
     state = KeptState(**values, away=away)
-    named = isinstance(state.scheduler_state, dict) and all(isinstance(key, str) for key in state.scheduler_state)
+    memories = state.memories.values() if _is_named(state.memories) else [None]
+    named = _is_named(state.scheduler_state) and all(map(_is_named, memories))
     if type(state.next_step) is not int or not _is_latents(state.latents) or not named:
         raise InputError(f"{path} does not hold the state of a run")
     generator = state.generator_state
@@ -158,6 +164,10 @@ def _alike(kept: Any, wanted: Any, shape: tuple[int, ...]) -> bool:
     if isinstance(wanted, float):
         return math.isclose(kept, wanted, rel_tol=1e-4, abs_tol=1e-7) or (math.isnan(kept) and math.isnan(wanted))
     return bool(kept == wanted)
+
+
+def _is_named(value: object) -> bool:
+    return isinstance(value, dict) and all(isinstance(key, str) for key in value)
 
 
 def _is_latents(value: object) -> bool:

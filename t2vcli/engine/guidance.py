@@ -25,20 +25,29 @@ def plain_forward(unet: UNet3DConditionModel) -> UNetForward:
 
 
 def unet_prediction(
-    unet: UNet3DConditionModel | UNetForward, embeds: torch.Tensor, *, together: bool = True
+    unet: UNet3DConditionModel | UNetForward,
+    embeds: torch.Tensor,
+    *,
+    together: bool = True,
+    on_half: Callable[[int | None], None] = lambda half: None,
 ) -> PredictNoise:
     """Returns the prediction (B, C, F, H, W) for embeddings (B, L, D); latents of batch 1 serve every row.
 
-    The rows (with guidance two) run as one batch, or one after the other in half of the memory.
+    The rows (with guidance two) run as one batch, or one after the other in half of the memory. `on_half` is told of each
+    call before it is made: the number of its row, None where all rows are in it.
     """
     forward = plain_forward(unet) if isinstance(unet, UNet3DConditionModel) else unet
 
     def predict_noise(latents: torch.Tensor, timestep: torch.Tensor) -> torch.Tensor:
-        if embeds.shape[0] == 1:
-            return forward(latents, timestep, embeds)
-        if together:
-            return forward(torch.cat([latents] * embeds.shape[0]), timestep, embeds)
-        return torch.cat([forward(latents, timestep, row) for row in embeds.chunk(embeds.shape[0])])
+        if embeds.shape[0] == 1 or together:
+            on_half(None)
+            sample = latents if embeds.shape[0] == 1 else torch.cat([latents] * embeds.shape[0])
+            return forward(sample, timestep, embeds)
+        rows = []
+        for number, row in enumerate(embeds.chunk(embeds.shape[0])):
+            on_half(number)
+            rows.append(forward(latents, timestep, row))
+        return torch.cat(rows)
 
     return predict_noise
 

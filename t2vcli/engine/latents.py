@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -18,13 +18,15 @@ from t2vcli.engine.strips import encode_in_strips
 class DenoiseState:
     """A denoising run after some steps: everything that the next step needs.
 
-    `latents` is (B, C, F, H, W). Multistep schedulers remember earlier predictions, so their state is part of it.
+    `latents` is (B, C, F, H, W). Multistep schedulers remember earlier predictions, so their state is part of it, and so
+    is what wrappers of the UNet remember, by their names.
     """
 
     next_step: int
     latents: torch.Tensor
     scheduler_state: Mapping[str, Any]
     generator_state: torch.Tensor
+    memories: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
 
 
 def scheduler_state(scheduler: Any) -> dict[str, Any]:

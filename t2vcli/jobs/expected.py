@@ -46,6 +46,8 @@ class Expected:
         state = read_state(path, mark, most_bytes=self._most_bytes)
         check_latents(path, state.latents, self.shape, self.dtype)
         check_state(path, state, self._after(state.next_step, path))
+        if state.memories:  # no request has a wrapper of the UNet yet
+            raise InputError(f"{path} does not fit its run: it remembers {', '.join(sorted(state.memories))[:80]!r}")
         return state
 
     @property

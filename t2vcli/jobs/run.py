@@ -13,13 +13,14 @@ import numpy as np
 from t2vcli import runs
 from t2vcli.asking.finished import finished_beside
 from t2vcli.asking.job import Policy
+from t2vcli.asking.naming import free_name
 from t2vcli.asking.result import Result
 from t2vcli.asking.unfinished import of_the_record, unfinished
 from t2vcli.asking.values import changed
 from t2vcli.asking.work import Work, check_place
 from t2vcli.engine.device import DTYPES, choose_device
 from t2vcli.engine.memory import PlacedModel
-from t2vcli.errors import DeviceError, InputError
+from t2vcli.errors import DeviceError, ExistsError, InputError
 from t2vcli.jobs.around import Around
 from t2vcli.jobs.keep import (
     Book,
@@ -47,7 +48,7 @@ def run(
 ) -> Result:
     """Makes the video of a work. Raises a T2VError, with nothing written.
 
-    `claim` is the run's folder, where it is opened already.
+    `claim` is the run's folder, where it is opened already; whoever opened it leaves it.
     """
     policy, around = policy or Policy(), around or Around()
     report = around.report
@@ -154,7 +155,7 @@ def _opened(work: Work, policy: Policy, claim: runs.Run | None) -> Iterator[tupl
     try:
         yield folder, problem
     finally:
-        if folder is not None:
+        if folder is not None and claim is None:
             folder.leave()
 
 
@@ -213,19 +214,26 @@ def _made_and_written(work: Work, prepared: Sequence[Prepared], policy: Policy, 
     along = None
     if work.source is not None and not work.extends:
         along = work.source.along(format_of(work.output))
-    return write_video(
-        work.output,
-        made.latents[:, :, known:],
-        made.attempts,
-        work.last,
-        fps=work.fps,
-        recipe={**recipe, **draft_went},
-        stage="upscale" if len(work.stages) > 1 else None,
-        overwrite=policy.overwrite,
-        report=around.report,
-        along=along,
-        before=work.source if work.extends else None,
-    )
+    while True:
+        try:
+            return write_video(
+                work.output,
+                made.latents[:, :, known:],
+                made.attempts,
+                work.last,
+                fps=work.fps,
+                recipe={**recipe, **draft_went},
+                stage="upscale" if len(work.stages) > 1 else None,
+                overwrite=policy.overwrite,
+                report=around.report,
+                along=along,
+                before=work.source if work.extends else None,
+            )
+        except ExistsError:  # since the run began
+            if not work.output_chosen:
+                raise
+            taken, work = work.output, replace(work, output=free_name(work.output.parent, work.output.stem))
+            around.report.say(f"somebody has made {shown(taken)} meanwhile; this goes to {shown(work.output)}")
 
 
 def _from_source(request: UpscaleRequest, prepared: Prepared, work: Work, kept: Keeper, around: Around) -> Made:

@@ -22,6 +22,7 @@ from t2vcli.engine.guidance import needs_guidance, unet_prediction, with_guidanc
 from t2vcli.engine.latents import DenoiseState, draw_noise, draw_noise_per_frame, make_generator, skipped_steps
 from t2vcli.engine.loading import make_scheduler
 from t2vcli.engine.memory import PlacedModel
+from t2vcli.engine.wrapping import Spot, Wrapper, wrapped
 from t2vcli.errors import Interrupted
 from t2vcli.jobs.around import Around, Seen
 from t2vcli.jobs.attempt import Attempts
@@ -111,13 +112,14 @@ def denoised_latents(
     blocks: Blocks = UNDIVIDED,
     known: torch.Tensor | None = None,
     kept: Keeper | None = None,
+    wrappers: Sequence[Wrapper] = (),
 ) -> torch.Tensor:
     """Returns the latents (1, C, F, H, W) after the last step. A step that runs out of memory is done again in less.
 
     Whoever watches sees the state after each. Asked to stop, it does so after the step at hand: Interrupted, with the
-    state kept.
+    state kept. `wrappers` are around every call of the UNet.
     """
-    report = around.report
+    report, spot = around.report, Spot()
     first, latest, timesteps = state.next_step, state, scheduler.timesteps
     steps, shape = len(timesteps), state.latents.shape
     del state  # as large as the clip is long
@@ -152,13 +154,18 @@ def denoised_latents(
 
         together = attempts.plan.guidance_together
         with placed.unet() as forward:
-            predict_noise = unet_prediction(forward, embeds, together=together)
+            predict_noise = unet_prediction(
+                wrapped(forward, wrappers, spot), embeds, together=together, on_half=spot.see_half
+            )
             if needs_guidance(request.guidance_scale):
                 predict_noise = with_guidance(predict_noise, request.guidance_scale)
-            predict_noise = in_blocks(predict_noise, blocks, timesteps, on_block=on_block)
+            predict_noise = in_blocks(predict_noise, blocks, timesteps, on_block=on_block, spot=spot)
             if known is not None:
                 predict_noise = with_known_frames(predict_noise, known, scheduler)
-            for after in denoise(predict_noise, scheduler, latest, generator, eta=request.eta):
+            steps_done = denoise(
+                predict_noise, scheduler, latest, generator, eta=request.eta, spot=spot, wrappers=wrappers
+            )
+            for after in steps_done:
                 latest = after
                 is_last = after.next_step == steps  # of which the latents are kept, and no state
                 was_due = kept is not None and not is_last and kept.keep(after, attempts)

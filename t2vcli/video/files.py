@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import IO, NoReturn
 
 from t2vcli.atomic import open_folder, sync_folder, take_name
-from t2vcli.errors import OutputError, UsageError
+from t2vcli.errors import ExistsError, OutputError, UsageError
 from t2vcli.video.ffmpeg import shown
 
 STALE_S = 3600.0
@@ -206,6 +206,6 @@ def refuse(path: Path, error: OSError | ValueError) -> NoReturn:
 
 
 def refuse_existing(path: Path) -> NoReturn:
-    raise OutputError(
+    raise ExistsError(
         f"{shown(path)} exists already; add --overwrite to replace it, or choose another path with -o"
     ) from None
