@@ -33,12 +33,12 @@ def measured(arguments: argparse.Namespace, number: int, frames_to: Path) -> dic
     from t2vcli.jobs.prepare import encode_words, prepare
     from t2vcli.jobs.sample import decoded_frames, denoised_latents
     from t2vcli.jobs.stages import latent_shape
-    from t2vcli.plan import candidates
+    from t2vcli.planning.plan import candidates
+    from t2vcli.planning.shape import shape_of
+    from t2vcli.planning.windows import UNDIVIDED
     from t2vcli.presets import load_preset
     from t2vcli.report import Silent
     from t2vcli.request import GenerateRequest, build_request
-    from t2vcli.shape import shape_of
-    from t2vcli.windows import UNDIVIDED
 
     preset = load_preset(arguments.preset)
     values = {**preset.values_for(GenerateRequest), "preset": preset.name, "prompt": "a boat on the sea", "seed": 1}

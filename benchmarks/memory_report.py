@@ -1,6 +1,6 @@
 """Writes docs/memory.md and docs/memory.png from the table of predictions: `make memory-report`.
 
-Needs matplotlib (pip install '.[report]'). Traces nothing: t2vcli/memory_table.json is made by `make memory-table`.
+Needs matplotlib (pip install '.[report]'). Traces nothing: t2vcli/planning/memory_table.json is made by `make memory-table`.
 """
 
 from __future__ import annotations
@@ -8,10 +8,10 @@ from __future__ import annotations
 from dataclasses import replace
 from pathlib import Path
 
-from t2vcli.forecast import table_forecast, traffic
-from t2vcli.outlook import ASSUMED_BYTES_PER_S
-from t2vcli.plan import CONTEXT_BYTES, GPU_RUNGS, MARGIN, MemoryPlan, smallest_card, with_prediction
-from t2vcli.shape import Shape
+from t2vcli.planning.forecast import table_forecast, traffic
+from t2vcli.planning.outlook import ASSUMED_BYTES_PER_S
+from t2vcli.planning.plan import CONTEXT_BYTES, GPU_RUNGS, MARGIN, MemoryPlan, smallest_card, with_prediction
+from t2vcli.planning.shape import Shape
 from t2vcli.sizes import GIB, MIB
 
 ROOT = Path(__file__).parent.parent

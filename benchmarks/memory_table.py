@@ -1,4 +1,4 @@
-"""Makes t2vcli/memory_table.json, the table of predicted memory that `t2v plan` and --memory auto read.
+"""Makes t2vcli/planning/memory_table.json, the table of predicted memory that `t2v plan` and --memory auto read.
 
     python -m benchmarks.memory_table            trace everything anew (an hour on one core), and write the table
     python -m benchmarks.memory_table --way chunked --of demo           trace anew only these ways of this architecture
@@ -28,8 +28,8 @@ from transformers import CLIPTextConfig, CLIPTextModel
 
 from t2vcli.engine.estimate import StageEstimate, estimate
 from t2vcli.engine.estimate.stages import Stage
-from t2vcli.forecast import CHUNKS_MIB, STRIPS_MIB, TABLE
-from t2vcli.plan import MemoryPlan
+from t2vcli.planning.forecast import CHUNKS_MIB, STRIPS_MIB, TABLE
+from t2vcli.planning.plan import MemoryPlan
 from t2vcli.sizes import MIB
 
 ROOT = Path(__file__).parent.parent

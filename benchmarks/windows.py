@@ -38,6 +38,7 @@ from t2vcli.jobs.models import Models
 from t2vcli.jobs.prepare import prepare
 from t2vcli.jobs.sample import decoded_frames
 from t2vcli.jobs.stages import Made, Origin, from_prompt, from_video
+from t2vcli.planning.windows import Axis
 from t2vcli.presets import load_preset
 from t2vcli.record import RunRecord
 from t2vcli.report import Silent
@@ -47,7 +48,6 @@ from t2vcli.video import Frame
 from t2vcli.video.reader import probe
 from t2vcli.video.resize import resize_frame
 from t2vcli.video.sheet import contact_sheet, write_png
-from t2vcli.windows import Axis
 from training import world
 from training.detector import ASPECTS, detect
 

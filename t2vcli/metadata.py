@@ -9,9 +9,9 @@ from importlib import metadata
 from typing import Any
 
 from t2vcli import __version__
-from t2vcli.models import ModelFiles
+from t2vcli.planning.windows import UNDIVIDED, Blocks
 from t2vcli.request import Request
-from t2vcli.windows import UNDIVIDED, Blocks
+from t2vcli.weights.models import ModelFiles
 
 _RECORDED_PACKAGES = ("torch", "diffusers", "transformers", "numpy", "imageio-ffmpeg")
 

@@ -13,9 +13,9 @@ from typing import Annotated, Any, Literal
 from pydantic import AfterValidator, BaseModel, ConfigDict, StrictBool, StrictStr, ValidationError
 
 from t2vcli.errors import InputError
-from t2vcli.plan import MemoryPlan
+from t2vcli.planning.plan import MemoryPlan
+from t2vcli.planning.windows import Blocks
 from t2vcli.request import MAX_FRAMES, TRAITS
-from t2vcli.windows import Blocks
 
 
 def _check_path(text: str) -> str:

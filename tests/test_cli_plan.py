@@ -21,7 +21,7 @@ XL = ("plan", "generate", "a boat", "--preset", "zeroscope-XL", "--frames", "24"
 @pytest.fixture(autouse=True)
 def no_gpu(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """The machine's own GPU, if there is one, is not the tests' concern."""
-    monkeypatch.setattr("t2vcli.hardware.shutil.which", lambda name: None)
+    monkeypatch.setattr("t2vcli.planning.hardware.shutil.which", lambda name: None)
     monkeypatch.chdir(tmp_path)
 
 
@@ -164,7 +164,7 @@ def test_the_card_that_is_here_is_asked(monkeypatch: pytest.MonkeyPatch, tmp_pat
     program = tmp_path / "nvidia-smi"
     program.write_text("#!/bin/sh\necho 'NVIDIA GeForce RTX 3060, 12288, 4096'\n")
     program.chmod(0o755)
-    monkeypatch.setattr("t2vcli.hardware.shutil.which", lambda name: str(program))
+    monkeypatch.setattr("t2vcli.planning.hardware.shutil.which", lambda name: str(program))
     outlook = told("plan", "generate", "x", "--frames", "64")
     assert outlook["memory"]["why"] == "4.00 GiB free on NVIDIA GeForce RTX 3060"
     assert outlook["chosen"]["plan"]["predicted_bytes"] < 4 * GIB

@@ -11,14 +11,14 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from t2vcli.errors import OutOfMemoryError, UsageError
-from t2vcli.forecast import configs_of
 from t2vcli.jobs import prepare as preparing
-from t2vcli.models import ModelFiles
-from t2vcli.outlook import outlook_for
+from t2vcli.planning.forecast import configs_of
+from t2vcli.planning.outlook import outlook_for
+from t2vcli.planning.windows import Axis
 from t2vcli.presets import REQUESTS, load_preset
 from t2vcli.request import Request, UpscaleRequest, build_request
 from t2vcli.sizes import MIB
-from t2vcli.windows import Axis
+from t2vcli.weights.models import ModelFiles
 
 SIDES = st.integers(2, 160).map(lambda n: 8 * n)
 WAYS: dict[str, st.SearchStrategy[Any]] = {
@@ -89,7 +89,7 @@ def test_the_plan_that_is_shown_is_the_plan_that_runs(
     request, name, frames = asked
     preset = load_preset(name)
     assert preset.architecture is not None
-    monkeypatch.setattr("t2vcli.outlook.free_host_bytes", lambda: free * MIB)
+    monkeypatch.setattr("t2vcli.planning.outlook.free_host_bytes", lambda: free * MIB)
     monkeypatch.setattr(preparing, "free_host_bytes", lambda: free * MIB)
     files = files_of(preset.architecture)
     device = "cpu" if request.device == "cpu" else "cuda:0"
@@ -109,7 +109,7 @@ def test_the_plan_that_is_shown_is_the_plan_that_runs(
 
 def test_both_divide_what_does_not_fit_as_it_is_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
     """So that the property above is not met by never coming to the second choice."""
-    monkeypatch.setattr("t2vcli.outlook.free_host_bytes", lambda: 4_600_000_000)
+    monkeypatch.setattr("t2vcli.planning.outlook.free_host_bytes", lambda: 4_600_000_000)
     preset = load_preset("ms-1.7b")
     values = {**preset.values_for(REQUESTS["generate"]), "preset": "ms-1.7b", "seed": 1, "frames": 30}
     request = build_request(REQUESTS["generate"], {**values, "device": "cpu", "dtype": "fp16"})

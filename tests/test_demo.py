@@ -102,7 +102,7 @@ def test_nights_are_dark_and_not_green(tmp_path: Path) -> None:
 def test_every_caption_of_the_world_is_known_to_the_vocabulary() -> None:
     import random
 
-    from t2vcli.models import find_model
+    from t2vcli.weights.models import find_model
 
     vocabulary = find_model("embedded:demo", revision=None, variant=None).vocabulary()
     assert vocabulary is not None

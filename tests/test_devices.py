@@ -24,9 +24,9 @@ from t2vcli.engine.checkpoint import read_latents, read_state, write_latents, wr
 from t2vcli.engine.latents import DenoiseState
 from t2vcli.engine.loading import make_scheduler
 from t2vcli.jobs.run import run
-from t2vcli.models import files_in_folder
-from t2vcli.plan import candidates
+from t2vcli.planning.plan import candidates
 from t2vcli.video.reader import read_frames, read_metadata
+from t2vcli.weights.models import files_in_folder
 
 # Types that a device lacks
 

@@ -21,10 +21,10 @@ from commandline import LIMIT_S, environment
 from hub import FOREVER, UNET, WEIGHTS, Close, Flip, Hold, NoRange, Reset, Resize, Stall, Status, hashes
 from huggingface_hub import constants
 
-from t2vcli.download import Fetched, bytes_text, fetch
 from t2vcli.errors import Interrupted, ModelError, OutputError, UsageError
-from t2vcli.hub import LONGEST_WAIT_S, TRIES, GivenUp, Hub
-from t2vcli.models import find_model, pull_command, used_files
+from t2vcli.weights.download import Fetched, bytes_text, fetch
+from t2vcli.weights.hub import LONGEST_WAIT_S, TRIES, GivenUp, Hub
+from t2vcli.weights.models import find_model, pull_command, used_files
 
 NAME = "owner/name"
 AGAIN = "t2v pull owner/name"

@@ -36,11 +36,11 @@ from t2vcli.jobs.around import Around
 from t2vcli.jobs.attempt import Attempts
 from t2vcli.jobs.prepare import Prepared, encode_words
 from t2vcli.jobs.sample import decoded_frames, denoised_latents
-from t2vcli.models import EMBEDDED_FOLDER, ModelFiles, files_in_folder
-from t2vcli.plan import MemoryPlan, legal_forward_chunks
+from t2vcli.planning.plan import MemoryPlan, legal_forward_chunks
 from t2vcli.report import Silent
 from t2vcli.request import GenerateRequest
 from t2vcli.schedulers import SCHEDULERS
+from t2vcli.weights.models import EMBEDDED_FOLDER, ModelFiles, files_in_folder
 
 SHAPE = (1, 4, 3, 4, 4)
 STEPS = 5

@@ -17,7 +17,7 @@ from t2vcli.engine.estimate.kernels import CudaKernels, cuda_attention
 from t2vcli.engine.estimate.pretend import DEVICE, pretended_device
 from t2vcli.engine.estimate.stages import Stage
 from t2vcli.engine.estimate.tracker import EVERYTHING, Tracker
-from t2vcli.plan import MemoryPlan
+from t2vcli.planning.plan import MemoryPlan
 
 GIB = 1 << 30
 MIB = 1 << 20

@@ -8,9 +8,9 @@ from itertools import pairwise
 import pytest
 
 from benchmarks.memory_table import PLAIN, SIZES, cells_of
-from t2vcli.forecast import architecture_of, configs_of, flops_of, read_table, table_forecast, traffic
 from t2vcli.jobs.exact import exact_forecast
-from t2vcli.shape import Shape
+from t2vcli.planning.forecast import architecture_of, configs_of, flops_of, read_table, table_forecast, traffic
+from t2vcli.planning.shape import Shape
 from t2vcli.sizes import MIB
 
 

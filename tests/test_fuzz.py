@@ -34,7 +34,7 @@ from t2vcli.presets import Preset, load_preset
 from t2vcli.video import reader
 from t2vcli.video.reader import probe, read_frames, read_metadata
 from t2vcli.video.writer import check_output, write_video
-from t2vcli.weightfiles import check_whole
+from t2vcli.weights.weightfiles import check_whole
 
 CRASHERS = sorted((Path(__file__).parent / "fuzz" / "crashers").iterdir())
 LIMIT_S = 30

@@ -11,8 +11,8 @@ from typing import Any
 import pytest
 from commandline import t2v
 
-from t2vcli import hardware
-from t2vcli.hardware import find_card
+from t2vcli.planning import hardware
+from t2vcli.planning.hardware import find_card
 
 OLD, NEW, THIRD = (f"GPU-{uuid.UUID(int=n << 64 | n)}" for n in (1, 2, 3))
 NAMES = {OLD: "Old Card", NEW: "New, Fast Card", THIRD: "Third Card"}

@@ -17,11 +17,11 @@ from standins import UNET, write_standin
 
 from t2vcli.engine.memory import keep_in_fp8
 from t2vcli.errors import OutOfMemoryError
-from t2vcli.hardware import free_host_bytes
 from t2vcli.jobs import prepare as preparing
 from t2vcli.jobs.prepare import check_host_memory, decide_here, host_bytes
-from t2vcli.models import files_in_folder, find_model
+from t2vcli.planning.hardware import free_host_bytes
 from t2vcli.sizes import MIB
+from t2vcli.weights.models import files_in_folder, find_model
 
 MEASURE = """
 import sys
@@ -30,7 +30,7 @@ import torch
 from diffusers import UNet3DConditionModel
 from t2vcli.engine.loading import _fitted
 from t2vcli.engine.tensors import fill
-from t2vcli.models import files_in_folder, find_model
+from t2vcli.weights.models import files_in_folder, find_model
 
 def status(key):
     return next(int(line.split()[1]) for line in open("/proc/self/status") if line.startswith(key)) * 1024

@@ -25,9 +25,9 @@ from test_download import NAME, SECOND, Setting
 from test_fuzz import bounded, limits
 from test_hostile_models import DELETE, VALUES, change, places
 
-import t2vcli.hub
+import t2vcli.weights.hub
 from t2vcli.errors import ModelError
-from t2vcli.hub import MAX_LISTING_BYTES, SLOW_S, GivenUp, Hub, masked, wrong_in_environment
+from t2vcli.weights.hub import MAX_LISTING_BYTES, SLOW_S, GivenUp, Hub, masked, wrong_in_environment
 
 LISTING = "/api/models/owner/name"
 
@@ -101,7 +101,7 @@ def test_a_listing_of_any_form_is_an_error_of_the_model(body: bytes, setting: Se
 
 @pytest.mark.parametrize("value", ["\xb2", "9" * 400, "-1", "1e9", "Mon, 99 Foo 9999999 99:99:99 GMT", "\x00"])
 def test_a_wait_that_is_no_number_is_not_taken_for_one(value: str) -> None:
-    assert t2vcli.hub._asked_wait_s({"Retry-After": value, "RateLimit": f"r=0;t={value}"}) in (None, 0.0)
+    assert t2vcli.weights.hub._asked_wait_s({"Retry-After": value, "RateLimit": f"r=0;t={value}"}) in (None, 0.0)
 
 
 @pytest.mark.parametrize("where", ["http://a..b/x", "http://[", "file:///etc/passwd", "http://127.0.0.1:99999/", "x:y"])
@@ -143,11 +143,11 @@ def test_a_file_that_drips_is_asked_for_again_and_in_the_end_given_up(setting: S
 def test_an_answer_that_never_begins_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
     """Such as heads that drip, which no timeout for silence ends."""
     never = threading.Event()
-    with pytest.raises(t2vcli.hub.Trouble, match=r"no whole answer came in 0\.01 s"):
-        t2vcli.hub._within(0.01, never.wait)
+    with pytest.raises(t2vcli.weights.hub.Trouble, match=r"no whole answer came in 0\.01 s"):
+        t2vcli.weights.hub._within(0.01, never.wait)
     never.set()
     with pytest.raises(KeyError):
-        t2vcli.hub._within(10, lambda: {}["x"])
+        t2vcli.weights.hub._within(10, lambda: {}["x"])
 
 
 # The environment

@@ -27,8 +27,8 @@ from transformers import CLIPTextConfig, CLIPTextModel
 
 from t2vcli.engine.loading import load_model, load_tokenizer, make_scheduler
 from t2vcli.errors import EXIT_CODES, ModelError
-from t2vcli.models import ModelFiles, find_model, read_config, used_files
-from t2vcli.weightfiles import choose
+from t2vcli.weights.models import ModelFiles, find_model, read_config, used_files
+from t2vcli.weights.weightfiles import choose
 
 UNET = "unet/diffusion_pytorch_model"
 VAE = "vae/diffusion_pytorch_model"

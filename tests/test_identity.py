@@ -11,8 +11,8 @@ import pytest
 from t2vcli import hashes
 from t2vcli.errors import ModelError
 from t2vcli.jobs.identity import model_identity
-from t2vcli.models import files_in_folder
 from t2vcli.report import Silent
+from t2vcli.weights.models import files_in_folder
 
 
 @pytest.fixture

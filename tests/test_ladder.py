@@ -27,9 +27,9 @@ from t2vcli.jobs import models as loading
 from t2vcli.jobs import sample, stages
 from t2vcli.jobs.around import Around
 from t2vcli.jobs.run import run
-from t2vcli.models import ModelFiles
 from t2vcli.report import Silent
 from t2vcli.video.reader import probe, read_metadata
+from t2vcli.weights.models import ModelFiles
 
 ONE_LEVEL = 1  # of 255: chunks add up in another order, which may round a pixel the other way
 

@@ -17,9 +17,9 @@ from hub import FOREVER, Hub, Status
 from standins import write_standin
 
 from t2vcli.errors import ModelError, UsageError
-from t2vcli.models import find_model, read_config
 from t2vcli.video.reader import read_metadata
-from t2vcli.weightfiles import check_whole, find_weights
+from t2vcli.weights.models import find_model, read_config
+from t2vcli.weights.weightfiles import check_whole, find_weights
 
 SHARED = {
     "model_index.json",
@@ -37,7 +37,7 @@ FETCH = """
 import json, sys, time
 time.sleep = lambda seconds: None
 from t2vcli.errors import T2VError
-from t2vcli.models import find_model
+from t2vcli.weights.models import find_model
 if "offline" in sys.argv:
     import socket
     def refuse(*_): raise AssertionError("a connection was opened")

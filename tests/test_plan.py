@@ -14,7 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as some
 
 from t2vcli.errors import OutOfMemoryError, UsageError
-from t2vcli.plan import (
+from t2vcli.planning.plan import (
     CONTEXT_BYTES,
     LEVELS,
     MARGIN,
@@ -25,8 +25,8 @@ from t2vcli.plan import (
     no_forecast,
     smallest_card,
 )
+from t2vcli.planning.shape import Shape
 from t2vcli.request import GenerateRequest
-from t2vcli.shape import Shape
 from t2vcli.sizes import GIB, MIB, parse_size, size_text
 
 UNET = {"block_out_channels": [320, 640, 1280, 1280]}

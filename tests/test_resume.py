@@ -34,7 +34,6 @@ from t2vcli.jobs import sample
 from t2vcli.jobs.around import Around
 from t2vcli.jobs.run import resume
 from t2vcli.jobs.run import run as run_work
-from t2vcli.models import ModelFiles
 from t2vcli.record import HowItWent
 from t2vcli.report import Silent
 from t2vcli.schedulers import SCHEDULERS
@@ -43,6 +42,7 @@ from t2vcli.video import writer
 from t2vcli.video.formats import format_of
 from t2vcli.video.reader import probe, read_frames, read_metadata
 from t2vcli.video.writer import write_video
+from t2vcli.weights.models import ModelFiles
 
 EVERY_STEP = Policy(keep_every_s=0)
 REAL_WRITE = write_video

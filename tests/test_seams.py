@@ -25,11 +25,11 @@ from t2vcli.jobs.around import Around, Seen
 from t2vcli.jobs.keep import identity_of
 from t2vcli.jobs.prepare import encode_words
 from t2vcli.jobs.sample import denoised_latents
-from t2vcli.models import Adapter
+from t2vcli.planning.windows import UNDIVIDED, Axis, Blocks
 from t2vcli.report import Silent
 from t2vcli.request import GenerateRequest
 from t2vcli.stopping import Stop
-from t2vcli.windows import UNDIVIDED, Axis, Blocks
+from t2vcli.weights.models import Adapter
 
 DIVIDED = Blocks(Axis(2, 1), None, Axis(2, 1), alternate=False)
 

@@ -29,11 +29,11 @@ from t2vcli.engine.memory import PlacedModel
 from t2vcli.errors import Interrupted, OutputError
 from t2vcli.jobs.around import Around
 from t2vcli.jobs.run import decode, resume, run
-from t2vcli.models import ModelFiles, equal_parts, files_in_folder
 from t2vcli.report import Silent
 from t2vcli.stopping import Stop
 from t2vcli.video.reader import probe, read_frames, read_metadata
 from t2vcli.video.resize import resize_frame, resize_picture
+from t2vcli.weights.models import ModelFiles, equal_parts, files_in_folder
 
 EVERY_STEP = Policy(keep_every_s=0)
 

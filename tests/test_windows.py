@@ -25,17 +25,17 @@ from t2vcli.engine.estimate.tracker import Tracker
 from t2vcli.engine.latents import DenoiseState, draw_noise, draw_noise_per_frame, make_generator, noise_state
 from t2vcli.engine.loading import make_scheduler
 from t2vcli.errors import UsageError
-from t2vcli.forecast import LATENTS_HELD, table_forecast
 from t2vcli.jobs.prepare import prepare
-from t2vcli.models import ModelFiles, files_in_folder
-from t2vcli.plan import MemoryPlan
+from t2vcli.planning.forecast import LATENTS_HELD, table_forecast
+from t2vcli.planning.plan import MemoryPlan
+from t2vcli.planning.shape import shape_of
+from t2vcli.planning.windows import UNDIVIDED, Axis, Blend, Blocks, blocks_for, flags_without_effect, smaller_blocks
 from t2vcli.presets import Preset, TrainedRange
 from t2vcli.report import Silent
 from t2vcli.request import Request
 from t2vcli.schedulers import SCHEDULERS
-from t2vcli.shape import shape_of
 from t2vcli.video.reader import probe
-from t2vcli.windows import UNDIVIDED, Axis, Blend, Blocks, blocks_for, flags_without_effect, smaller_blocks
+from t2vcli.weights.models import ModelFiles, files_in_folder
 
 
 @pytest.fixture(scope="module")

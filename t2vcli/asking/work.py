@@ -10,13 +10,13 @@ from typing import TYPE_CHECKING, Any
 
 from t2vcli import runs
 from t2vcli.asking.job import Command, Job
+from t2vcli.planning.windows import blocks_for
 from t2vcli.request import Request
-from t2vcli.windows import blocks_for
 
 if TYPE_CHECKING:
     from t2vcli.asking.source import Source
-    from t2vcli.outlook import ForecastOf, Outlook
     from t2vcli.planning.decide import Decision
+    from t2vcli.planning.outlook import ForecastOf, Outlook
     from t2vcli.presets import Preset
     from t2vcli.video.formats import Format
 
@@ -168,8 +168,8 @@ def check_place(work: Work, *, overwrite: bool, draft: bool = True) -> Format:
 
 def planned(work: Work, forecast_of: ForecastOf | None = None) -> list[Outlook]:
     """Returns how each stage would run here, and in what other ways. Raises UsageError."""
-    from t2vcli.forecast import table_forecast
-    from t2vcli.outlook import outlook_for
+    from t2vcli.planning.forecast import table_forecast
+    from t2vcli.planning.outlook import outlook_for
 
     return [
         outlook_for(stage.request, stage.preset, frames=work.frames, forecast_of=forecast_of or table_forecast)

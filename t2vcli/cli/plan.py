@@ -14,7 +14,7 @@ from t2vcli.sizes import size_text
 
 if TYPE_CHECKING:
     from t2vcli.asking.job import Job
-    from t2vcli.outlook import Alternative, Outlook
+    from t2vcli.planning.outlook import Alternative, Outlook
 
 
 def show_plan(job: Job, *, exact: bool, as_json: bool, quiet: bool = False) -> None:

@@ -14,7 +14,7 @@ import torch
 
 from t2vcli.engine.guidance import PredictNoise
 from t2vcli.engine.wrapping import Spot
-from t2vcli.windows import UNDIVIDED, Axis, Blocks
+from t2vcli.planning.windows import UNDIVIDED, Axis, Blocks
 
 
 def step_numbers(timesteps: torch.Tensor) -> dict[float, int]:

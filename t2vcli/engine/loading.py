@@ -24,9 +24,9 @@ from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 from t2vcli.engine.tensors import fill, read_tensors, without_storage
 from t2vcli.errors import ModelError, OutOfMemoryError, T2VError, UsageError
 from t2vcli.limits import refuse_limit
-from t2vcli.models import EMBEDDED, ModelFiles
 from t2vcli.quiet import keep_quiet
 from t2vcli.schedulers import SCHEDULERS, SchedulerChoice
+from t2vcli.weights.models import EMBEDDED, ModelFiles
 
 for _library in (accelerate, diffusers, transformers):
     keep_quiet(_library.__name__)

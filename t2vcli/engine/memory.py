@@ -22,7 +22,7 @@ from t2vcli.engine.device import free_cached_memory
 from t2vcli.engine.guidance import UNetForward, plain_forward
 from t2vcli.engine.layerwise.unet import LayerwiseUNet
 from t2vcli.engine.loading import Model
-from t2vcli.plan import MemoryPlan
+from t2vcli.planning.plan import MemoryPlan
 
 
 class PlacedModel:

@@ -14,7 +14,7 @@ import torch
 from torch.overrides import TorchFunctionMode
 
 from t2vcli.errors import ModelError
-from t2vcli.weightfiles import is_legacy
+from t2vcli.weights.weightfiles import is_legacy
 
 
 def read_tensors(paths: Sequence[Path]) -> dict[str, torch.Tensor]:

@@ -10,7 +10,7 @@ import torch
 
 from t2vcli.engine.memory import PlacedModel, memory_shortage
 from t2vcli.errors import NonFiniteError, OutOfMemoryError
-from t2vcli.plan import MemoryPlan
+from t2vcli.planning.plan import MemoryPlan
 from t2vcli.report import Report
 from t2vcli.sizes import size_text
 

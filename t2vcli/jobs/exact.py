@@ -8,9 +8,9 @@ from dataclasses import replace
 from t2vcli.engine.estimate import estimate
 from t2vcli.engine.estimate.stages import Stage
 from t2vcli.errors import UsageError
-from t2vcli.forecast import configs_of, whole_clip_bytes
-from t2vcli.plan import Forecast, MemoryPlan, StageForecast
-from t2vcli.shape import Shape
+from t2vcli.planning.forecast import configs_of, whole_clip_bytes
+from t2vcli.planning.plan import Forecast, MemoryPlan, StageForecast
+from t2vcli.planning.shape import Shape
 
 
 def exact_forecast(architecture: str, shape: Shape) -> Forecast:

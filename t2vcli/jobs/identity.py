@@ -7,9 +7,9 @@ from typing import Any
 
 from t2vcli.errors import ModelError
 from t2vcli.hashes import sha256
-from t2vcli.models import ModelFiles
 from t2vcli.report import Report
 from t2vcli.sizes import size_text
+from t2vcli.weights.models import ModelFiles
 
 MANY_BYTES = 2**28  # what takes a moment to read
 

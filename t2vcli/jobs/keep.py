@@ -29,11 +29,11 @@ from t2vcli.jobs.expected import Expected
 from t2vcli.jobs.identity import model_identity
 from t2vcli.jobs.prepare import Prepared
 from t2vcli.metadata import versions
-from t2vcli.plan import MemoryPlan, candidates
+from t2vcli.planning.plan import MemoryPlan, candidates
+from t2vcli.planning.shape import shape_of
 from t2vcli.record import HowItWent, RunRecord
 from t2vcli.report import Report
 from t2vcli.request import TRAITS, Request
-from t2vcli.shape import shape_of
 from t2vcli.video.ffmpeg import shown
 from t2vcli.video.files import sweep
 from t2vcli.video.reader import VideoInfo

@@ -14,16 +14,16 @@ from t2vcli.engine.loading import check_steps, load_tokenizer, reading, schedule
 from t2vcli.engine.memory import PlacedModel
 from t2vcli.engine.prompt import Tokens, encode_prompt, tokenize
 from t2vcli.errors import OutOfMemoryError, UsageError
-from t2vcli.forecast import architecture_of, table_forecast, weight_bytes
-from t2vcli.hardware import free_host_bytes
-from t2vcli.models import EMBEDDED_PREFIX, ModelFiles, find_model, same_tokenizer
-from t2vcli.plan import MemoryPlan, no_forecast, vram_budget
 from t2vcli.planning.decide import Decision, Memory, decide
+from t2vcli.planning.forecast import architecture_of, table_forecast, weight_bytes
+from t2vcli.planning.hardware import free_host_bytes
+from t2vcli.planning.plan import MemoryPlan, no_forecast, vram_budget
+from t2vcli.planning.windows import Blocks
 from t2vcli.presets import Preset
 from t2vcli.report import Report, told_in_megabytes
 from t2vcli.request import Request
 from t2vcli.sizes import size_text
-from t2vcli.windows import Blocks
+from t2vcli.weights.models import EMBEDDED_PREFIX, ModelFiles, find_model, same_tokenizer
 
 # Words that carry no content, so that their absence from a small vocabulary needs no mention.
 _FILLER = frozenset(["a", "an", "the", "and", "of", "is", "are", "with", "to", "in", "on", "at"])

@@ -29,12 +29,12 @@ from t2vcli.jobs.attempt import Attempts
 from t2vcli.jobs.keep import Keeper
 from t2vcli.jobs.prepare import Prepared, encode_words
 from t2vcli.metadata import comment_for
+from t2vcli.planning.windows import UNDIVIDED, Blocks
 from t2vcli.record import HowItWent
 from t2vcli.report import Report
 from t2vcli.request import Request, UpscaleRequest
 from t2vcli.video.along import Along
 from t2vcli.video.writer import write_video as write_file
-from t2vcli.windows import UNDIVIDED, Blocks
 
 FirstState = Callable[[Any, torch.Generator], DenoiseState]
 """(the scheduler with its timesteps, the generator) -> the state that a run begins with"""

@@ -23,14 +23,14 @@ from t2vcli.jobs.keep import Keeper, with_kept_plan
 from t2vcli.jobs.prepare import Prepared
 from t2vcli.jobs.sample import how_it_went, write_video
 from t2vcli.jobs.stages import Made, Origin, ReadFrames, from_prompt, from_video
-from t2vcli.models import equal_parts
-from t2vcli.plan import MemoryPlan
+from t2vcli.planning.plan import MemoryPlan
 from t2vcli.report import Report
 from t2vcli.request import GenerateRequest, UpscaleRequest
 from t2vcli.video.ffmpeg import shown
 from t2vcli.video.formats import place_of
 from t2vcli.video.reader import read_metadata
 from t2vcli.video.resize import resize_picture
+from t2vcli.weights.models import equal_parts
 
 
 @dataclass(frozen=True)

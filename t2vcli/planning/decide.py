@@ -10,11 +10,11 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from t2vcli.errors import OutOfMemoryError
-from t2vcli.plan import Forecast, MemoryPlan, candidates, choose_plan
+from t2vcli.planning.plan import Forecast, MemoryPlan, candidates, choose_plan
+from t2vcli.planning.shape import Shape, shape_of
+from t2vcli.planning.windows import Blocks, blocks_for, flags_without_effect, smaller_blocks
 from t2vcli.presets import trained_range_warning
 from t2vcli.request import Request
-from t2vcli.shape import Shape, shape_of
-from t2vcli.windows import Blocks, blocks_for, flags_without_effect, smaller_blocks
 
 if TYPE_CHECKING:
     from t2vcli.presets import Preset

@@ -27,7 +27,7 @@ from t2vcli.engine.latents import encode_video, make_generator, noise_state
 from t2vcli.engine.loading import Model, vae_scale
 from t2vcli.engine.memory import PlacedModel
 from t2vcli.engine.prompt import encode_prompt
-from t2vcli.plan import MemoryPlan
+from t2vcli.planning.plan import MemoryPlan
 
 Stage = Literal["text encode", "video encode", "denoise", "decode"]
 

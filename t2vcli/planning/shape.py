@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from t2vcli.planning.windows import Blocks
 from t2vcli.request import Request, UpscaleRequest
-from t2vcli.windows import Blocks
 
 
 @dataclass(frozen=True)

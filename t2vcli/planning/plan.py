@@ -17,8 +17,8 @@ from typing import Any, Literal
 
 from t2vcli.choices import Offload
 from t2vcli.errors import OutOfMemoryError, UsageError
+from t2vcli.planning.shape import Shape
 from t2vcli.request import Request
-from t2vcli.shape import Shape
 from t2vcli.sizes import GIB, MIB, size_text
 
 CONTEXT_BYTES = int(0.55 * GIB)  # what a process's CUDA context takes besides torch's own memory; assumed

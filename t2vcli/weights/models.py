@@ -14,12 +14,12 @@ from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from t2vcli.download import CacheFolder, Fetched, OnBytes, bytes_text, fetch, nobody
 from t2vcli.errors import ModelError, UsageError
-from t2vcli.hub import BRANCH, GivenUp, Hub, Say
 from t2vcli.paths import expanded
 from t2vcli.strangers import UnreadableError, open_regular, read_json
-from t2vcli.weightfiles import (
+from t2vcli.weights.download import CacheFolder, Fetched, OnBytes, bytes_text, fetch, nobody
+from t2vcli.weights.hub import BRANCH, GivenUp, Hub, Say
+from t2vcli.weights.weightfiles import (
     DOWNLOAD_AGAIN,
     WEIGHT_PARTS,
     MissingFileError,
@@ -31,7 +31,7 @@ from t2vcli.weightfiles import (
 
 EMBEDDED_PREFIX = "embedded:"
 EMBEDDED = EMBEDDED_PREFIX + "demo"
-EMBEDDED_FOLDER = Path(__file__).parent / "demo"
+EMBEDDED_FOLDER = Path(__file__).parent.parent / "demo"
 
 PARTS = ("tokenizer", "scheduler", *WEIGHT_PARTS)
 

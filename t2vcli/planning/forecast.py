@@ -14,8 +14,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from t2vcli.plan import Forecast, MemoryPlan, StageForecast
-from t2vcli.shape import Shape
+from t2vcli.planning.plan import Forecast, MemoryPlan, StageForecast
+from t2vcli.planning.shape import Shape
 from t2vcli.sizes import MIB
 
 TABLE = Path(__file__).parent / "memory_table.json"

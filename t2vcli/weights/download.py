@@ -26,9 +26,20 @@ from typing import Any, NoReturn
 
 from t2vcli.atomic import confirm_names, write_whole
 from t2vcli.errors import Interrupted, ModelError, OutputError
-from t2vcli.hub import MAX_LISTING_BYTES, SLOW_BYTES, SLOW_S, GivenUp, Hub, Listing, Patience, RemoteFile, Say, Trouble
 from t2vcli.report import counted
 from t2vcli.strangers import UnreadableError, read_json, read_text
+from t2vcli.weights.hub import (
+    MAX_LISTING_BYTES,
+    SLOW_BYTES,
+    SLOW_S,
+    GivenUp,
+    Hub,
+    Listing,
+    Patience,
+    RemoteFile,
+    Say,
+    Trouble,
+)
 
 PROGRESS_BYTES = 1 << 20
 """How much a try must bring to count as one that got on: a hub that sends a byte and hangs up is given up, too."""

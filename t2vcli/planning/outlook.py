@@ -7,10 +7,18 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from t2vcli.errors import OutOfMemoryError, UsageError
-from t2vcli.forecast import Traffic, architecture_of, configs_of, flops_of, table_forecast, traffic, vae_scale_of
-from t2vcli.hardware import find_card, free_host_bytes
-from t2vcli.models import local_model, model_here, pull_command
-from t2vcli.plan import (
+from t2vcli.planning.decide import Memory, decide
+from t2vcli.planning.forecast import (
+    Traffic,
+    architecture_of,
+    configs_of,
+    flops_of,
+    table_forecast,
+    traffic,
+    vae_scale_of,
+)
+from t2vcli.planning.hardware import find_card, free_host_bytes
+from t2vcli.planning.plan import (
     CONTEXT_BYTES,
     Forecast,
     MemoryPlan,
@@ -21,12 +29,12 @@ from t2vcli.plan import (
     vram_budget,
     with_prediction,
 )
-from t2vcli.planning.decide import Memory, decide
+from t2vcli.planning.shape import Shape, shape_of
+from t2vcli.planning.windows import Blocks, blocks_for, flags_without_effect
 from t2vcli.presets import Preset
 from t2vcli.request import Request
-from t2vcli.shape import Shape, shape_of
 from t2vcli.sizes import GIB, size_text
-from t2vcli.windows import Blocks, blocks_for, flags_without_effect
+from t2vcli.weights.models import local_model, model_here, pull_command
 
 # Assumed, for the relative times: what a mid-range card sustains in half precision, and PCIe 4.0 x16 in practice.
 ASSUMED_FLOPS_PER_S = 25e12
