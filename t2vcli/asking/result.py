@@ -21,23 +21,27 @@ class Result:
     recipe: Mapping[str, Any]
 
     @property
+    def place(self) -> Path:
+        """The file, or the folder of its pictures."""
+        from t2vcli.video.formats import place_of
+
+        return place_of(self.path)
+
+    @property
     def seed(self) -> int:
         seed: int = self.recipe["request"]["seed"]
         return seed
 
     def frames(self) -> Iterator[Frame]:
         """Yields the frames of the file, (height, width, 3) uint8, one at a time."""
-        from t2vcli.video.formats import place_of
         from t2vcli.video.reader import read_frames
 
-        yield from read_frames(place_of(self.path), self.video)
+        yield from read_frames(self.place, self.video)
 
     def written(self) -> dict[str, Any]:
         """Returns the result as JSON values; its path is the file, or the folder of its pictures."""
-        from t2vcli.video.formats import place_of
-
         return {
-            "path": str(place_of(self.path)),
+            "path": str(self.place),
             "seed": self.seed,
             "frames": self.video.frames,
             "width": self.video.width,

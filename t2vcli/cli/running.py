@@ -37,8 +37,6 @@ def run_and_report(job: Job, policy: Policy, *, quiet: bool, as_json: bool) -> N
 
 def show_run(make: Callable[[Around], Result], *, quiet: bool, as_json: bool) -> None:
     """Makes something under a progress display, and prints the result: the file, or the folder of its pictures."""
-    from t2vcli.video.formats import place_of
-
     started_s = time.monotonic()
     with choose_report(quiet=quiet) as report:
         report.stage("start")  # importing torch takes seconds
@@ -55,4 +53,4 @@ def show_run(make: Callable[[Around], Result], *, quiet: bool, as_json: bool) ->
     if as_json:
         result_json({**done.written(), "elapsed_s": round(elapsed_s, 3)})
     else:
-        result_path(place_of(done.path))
+        result_path(done.place)

@@ -79,7 +79,8 @@ class MemoryPlan:
         return ", ".join(words)
 
     def as_dict(self) -> dict[str, Any]:
-        return asdict(self)
+        """Returns the plan as JSON values."""
+        return {**asdict(self), "reasons": list(self.reasons)}
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,136 @@
+"""t2v from Python: the same jobs, works and results as the command line's, without printing, signals or exits.
+
+Every function takes the fields of a job by name (`t2vcli.Job` has them) and, beside those, what a run talks to:
+
+    report     told of stages, progress and remarks (`t2vcli.Report`)
+    watch      called with each state while it denoises (`t2vcli.Seen`)
+    stop       a `t2vcli.Stop`, which another thread may ask to stop
+    models     a `t2vcli.Models`, in which loaded models stay for the next call
+
+Torch is imported by the first call that makes something, not by `import t2vcli`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from os import PathLike
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from t2vcli.asking.job import Job, Policy
+from t2vcli.asking.result import Result
+from t2vcli.asking.work import planned, work_for
+from t2vcli.planning.outlook import Outlook
+from t2vcli.report import Report
+from t2vcli.stopping import Stop
+
+if TYPE_CHECKING:
+    from t2vcli.jobs.around import Around, Seen
+    from t2vcli.jobs.models import Models
+
+PathText = str | PathLike[str]
+
+
+def generate(
+    prompt: str | None = None,
+    output: PathText | None = None,
+    *,
+    report: Report | None = None,
+    watch: Callable[[Seen], None] | None = None,
+    stop: Stop | None = None,
+    models: Models | None = None,
+    overwrite: bool = False,
+    strict: bool = False,
+    offline: bool = False,
+    keep: bool = True,
+    keep_every_s: float = 10.0,
+    **values: Any,
+) -> Result:
+    """Makes a clip from a prompt, as `t2v generate` does, and returns it when its file is complete and verified.
+
+    `values` are fields of the job: preset, seed, frames, steps, init_video, extend, upscale, ... Raises a T2VError.
+    """
+    job = Job.read({**values, "command": "generate", "prompt": prompt, "output": _path(output)})
+    policy = Policy(overwrite=overwrite, strict=strict, offline=offline, keep=keep, keep_every_s=keep_every_s)
+    return make(job, policy, _around(report, watch, stop, models))
+
+
+def upscale(
+    source: PathText,
+    output: PathText | None = None,
+    *,
+    report: Report | None = None,
+    watch: Callable[[Seen], None] | None = None,
+    stop: Stop | None = None,
+    models: Models | None = None,
+    overwrite: bool = False,
+    strict: bool = False,
+    offline: bool = False,
+    keep: bool = True,
+    keep_every_s: float = 10.0,
+    **values: Any,
+) -> Result:
+    """Makes a video anew at another size, as `t2v upscale` does. Raises a T2VError.
+
+    `values` are fields of the job: prompt, preset, scale, width, strength, start, ...
+    """
+    job = Job.read({**values, "command": "upscale", "source": _path(source), "output": _path(output)})
+    policy = Policy(overwrite=overwrite, strict=strict, offline=offline, keep=keep, keep_every_s=keep_every_s)
+    return make(job, policy, _around(report, watch, stop, models))
+
+
+def resume(
+    folder: PathText,
+    *,
+    report: Report | None = None,
+    watch: Callable[[Seen], None] | None = None,
+    stop: Stop | None = None,
+    models: Models | None = None,
+    overwrite: bool = False,
+    offline: bool = False,
+    keep_every_s: float = 10.0,
+) -> Result:
+    """Goes on with the unfinished run in `folder`, to the frames that it would have had. Raises a T2VError."""
+    from t2vcli.jobs.run import resume as go_on
+
+    policy = Policy(overwrite=overwrite, offline=offline, keep_every_s=keep_every_s)
+    return go_on(Path(folder), policy, _around(report, watch, stop, models))
+
+
+def make(job: Job | Mapping[str, Any], policy: Policy | None = None, around: Around | None = None) -> Result:
+    """Makes what a job, or the mapping that one is written as, asks for. Raises a T2VError."""
+    from t2vcli.asking.claim import claimed
+    from t2vcli.jobs.run import run
+
+    policy = policy or Policy()
+    with claimed(job if isinstance(job, Job) else Job.read(job), policy) as (work, claim):
+        return run(work, policy, around, claim=claim)
+
+
+def plan(prompt: str = "", **values: Any) -> list[Outlook]:
+    """Returns how each stage of a job would run here, without loading anything, as `t2v plan` prints it.
+
+    `values` are fields of the job; `command="upscale", source=...` plans an upscale. Raises a T2VError.
+    """
+    return planned(work_for(Job.read({**values, "prompt": prompt}), take_up=False))
+
+
+def read_recipe(path: PathText) -> dict[str, Any] | None:
+    """Returns the recipe inside a video, None if it holds none. Raises InputError for what is no video."""
+    from t2vcli.asking.source import Source
+
+    return Source.opened(Path(path)).recipe
+
+
+def _path(path: PathText | None) -> Path | None:
+    return None if path is None else Path(path)
+
+
+def _around(
+    report: Report | None, watch: Callable[[Seen], None] | None, stop: Stop | None, models: Models | None
+) -> Around:
+    from t2vcli.jobs.around import Around
+
+    given: dict[str, Any] = {"report": report, "watch": watch, "stop": stop, "models": models}
+    return replace(Around(), **{name: value for name, value in given.items() if value is not None})
