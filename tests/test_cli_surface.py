@@ -17,11 +17,16 @@ import pytest
 import typer
 from clips import make_clip, ramp
 from commandline import LIMIT_S, environment, sentence, t2v
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 import t2vcli
-from t2vcli.asking.job import Policy
+from t2vcli.asking.job import Job, Policy
 from t2vcli.asking.result import Result
 from t2vcli.asking.work import Work
+from t2vcli.cli import generate as generating
+from t2vcli.cli import options as opt
+from t2vcli.cli import upscale as upscaling
 from t2vcli.cli.main import app
 from t2vcli.errors import EXIT_CODES
 from t2vcli.presets import list_presets
@@ -328,6 +333,22 @@ def test_each_flag_changes_its_field_and_no_other(command: str, called: Called) 
         )
         for other, value in flag.along.items():
             assert getattr(changed, other) == value
+
+
+@settings(max_examples=100, deadline=None, derandomize=True)
+@given(data=st.data())
+def test_flags_are_written_as_a_job_and_read_as_the_same_job(data: st.DataObject) -> None:
+    command = data.draw(st.sampled_from(sorted(REQUESTS)))
+    options: Any = {"generate": {**generating.WISH, **generating.OUTPUTS}, "upscale": upscaling.WISH}[command]
+    names = data.draw(st.lists(st.sampled_from([name for name in FLAGS if name in options]), unique=True))
+    flags = [argument for name in names for argument in FLAGS[name].arguments]
+    commands: Any = typer.main.get_command(app)
+    context = commands.commands[command].make_context(command, [*START[command][1:], *flags, "--no-vae-tiling"])
+    job = opt.job_of(command, {name: context.params[name] for name in options})
+    written = json.loads(json.dumps(job.written()))
+    assert Job.read(written) == job
+    assert set(written) >= {*names} - {"preset", "prompt"}
+    assert written["vae_tiling"] is False  # given, and not merely left out
 
 
 @pytest.mark.parametrize("command", REQUESTS)

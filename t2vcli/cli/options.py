@@ -366,7 +366,7 @@ def takes(command: str, options: Options) -> Callable[[Callable[..., None]], Cal
 
         @functools.wraps(function)
         def called(**values: Any) -> None:
-            job = _job(command, {name: values.pop(name) for name in options})
+            job = job_of(command, {name: values.pop(name) for name in options})
             if "policy" in signature.parameters:
                 values["policy"] = _policy(**{name: values.pop(name) for name in POLICY_OPTIONS})
             function(job=job, **values)
@@ -379,7 +379,8 @@ def takes(command: str, options: Options) -> Callable[[Callable[..., None]], Cal
     return decorate
 
 
-def _job(command: str, given: dict[str, Any]) -> Job:
+def job_of(command: str, given: dict[str, Any]) -> Job:
+    """Returns the job that a command's options say. Raises UsageError, or InputError for the file of the prompt."""
     from t2vcli.asking.job import Job
 
     prompt = read_prompt(given.pop("prompt", None), given.pop("prompt_file", None))
