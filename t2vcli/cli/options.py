@@ -267,6 +267,79 @@ AllowEmptyPromptOpt = Annotated[
 ]
 
 
+# --- of generate and of upscale alone
+PromptArg = Annotated[
+    str | None,
+    typer.Argument(
+        help="What to show; '-' reads it from stdin. With a video as input, by default the prompt inside it."
+    ),
+]
+InitVideoOpt = Annotated[
+    Path | None,
+    typer.Option(
+        "--init-video",
+        metavar="FILE",
+        parser=expanded,
+        help="Begin with this video, as much of it as --strength leaves, at the preset's size.",
+        rich_help_panel=BEGINNING,
+    ),
+]
+ExtendOpt = Annotated[
+    Path | None,
+    typer.Option(
+        "--extend",
+        metavar="FILE",
+        parser=expanded,
+        help="Go on with this video: its frames, then --frames new ones, at its size and rate.",
+        rich_help_panel=BEGINNING,
+    ),
+]
+UpscaleOpt = Annotated[
+    str | None,
+    typer.Option(
+        "--upscale",
+        metavar="[PRESET]",
+        help="Enlarge the clip in the same go; auto (or nothing after it): with the preset that is made for it.",
+        rich_help_panel=SECOND_STAGE,
+    ),
+]
+UpscaleStrengthOpt = Annotated[
+    float | None,
+    typer.Option(
+        "--upscale-strength",
+        help="How much the second stage changes; as t2v upscale --strength.",
+        rich_help_panel=SECOND_STAGE,
+    ),
+]
+KeepDraftOpt = Annotated[
+    bool,
+    typer.Option(
+        "--keep-draft", help="Write the first stage's video, too, as OUTPUT-draft.", rich_help_panel=SECOND_STAGE
+    ),
+]
+SourceArg = Annotated[
+    Path,
+    typer.Argument(
+        metavar="IN",
+        parser=expanded,
+        help="The video, or folder of PNGs, to make anew, larger.",
+        show_default=False,
+    ),
+]
+PromptOpt = Annotated[
+    str | None,
+    typer.Option(
+        "--prompt",
+        help="What the video shows; '-' reads it from stdin. Default: the prompt inside the video.",
+        rich_help_panel=SAMPLING,
+    ),
+]
+ScaleOpt = Annotated[
+    float | None,
+    typer.Option(help="Times the input's size, in place of --width and --height.", rich_help_panel=SAMPLING),
+]
+
+
 # --- the options of a request, each as (annotation, default), in the order of --help
 
 Options = Mapping[str, tuple[Any, Any]]
@@ -323,6 +396,53 @@ REQUEST_OPTIONS: Options = {
 }
 
 
+BEGINNING_OPTIONS: Options = {
+    "strength": (
+        Annotated[
+            float | None,
+            typer.Option(
+                help="With --init-video: how much to change, just above 0 to 1 (all noise).",
+                rich_help_panel=BEGINNING,
+            ),
+        ],
+        None,
+    ),
+    "context": (
+        Annotated[
+            int | None,
+            typer.Option(
+                metavar="N",
+                help="With --extend: how many of its last frames the new ones are held to.",
+                rich_help_panel=BEGINNING,
+            ),
+        ],
+        None,
+    ),
+}
+PART_OPTIONS: Options = {
+    "start": (
+        Annotated[
+            str | None,
+            typer.Option(
+                metavar="TIME", help="Take the input from here on: 90, 1.5 or 1:30.", rich_help_panel=SAMPLING
+            ),
+        ],
+        None,
+    ),
+    "duration": (
+        Annotated[
+            str | None,
+            typer.Option(metavar="TIME", help="Take this much of the input.", rich_help_panel=SAMPLING),
+        ],
+        None,
+    ),
+    "max_frames": (
+        Annotated[
+            int | None, typer.Option(help="Take at most this many frames of the input.", rich_help_panel=SAMPLING)
+        ],
+        None,
+    ),
+}
 POLICY_OPTIONS: Options = {
     "offline": (OfflineOpt, False),
     "strict": (StrictOpt, False),

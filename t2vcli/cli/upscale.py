@@ -4,76 +4,26 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping, Sequence
-from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
-
-import typer
+from typing import TYPE_CHECKING, Any
 
 from t2vcli.cli import options as opt
 from t2vcli.cli.boundary import OneTextCommand, quoted
 from t2vcli.cli.plan import show_plan
 from t2vcli.cli.running import run_and_report
-from t2vcli.paths import expanded
 
 if TYPE_CHECKING:
     from t2vcli.asking.job import Job, Policy
 
-SourceArg = Annotated[
-    Path,
-    typer.Argument(
-        metavar="IN",
-        parser=expanded,
-        help="The video, or folder of PNGs, to make anew, larger.",
-        show_default=False,
-    ),
-]
-PromptOpt = Annotated[
-    str | None,
-    typer.Option(
-        "--prompt",
-        help="What the video shows; '-' reads it from stdin. Default: the prompt inside the video.",
-        rich_help_panel=opt.SAMPLING,
-    ),
-]
-ScaleOpt = Annotated[
-    float | None,
-    typer.Option(help="Times the input's size, in place of --width and --height.", rich_help_panel=opt.SAMPLING),
-]
-
-PART_OPTIONS: opt.Options = {
-    "start": (
-        Annotated[
-            str | None,
-            typer.Option(
-                metavar="TIME", help="Take the input from here on: 90, 1.5 or 1:30.", rich_help_panel=opt.SAMPLING
-            ),
-        ],
-        None,
-    ),
-    "duration": (
-        Annotated[
-            str | None,
-            typer.Option(metavar="TIME", help="Take this much of the input.", rich_help_panel=opt.SAMPLING),
-        ],
-        None,
-    ),
-    "max_frames": (
-        Annotated[
-            int | None, typer.Option(help="Take at most this many frames of the input.", rich_help_panel=opt.SAMPLING)
-        ],
-        None,
-    ),
-}
 WISH: opt.Options = {
     **opt.STRENGTH_OPTIONS,
-    **PART_OPTIONS,
+    **opt.PART_OPTIONS,
     **opt.REQUEST_OPTIONS,
-    "source": (SourceArg, ...),
-    "prompt": (PromptOpt, None),
+    "source": (opt.SourceArg, ...),
+    "prompt": (opt.PromptOpt, None),
     "prompt_file": (opt.PromptFileOpt, None),
     "allow_empty_prompt": (opt.AllowEmptyPromptOpt, False),
     **opt.preset_option("zeroscope-XL"),
-    "scale": (ScaleOpt, None),
+    "scale": (opt.ScaleOpt, None),
 }
 
 
