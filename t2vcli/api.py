@@ -108,12 +108,15 @@ def make(job: Job | Mapping[str, Any], policy: Policy | None = None, around: Aro
         return run(work, policy, around, claim=claim)
 
 
-def plan(prompt: str = "", **values: Any) -> list[Outlook]:
+def plan(prompt: str | None = None, **values: Any) -> list[Outlook]:
     """Returns how each stage of a job would run here, without loading anything, as `t2v plan` prints it.
 
     `values` are fields of the job; `command="upscale", source=...` plans an upscale. Raises a T2VError.
     """
-    return planned(work_for(Job.read({**values, "prompt": prompt}), take_up=False))
+    words = (
+        {"prompt": prompt} if prompt is not None else {"prompt": "", "allow_empty_prompt": True}
+    )  # they decide nothing
+    return planned(work_for(Job.read({**values, **words}), take_up=False))
 
 
 def read_recipe(path: PathText) -> dict[str, Any] | None:

@@ -10,16 +10,21 @@ import time
 from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
+from t2vcli import stopping
 from t2vcli.asking.job import Policy
 from t2vcli.batches.loop import Watch
 from t2vcli.batches.wanted import work_of
 from t2vcli.batches.workers import Event, Failed, Finished, Made, Ready, Stopped, Task
 from t2vcli.errors import Interrupted, T2VError
 from t2vcli.limits import limit_met
-from t2vcli.report import Report
+
+if TYPE_CHECKING:
+    from t2vcli.jobs.around import Around
 
 NAME = "here"
+MODELS_KEPT = 2  # the two of a draft and its upscale
 MAX_WARNINGS = 200
 
 
@@ -30,7 +35,7 @@ class Here:
         self._folder = folder
         self._policy = policy
         self._watch = watch
-        self._telling = Telling(NAME, watch)
+        self._around: Around | None = None
         self._greeted = False
         self._task: Task | None = None
 
@@ -52,7 +57,7 @@ class Here:
 
     def _made(self, task: Task) -> Event:
         try:
-            return Finished(NAME, make(task, self._folder, self._policy, self._telling))
+            return Finished(NAME, make(task, self._folder, self._policy, self._talking()))
         except Interrupted:
             return Stopped(NAME)
         except T2VError as error:
@@ -61,6 +66,16 @@ class Here:
             return Failed(NAME, *explained(error))
         finally:
             gc.collect()
+
+    def _talking(self) -> Around:
+        """Returns what every job here talks to; torch is imported with the first."""
+        if self._around is None:
+            from t2vcli.jobs.around import Around
+            from t2vcli.jobs.models import Models
+
+            telling = Telling(NAME, self._watch)
+            self._around = Around(report=telling, stop=stopping.by_signals(), models=Models(MODELS_KEPT))
+        return self._around
 
     def replace(self, worker: str) -> bool:
         return False
@@ -79,13 +94,13 @@ def explained(error: Exception) -> tuple[int, str]:
     return (met.exit_code, str(met)) if met else (1, f"this is a bug in t2v: {type(error).__name__}: {error}")
 
 
-def make(task: Task, folder: Path, policy: Policy, report: Report) -> Made:
+def make(task: Task, folder: Path, policy: Policy, around: Around) -> Made:
     """Makes a job's clip in `folder`. Raises T2VError."""
     from t2vcli.jobs.run import run
 
     path = folder / task.job.output
     path.parent.mkdir(parents=True, exist_ok=True)
-    result = run(work_of(task.job.fields, path), replace(policy, overwrite=task.overwrite), report)
+    result = run(work_of(task.job.fields, path), replace(policy, overwrite=task.overwrite), around)
     return described(path, task.job.output, result.video.frames, result.recipe.get("versions", {}))
 
 

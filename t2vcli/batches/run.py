@@ -122,7 +122,7 @@ def run_batch(
             claims=claims,
             overwrite=ahead.overwrite,
             look_again=look_again,
-            asked_to_stop=lambda: stopping.asked() is not None,
+            asked_to_stop=lambda: stopping.by_signals().asked is not None,
             watch=watch,
         )
         try:
@@ -132,7 +132,7 @@ def run_batch(
         tally.failed += jobs.wrong
         tally.total += jobs.wrong
         if tally.stopped:
-            signal_name = stopping.asked() or "SIGINT"
+            signal_name = stopping.by_signals().asked or "SIGINT"
             raise Interrupted(
                 f"{HOW_IT_STOPPED[signal_name]}; {tally.done + tally.skipped:,} of {tally.total:,} are done, and the same command goes on",
                 signal_name=signal_name,
