@@ -15,12 +15,9 @@ from typing import Any
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from t2vcli.asking.source import Source
-from t2vcli.jobs.generate import generate
-from t2vcli.jobs.upscale import upscale
-from t2vcli.presets import load_preset
-from t2vcli.report import Silent
-from t2vcli.request import GenerateRequest, UpscaleRequest, build_request
+from t2vcli.asking.job import Job, Policy
+from t2vcli.asking.work import work_for
+from t2vcli.jobs.run import run as make
 
 PROMPT = "a red boat moving right on the sea"
 # The presets' values in the first edition of the embedded model.
@@ -33,21 +30,15 @@ NOW: dict[str, dict[str, Any]] = {"demo": {}, "demo-XL": {}}
 
 def run(values: dict[str, dict[str, Any]], folder: Path) -> tuple[float, float]:
     """Returns the operations (in GFLOP) and the processor time (in s) of making a clip and enlarging it."""
-    small, large = (load_preset(name) for name in ("demo", "demo-XL"))
-    first = {**small.values_for(GenerateRequest), "preset": "demo", "prompt": PROMPT, "seed": 1, **values["demo"]}
-    then = {**large.values_for(UpscaleRequest), "preset": "demo-XL", "prompt": PROMPT, "seed": 1, **values["demo-XL"]}
+    common = {"prompt": PROMPT, "seed": 1}
     clip = folder / "clip.mp4"
+    first = Job.read({**common, "preset": "demo", "output": clip, **values["demo"]})
+    then = {**common, "command": "upscale", "source": clip, "preset": "demo-XL", **values["demo-XL"]}
     started_s = time.process_time()
     with FlopCounterMode(display=False) as counter:
-        generate(build_request(GenerateRequest, first), small, clip, report=Silent(), overwrite=True)
-        upscale(
-            build_request(UpscaleRequest, then),
-            large,
-            Source.opened(clip),
-            folder / "large.mp4",
-            report=Silent(),
-            overwrite=True,
-        )
+        make(work_for(first, take_up=False), Policy(overwrite=True))
+        large = Job.read({**then, "output": folder / "large.mp4"})
+        make(work_for(large, take_up=False), Policy(overwrite=True))
     return counter.get_total_flops() / 1e9, time.process_time() - started_s
 
 

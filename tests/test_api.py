@@ -28,7 +28,7 @@ def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     folder = tmp_path / "presets"
     folder.mkdir()
     (folder / "demo.yaml").write_text("extends: demo\nsteps: 2\nframes: 8\n")
-    (folder / "demo-XL.yaml").write_text("extends: demo-XL\nsteps: 4\nwidth: 64\nheight: 64\n")
+    (folder / "demo-XL.yaml").write_text("extends: demo-XL\nsteps: 4\nstrength: 0.6\nwidth: 64\nheight: 64\n")
     monkeypatch.setenv("T2V_PRESETS", str(folder))
     work = tmp_path / "work"
     work.mkdir()

@@ -250,7 +250,7 @@ def test_our_own_forward_makes_the_same_pictures(
     """What runs on a CPU by itself: whole or in chunks, at most one level of 255 from diffusers' frames."""
     settings = {"scheduler": "dpm++ 2M", "forward": "auto", "vae_slicing": None, **changes}
     request = generate_request(ms_checkpoint, **settings)
-    generate_job.generate(request, preset_of("generate"), tmp_path / "out.mp4", report=Silent())
+    run(work_of(request, tmp_path / "out.mp4"))
     theirs = to_uint8(reference(ms, request, decoded=True))
     assert np.abs(np.stack(written).astype(int) - theirs).max() <= 1
 

@@ -14,11 +14,9 @@ import numpy as np
 import pytest
 import torch
 from commandline import ROOT
-from t2vcli.jobs.generate import generate
 
-from t2vcli.presets import load_preset
-from t2vcli.report import Silent
-from t2vcli.request import GenerateRequest, build_request
+from t2vcli.asking.job import Job
+from t2vcli.asking.work import work_for
 from t2vcli.video.reader import read_frames
 from training import export, train_decoder, train_unet, train_upscaler, train_vae, world
 from training.latents import LatentClips, subject_cells
@@ -103,10 +101,8 @@ def test_every_stage_runs_and_what_comes_out_is_a_model(tmp_path: Path) -> None:
 
     sizes = sum(p.stat().st_size for p in finished.rglob("*.safetensors"))
     assert sizes < 25e6
-    preset = load_preset("demo")
-    values = {**preset.values_for(GenerateRequest), "preset": "demo", "prompt": "a red boat", "seed": 1}
-    request = build_request(GenerateRequest, {**values, "model": str(finished), "steps": 2, "frames": 2})
-    done = generate(request, preset, tmp_path / "o.mp4", report=Silent())
+    job = {"prompt": "a red boat", "preset": "demo", "seed": 1, "model": str(finished), "steps": 2, "frames": 2}
+    done = run(work_for(Job.read({**job, "output": tmp_path / "o.mp4"})))
     assert np.stack(list(read_frames(done.path))).shape == (2, 64, 64, 3)
 
 
