@@ -22,16 +22,19 @@ import time
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from t2vcli import metadata, stopping
 from t2vcli.asking.job import Policy
 from t2vcli.batches.cluster import Cluster
-from t2vcli.batches.here import described, explained, make
+from t2vcli.batches.here import MODELS_KEPT, described, explained, make
 from t2vcli.batches.joblist import Planned
 from t2vcli.batches.loop import Watch
 from t2vcli.batches.workers import Died, Event, Failed, Finished, Made, Ready, Stopped, Task, Unfit
 from t2vcli.errors import DeviceError, Interrupted, OutputError, T2VError
+
+if TYPE_CHECKING:
+    from t2vcli.jobs.around import Around
 
 CONNECT_S = 8.0
 START_TRIES = 3
@@ -87,6 +90,8 @@ class Worker:
             os.environ["OMP_NUM_THREADS"] = threads
         self._where: tuple[str, int, int | None, str] | None = None
         self._lines: list[str] = []
+        self._stop = stopping.Stop()
+        self._around: Around | None = None
 
     def hello(self) -> dict[str, Any]:
         """Returns what must be alike among workers: versions, device, threads."""
@@ -99,7 +104,7 @@ class Worker:
         job = Task(Planned(**task.pop("job")), **task)
         where = Path(folder) if folder else _own_folder(job.job.hash)
         try:
-            done = make(job, where, Policy(**policy), self)
+            done = make(job, where, Policy(**policy), self._talking())
             content = None if folder else (where / done.output).read_bytes()
         except (Interrupted, KeyboardInterrupt):
             return {"stopped": True}
@@ -121,7 +126,16 @@ class Worker:
 
     def leave(self) -> None:
         """Has the job stop after its step."""
-        stopping.ask("SIGTERM")
+        self._stop.ask("SIGTERM")
+
+    def _talking(self) -> Around:
+        """Returns what every job here talks to; torch is imported with the first."""
+        if self._around is None:
+            from t2vcli.jobs.around import Around
+            from t2vcli.jobs.models import Models
+
+            self._around = Around(report=self, stop=self._stop, models=Models(MODELS_KEPT))
+        return self._around
 
     # A job's report
 
@@ -179,7 +193,7 @@ class RayWorkers:
 
     def start(self) -> int:
         self._connect()
-        self._afterwards.enter_context(stopping.at_next_step())  # the loop looks whether a signal has come
+        self._afterwards.enter_context(stopping.by_signals().at_next_step())  # the loop looks whether a signal has come
         resources = self._ray.cluster_resources()
         gpus, cpus = int(resources.get("GPU", 0)), int(resources.get("CPU", 0))
         self._needs = {"num_gpus": 1, "num_cpus": 1} if gpus else {"num_cpus": 1}
