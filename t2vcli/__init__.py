@@ -8,10 +8,11 @@ from typing import TYPE_CHECKING, Any
 __version__ = "0.1.0"
 
 if TYPE_CHECKING:
-    from t2vcli.api import generate, make, plan, read_recipe, resume, upscale
+    from t2vcli.api import batch, generate, make, plan, read_recipe, resume, upscale
     from t2vcli.asking.job import Job, Policy
     from t2vcli.asking.result import Result
     from t2vcli.asking.work import Work, work_for
+    from t2vcli.batches.loop import Tally
     from t2vcli.errors import (
         BatchError,
         BusyError,
@@ -35,9 +36,10 @@ if TYPE_CHECKING:
 
 # Where each name is. They are imported when they are asked for, so that `import t2vcli` takes no time, and no torch.
 _HOMES = {
-    "api": ["generate", "make", "plan", "read_recipe", "resume", "upscale"],
+    "api": ["batch", "generate", "make", "plan", "read_recipe", "resume", "upscale"],
     "asking.job": ["Job", "Policy"],
     "asking.result": ["Result"],
+    "batches.loop": ["Tally"],
     "asking.work": ["Work", "work_for"],
     "errors": [
         "BatchError",
@@ -83,9 +85,11 @@ __all__ = [
     "Silent",
     "Stop",
     "T2VError",
+    "Tally",
     "UsageError",
     "Work",
     "__version__",
+    "batch",
     "generate",
     "load_preset",
     "make",

@@ -12,7 +12,7 @@ Torch is imported by the first call that makes something, not by `import t2vcli`
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
 from os import PathLike
 from pathlib import Path
@@ -26,6 +26,8 @@ from t2vcli.report import Report
 from t2vcli.stopping import Stop
 
 if TYPE_CHECKING:
+    from t2vcli.batches.loop import Tally
+    from t2vcli.batches.loop import Watch as BatchWatch
     from t2vcli.jobs.around import Around, Seen
     from t2vcli.jobs.models import Models
 
@@ -96,6 +98,48 @@ def resume(
 
     policy = Policy(overwrite=overwrite, offline=offline, keep_every_s=keep_every_s)
     return go_on(Path(folder), policy, _around(report, watch, stop, models))
+
+
+def batch(
+    jobs: PathText | Iterable[Mapping[str, Any] | str],
+    output: PathText,
+    *,
+    defaults: Mapping[str, Any] | None = None,
+    name: str = "{slug}-{hash}",
+    skip_invalid: bool = False,
+    retries: int = 1,
+    fail_fast: bool = False,
+    share: bool = False,
+    verify: bool = False,
+    workers: int | None = None,
+    watch: BatchWatch | None = None,
+    overwrite: bool = False,
+    strict: bool = False,
+    offline: bool = False,
+    keep: bool = True,
+    keep_every_s: float = 10.0,
+) -> Tally:
+    """Makes the clips of a list of jobs that are not in the folder `output` yet, as `t2v batch` does.
+
+    `jobs` is the path of a list, or the jobs themselves: mappings, or prompts. `defaults` are fields of every job.
+    `workers` are processes that Ray starts here; without, this process makes one clip after the other. The whole list is
+    checked before anything is made. Failed jobs are counted in the result, and no error. Raises a T2VError.
+    """
+    from t2vcli.batches.cluster import Cluster
+    from t2vcli.batches.loop import Rules
+    from t2vcli.batches.run import Settings, over, run_batch
+
+    settings = Settings(
+        defaults=defaults,
+        name=name,
+        skip_invalid=skip_invalid,
+        verify=verify,
+        rules=Rules(retries=retries, fail_fast=fail_fast, share=share),
+        policy=Policy(overwrite=overwrite, strict=strict, offline=offline, keep=keep, keep_every_s=keep_every_s),
+    )
+    source = Path(jobs) if isinstance(jobs, str | PathLike) else jobs
+    cluster = None if workers is None else Cluster(workers=workers)
+    return run_batch(source, Path(output), settings, workers=over(cluster), watch=watch)
 
 
 def make(job: Job | Mapping[str, Any], policy: Policy | None = None, around: Around | None = None) -> Result:

@@ -15,7 +15,6 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from t2vcli import stopping
 from t2vcli.asking.job import Policy
 from t2vcli.batches import run as batch
 from t2vcli.batches.cluster import Cluster
@@ -85,9 +84,9 @@ class Actor(Worker):
             os.kill(os.getpid(), signal.SIGKILL)
         if "fails" in prompt:
             return {"exit_code": 4, "error": "it was asked to fail"}
-        while "hangs" in prompt and not (stopping.asked() and "stoppable" in prompt):
+        while "hangs" in prompt and not (self._stop.asked and "stoppable" in prompt):
             time.sleep(0.05)
-        if stopping.asked():
+        if self._stop.asked:
             return {"stopped": True}
         text = (job["hash"] + str(os.environ.get("OMP_NUM_THREADS"))) * (10**6 if "large" in prompt else 1)
         content = text.encode()

@@ -52,6 +52,10 @@ def test_the_command_line_and_python_make_the_same_frames() -> None:
     assert result.recipe == mine
     job = {"command": "generate", "prompt": "a red boat", "seed": 7, "output": "job.mp4", **SMALL}
     assert np.array_equal(frames_of(t2vcli.make(job).path), frames_of("line.mp4"))
+    tally = t2vcli.batch([{"prompt": "a red boat", "seed": 7, **SMALL}], "clips")
+    assert (tally.total, tally.done) == (1, 1)
+    (clip,) = Path("clips").glob("*.mp4")
+    assert np.array_equal(frames_of(clip), frames_of("line.mp4"))
 
 
 def test_models_that_stay_loaded_make_the_frames_of_runs_alone(capfd: pytest.CaptureFixture[str]) -> None:

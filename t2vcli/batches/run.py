@@ -76,7 +76,7 @@ class Ahead:
 
 
 def run_batch(
-    source: Path | Iterable[Mapping[str, Any]],
+    source: Path | Iterable[Mapping[str, Any] | str],
     folder: Path,
     settings: Settings = Settings(),
     *,
@@ -141,7 +141,7 @@ def run_batch(
 
 
 def read(
-    source: Path | Iterable[Mapping[str, Any]], settings: Settings, watch: Watch
+    source: Path | Iterable[Mapping[str, Any] | str], settings: Settings, watch: Watch
 ) -> tuple[JobList, dict[str, Any]]:
     """Returns the jobs of a list, and what the journal says of it. Raises T2VError."""
     shown, file = "jobs", None
@@ -207,7 +207,7 @@ def _stdin() -> IO[bytes]:
     return sys.stdin.buffer
 
 
-def _as_lines(jobs: Iterable[Mapping[str, Any]]) -> IO[bytes]:
+def _as_lines(jobs: Iterable[Mapping[str, Any] | str]) -> IO[bytes]:
     """Returns Python's jobs as JSON Lines; a line is a job's place, counted from 1."""
     lines = io.BytesIO()
     for number, job in enumerate(jobs, start=1):
