@@ -33,7 +33,7 @@ from t2vcli.presets import list_presets
 from t2vcli.request import GenerateRequest, Request, UpscaleRequest
 from t2vcli.schedulers import SCHEDULERS
 from t2vcli.video.formats import format_of
-from t2vcli.video.reader import probe
+from t2vcli.video.reader import probe_keeping
 from t2vcli.video.writer import write_video
 
 REQUESTS: dict[str, type[Request]] = {"generate": GenerateRequest, "upscale": UpscaleRequest}
@@ -285,7 +285,7 @@ def called(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Called:
     monkeypatch.setenv("T2V_PRESETS", str(folder))
     monkeypatch.chdir(tmp_path)
     # Each costs a few runs of ffmpeg, and these tests look at the same clip again and again.
-    monkeypatch.setattr("t2vcli.asking.source.probe", functools.cache(probe))
+    monkeypatch.setattr("t2vcli.asking.source.probe_keeping", functools.cache(probe_keeping))
     monkeypatch.setattr("t2vcli.video.writer.require_format", lambda path, **options: format_of(path))
     make_clip(tmp_path / "in.mp4", ramp(2, width=64, height=48), rate="30000/1001")
 

@@ -216,7 +216,7 @@ def local_model(model: str, *, revision: str | None, variant: str | None) -> Mod
                 raise UsageError(f"{flag} {value} has no effect on the embedded model; leave it out")
         return files_in_folder(EMBEDDED_FOLDER, source=model, variant=None, remedy="install t2v again")
     path = expanded(model)
-    if os.path.isdir(path):
+    if model and os.path.isdir(path):
         if revision is not None:
             raise UsageError(f"--revision {revision} has no effect on the folder {model}; leave it out")
         return files_in_folder(path, source=os.path.realpath(path), variant=variant)
