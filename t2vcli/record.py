@@ -47,7 +47,7 @@ class HowItWent(BaseModel):
 
     def told(self) -> dict[str, Any]:
         """Returns what of it a recipe tells: nothing of what there is nothing of."""
-        plan = {} if self.plan is None else {"plan": self.plan.as_dict()}
+        plan = {} if self.plan is None else {"plan": self.plan.in_recipe()}
         return plan | ({"notes": list(self.notes)} if self.notes else {})
 
 

@@ -255,6 +255,14 @@ def test_between_resident_and_streamed_as_many_weights_stay_as_fit() -> None:
     assert below[1].park_skips
 
 
+def test_a_recipe_tells_nothing_of_the_memory_that_was_free() -> None:
+    for free, more in ((24, 25), (2.2, 2.3)):
+        one, other = chosen(free)[0], replace(chosen(more)[0], reasons=("much more free",))
+        assert one != other
+        assert one.in_recipe() == other.in_recipe()
+    assert chosen(2.2)[0].in_recipe()["streamed"]
+
+
 def test_a_tight_fit_is_tried() -> None:
     plan, below = chosen(0.31)
     assert "tight" in plan.reasons[-1]

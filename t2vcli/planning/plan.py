@@ -82,6 +82,13 @@ class MemoryPlan:
         """Returns the plan as JSON values."""
         return {**asdict(self), "reasons": list(self.reasons)}
 
+    def in_recipe(self) -> dict[str, Any]:
+        """Returns the plan without what depends on the memory that is free just now: the same command, the same bytes."""
+        told = asdict(self)
+        left_out = {"reasons"} if self.resident_bytes is None else {"reasons", "resident_bytes", "predicted_bytes"}
+        streamed = {} if self.resident_bytes is None else {"streamed": True}
+        return {name: value for name, value in told.items() if name not in left_out} | streamed
+
 
 @dataclass(frozen=True)
 class StageForecast:
