@@ -379,6 +379,14 @@ def load_preset(name_or_path: str) -> Preset:
     return _kept[name_or_path]
 
 
+def known_preset(name: str) -> Preset | None:
+    """Returns the preset of that name, None if there is none: a stranger's word is never a path.
+
+    Raises InputError if its file is no good preset.
+    """
+    return load_preset(name) if not _is_path(name) and name in _index() else None
+
+
 def _found(name_or_path: str) -> Preset:
     if _is_path(name_or_path):
         return _load(expanded(name_or_path))

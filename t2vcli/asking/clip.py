@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from t2vcli.asking.job import Job
 from t2vcli.asking.larger import check_input, enlarged, nearest_side, second_stage, words_for
 from t2vcli.asking.misread import check_prompt, no_prompt, size_remarks
+from t2vcli.asking.suited import named_or_suited
 from t2vcli.asking.values import build
 from t2vcli.asking.work import Stage, Work
 from t2vcli.errors import UsageError
-from t2vcli.presets import Preset, load_preset
+from t2vcli.presets import load_preset
 from t2vcli.report import counted
 from t2vcli.request import TRAITS, GenerateRequest
 
@@ -23,12 +25,12 @@ CONTEXT_FRAMES = 8  # of --extend, for a model whose trained length is not known
 def clip(job: Job) -> Work:
     """Returns the work, without a name, that makes the job's clip. Raises UsageError, or InputError."""
     _refuse_what_does_not_go_together(job)
-    preset = load_preset(job.preset or DEFAULT_PRESET)
     if job.init_video is not None:
-        return _begun_with(job.init_video, job, preset)
+        return _begun_with(job.init_video, job)
     remarks = check_prompt(job.prompt, allow_empty=job.allow_empty_prompt)
     if job.extend is not None:
-        return _extending(job.extend, job, preset, remarks)
+        return _extending(job.extend, job, remarks)
+    preset = load_preset(job.preset or DEFAULT_PRESET)
     if job.prompt is None:
         raise no_prompt(job.upscale)
     given = {"prompt": job.prompt, **job.values}
@@ -64,8 +66,9 @@ def _refuse_what_does_not_go_together(job: Job) -> None:
         raise UsageError("--keep-draft has no effect without --upscale: there is one stage")
 
 
-def _begun_with(path: Path, job: Job, preset: Preset) -> Work:
+def _begun_with(path: Path, job: Job) -> Work:
     """Returns the work for a video made anew at the preset's size, frame by frame, as `t2v upscale` would."""
+    preset, whole, remarks = named_or_suited(job.preset, path, "generate", DEFAULT_PRESET)
     own: dict[str, Any] = {name: value for name, value in job.values.items() if name not in ("frames", "context")}
     for side in ("width", "height"):
         own.setdefault(side, preset.values.get(side))
@@ -77,33 +80,35 @@ def _begun_with(path: Path, job: Job, preset: Preset) -> Work:
         Job(
             command="upscale",
             source=path,
-            preset=job.preset or DEFAULT_PRESET,
+            preset=job.preset or preset.name,
             prompt=job.prompt,
             allow_empty_prompt=job.allow_empty_prompt,
             output=job.output,
             values={name: value for name, value in own.items() if value is not None},
-        )
+        ),
+        whole,
     )
     if frames is not None and work.frames < frames:
         raise UsageError(
             f"{path} has {counted(work.frames, 'frame')}, fewer than --frames {frames};"
             " take as many, or make it longer first with --extend"
         )
-    return work
+    return replace(work, remarks=(*remarks, *work.remarks))
 
 
-def _extending(path: Path, job: Job, preset: Preset, remarks: list[str]) -> Work:
+def _extending(path: Path, job: Job, remarks: list[str]) -> Work:
     """Returns the work for new frames after those of a video."""
     from t2vcli.asking.source import Source
     from t2vcli.video.along import Along
     from t2vcli.video.remarks import remarks_on
 
-    # The flags, before the video is opened
+    preset, whole, suits = named_or_suited(job.preset, path, "generate", DEFAULT_PRESET)
+    # The flags, before the video is opened, if that was not needed to choose the preset
     build(GenerateRequest, preset, {**job.values, "prompt": job.prompt or ""})
-    source = Source.opened(path)
+    source = whole or Source.opened(path)
     check_input(source)
     words, video = words_for(source, job), source.video
-    remarks = [*remarks, *words.remarks, *remarks_on(path, video, Along(path))]
+    remarks = [*suits, *remarks, *words.remarks, *remarks_on(path, video, Along(path))]
     if any(stream.kind == "audio" for stream in video.streams):
         remarks.append(f"the sound of {path} is dropped: the clip gets longer than it")
     most = preset.trained.most_frames // 2 if preset.trained else CONTEXT_FRAMES

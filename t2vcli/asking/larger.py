@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from t2vcli.asking.job import Job
 from t2vcli.asking.misread import check_enlarges, check_prompt, size_remarks
+from t2vcli.asking.suited import named_or_suited
 from t2vcli.asking.values import build, changed
 from t2vcli.asking.work import Stage, Work
 from t2vcli.errors import InputError, UsageError
@@ -21,8 +22,11 @@ if TYPE_CHECKING:
 DEFAULT_UPSCALER = "zeroscope-XL"
 
 
-def enlarged(job: Job) -> Work:
-    """Returns the work, without a name, that makes the job's source anew. Raises UsageError, or InputError."""
+def enlarged(job: Job, whole: Source | None = None) -> Work:
+    """Returns the work, without a name, that makes the job's source anew. Raises UsageError, or InputError.
+
+    `whole` is the source, where it is opened already.
+    """
     from t2vcli.asking.source import Source
     from t2vcli.video.formats import MP4, format_of
     from t2vcli.video.remarks import remarks_on
@@ -30,16 +34,17 @@ def enlarged(job: Job) -> Work:
     if job.source is None:
         raise UsageError("give the video that is to be made anew, as in: t2v upscale clip.mp4")
     container = format_of(job.output) if job.output else MP4
-    preset = load_preset(job.preset or DEFAULT_UPSCALER)
+    preset, whole, suits = named_or_suited(job.preset, job.source, "upscale", DEFAULT_UPSCALER, whole)
     check_enlarges(
         preset, job.given("strength"), better=_upscaler_of(preset), chosen_by="-p", strength_flag="--strength"
     )
     prompt_remarks = check_prompt(job.prompt, allow_empty=job.allow_empty_prompt)
     width, height = job.given("width"), job.given("height")
     _check_scale(job.scale, width, height)
-    # The flags, before the video is opened
+    # The flags, before the video is opened, if that was not needed to choose the preset
     asked = build(UpscaleRequest, preset, {**job.values, "prompt": job.prompt or ""})
-    source = Source.opened(job.source).part(start=asked.start, duration=asked.duration, max_frames=asked.max_frames)
+    whole = whole or Source.opened(job.source)
+    source = whole.part(start=asked.start, duration=asked.duration, max_frames=asked.max_frames)
     check_input(source)
     words = words_for(source, job)
     sides = _choose_size(source.video, preset, width, height, job.scale)
@@ -47,6 +52,7 @@ def enlarged(job: Job) -> Work:
     video = source.video
     size_given = not (width is None and height is None and job.scale is None)
     remarks = (
+        *suits,
         *size_remarks((video.width, video.height), sides, preset=preset.name, size_given=size_given),
         *prompt_remarks,
         *words.remarks,

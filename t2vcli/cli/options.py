@@ -457,7 +457,8 @@ def preset_option(default: str) -> Options:
     option = typer.Option(
         "--preset",
         "-p",
-        help=f"A preset's name (t2v presets) or a YAML file; {default} if not given.",
+        help=f"A preset's name (t2v presets) or a YAML file. By default the one that suits the video, if t2v made that;"
+        f" else {default}.",
         rich_help_panel=MODEL,
     )
     return {"preset": (Annotated[str | None, option], None)}

@@ -1,0 +1,79 @@
+"""The preset that suits a video, where nobody names one: found by the recipe inside it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from t2vcli.errors import InputError, T2VError
+from t2vcli.presets import Preset, known_preset, load_preset
+
+if TYPE_CHECKING:
+    from t2vcli.asking.source import Source
+
+DEPTH = 16  # recipes inside a recipe that are looked through
+
+
+def named_or_suited(
+    named: str | None, path: Path, task: str, default: str, source: Source | None = None
+) -> tuple[Preset, Source | None, tuple[str, ...]]:
+    """Returns the preset that is named, else the one that suits the video at `path`; and what was found out on the way.
+
+    That is the video, where it is opened by now, and a line that says why this preset. Raises InputError or UsageError.
+    """
+    if named is not None:
+        return load_preset(named), source, ()
+    from t2vcli.asking.source import Source
+
+    source = source or Source.opened(path)
+    preset, remarks = _suited(source, task, default)
+    return preset, source, remarks
+
+
+def _suited(source: Source, task: str, default: str) -> tuple[Preset, tuple[str, ...]]:
+    """Returns the preset for going on with `source`, and a line that says so; `default` if its recipe names none.
+
+    To enlarge it ("upscale") it is the upscaler of the preset that made it, else ("generate") that preset itself.
+    """
+    name = _maker(source, task)
+    if name is None:
+        return load_preset(default), ()
+    shown = name if len(name) <= 60 else name[:57] + "..."
+    maker = _of_name(name)
+    if maker is None:
+        return load_preset(default), (f"{source.path} was made by {shown}, which is no preset here; taking {default}",)
+    if task == "generate":
+        chosen = maker if maker.task == "generate" else None
+    elif maker.upscaler is not None:
+        chosen = _of_name(maker.upscaler)
+    else:
+        chosen = maker if "strength" in maker.values else None
+    if chosen is None:
+        return load_preset(default), ()
+    return chosen, (f"preset {chosen.name}, as {source.path} was made by {maker.name}",)
+
+
+def _maker(source: Source, task: str) -> str | None:
+    """Returns the name of the preset that made the frames of a video, or for "generate" the clip that they come from."""
+    try:
+        recipe: Any = source.recipe
+    except InputError:  # said when the words are looked for in it, unless they are given
+        return None
+    if task == "upscale" and isinstance(recipe, Mapping) and isinstance(recipe.get("upscale"), Mapping):
+        recipe = recipe["upscale"]
+    for _ in range(DEPTH if task == "generate" else 0):
+        if not isinstance(recipe, Mapping) or recipe.get("command") != "upscale":
+            break
+        inner = recipe.get("source")
+        recipe = inner.get("recipe") if isinstance(inner, Mapping) else None
+    request = recipe.get("request") if isinstance(recipe, Mapping) else None
+    name = request.get("preset") if isinstance(request, Mapping) else None
+    return name if isinstance(name, str) else None
+
+
+def _of_name(name: str) -> Preset | None:
+    try:
+        return known_preset(name)
+    except T2VError:  # one that nobody has named need not be good
+        return None
