@@ -8,7 +8,7 @@ READY := $(VENV)/.ready
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-slow check fix docs fuzz kill-test golden bench bench-windows train-demo evaluate-demo memory-table memory-report clean
+.PHONY: help demo test test-slow check fix docs fuzz kill-test golden bench bench-windows bench-batch train-demo evaluate-demo memory-table memory-report clean
 
 help:  ## list the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 16
@@ -62,6 +62,9 @@ bench: $(READY)  ## measure, and write benchmarks/report.md
 
 bench-windows: $(READY)  ## measure windows, loops, tiles and joints on the embedded model (most of an hour)
 	OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.windows
+
+bench-batch: $(READY)  ## measure batches: beside the bare loop, and long lists and journals
+	OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.batch
 
 train-demo: $(READY)  ## train the embedded model from nothing, or on with INIT=t2vcli/demo (hours; resumes where it stopped)
 	bash training/train.sh $(BIN)/python training/run "$(INIT)"

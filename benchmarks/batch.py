@@ -156,7 +156,7 @@ def main() -> None:
         alone = processes(alone_at, given.processes)
         checked_s, held_mib = a_long_list(given.lines)
         read_s = a_long_journal(journal_at, given.lines)
-    print(f"start (imports, the first run)                   {start:6.2f} CPU s")
+    print(f"the first run, which loads the model             {start:6.2f} CPU s")
     print(f"a job of the bare loop, {given.jobs} jobs                  {bare:6.3f} CPU s")
     print(f"a job of a batch                                 {later:6.3f} CPU s   {later / bare:.3f} of the bare loop")
     print(f"the second job of a batch against the first      {ours[1]:6.3f} CPU s   {ours[1] / ours[0]:.2f}")

@@ -61,11 +61,11 @@ class Here:
         except Interrupted:
             return Stopped(NAME)
         except T2VError as error:
-            return Failed(NAME, error.exit_code, str(error))
+            failed = Failed(NAME, error.exit_code, str(error))
         except Exception as error:  # one job's bug is no reason to lose the others; it is told and counted
-            return Failed(NAME, *explained(error))
-        finally:
-            gc.collect()
+            failed = Failed(NAME, *explained(error))
+        gc.collect()  # a traceback holds what the job was at; after each job it would cost a third of a small one
+        return failed
 
     def _talking(self) -> Around:
         """Returns what every job here talks to; torch is imported with the first."""
