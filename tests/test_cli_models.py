@@ -326,7 +326,7 @@ def test_strict_refuses_a_prompt_that_is_too_long(arguments: tuple[str, ...], wh
 def test_nothing_is_read_of_the_weights_before_the_rest_is_known(
     whole_model: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("t2vcli.jobs.prepare.load_model", None)
+    monkeypatch.setattr("t2vcli.jobs.models.load_model", None)
     for arguments in (("--forward-chunking", "7"), ("--clip-skip", "23"), ("--device", "mps")):
         assert attempt(whole_model, *arguments).code in (2, 6)
 

@@ -463,7 +463,7 @@ def test_a_name_is_only_a_name(name: str, called: Called, tmp_path: Path) -> Non
     assert said.code == 0
     assert said.stdout.startswith(f"{path.parent}/{safe}: 1 frame of 64x64")
     refused = t2v("generate", "x", "-o", path)
-    assert refused.code == 8
+    assert refused.code == 10
     assert safe in sentence(refused)
     missing = t2v("info", path.with_name("no " + name))
     assert "no " + safe in sentence(missing)

@@ -266,7 +266,7 @@ def test_a_nan_in_the_unet_is_named(model: Model, ms_checkpoint: Path) -> None:
             scheduler=scheduler,
             state=start_of("noise", scheduler, generator),
             generator=generator,
-            report=Silent(),
+            around=Around(),
         )
 
 

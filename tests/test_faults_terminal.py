@@ -230,7 +230,7 @@ def test_names_and_prompts_are_printed_inert(place: Path, monkeypatch: pytest.Mo
     for arguments, code in [
         (["info", f"{name}.mp4"], 0),
         (["sheet", f"{name}.mp4"], 0),
-        (["sheet", f"{name}.mp4"], 8),
+        (["sheet", f"{name}.mp4"], 10),
         (["info", f"{name}2.mp4"], 4),
         (["generate", HOSTILE, "--preset", name], 2),
         (["generate", "x", "--preset", f"{name}.yaml"], 4),

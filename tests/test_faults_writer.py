@@ -372,7 +372,7 @@ def test_of_two_processes_with_one_target_one_wins_whole(out: Path, overwrite: b
         if overwrite or seed == winner:
             assert message == ""
         else:
-            assert message.startswith(f"8: {out} exists already; add --overwrite")
+            assert message.startswith(f"10: {out} exists already; add --overwrite")
 
 
 def test_what_a_killed_run_left_is_swept_by_the_next_and_what_another_one_uses_is_not(out: Path) -> None:

@@ -486,7 +486,7 @@ def run_cut_short(clip: Path, *arguments: str, stdin: bytes | None = None) -> Ou
     with pytest.MonkeyPatch.context() as patch, tempfile.TemporaryDirectory() as folder:
         patch.chdir(folder)
         patch.setattr(reader, "probe", lambda path: _probe_once(clip) if path == Path("in.mp4") else probe(path))
-        for name in ("generate", "upscale", "exact", "decode", "resume"):
+        for name in ("run", "exact"):
             patch.setitem(sys.modules, f"t2vcli.jobs.{name}", _NoJobs(name))
         for name in ("http_proxy", "https_proxy"):
             patch.delenv(name, raising=False)

@@ -120,7 +120,7 @@ def written(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
 
 
 def generated(folder: Path, report: Any = None, **changes: Any) -> None:
-    request = generate_request(folder, vae_slicing=None, scheduler="dpm++ 2M sde", **changes)
+    request = generate_request(folder, vae_slicing=None, forward="auto", scheduler="dpm++ 2M sde", **changes)
     run(work_of(request, folder / "none.mp4"), around=Around(report=report or Silent()))
 
 
@@ -132,7 +132,7 @@ def clip(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def upscaled(folder: Path, clip: Path, report: Any = None) -> None:
-    request = upscale_request(folder, vae_slicing=None, steps=2)
+    request = upscale_request(folder, vae_slicing=None, forward="auto", steps=2)
     run(work_of(request, folder / "none.mp4", source=Source.opened(clip)), around=Around(report=report or Silent()))
 
 
@@ -230,7 +230,7 @@ def test_below_the_last_rung_it_stops_with_numbers_and_the_largest_lever(
 def test_a_file_is_begun_again_when_decoding_is(ms_checkpoint: Path, shortage: Shortage, tmp_path: Path) -> None:
     """The real writer: one file, whole, nothing beside it, and the note inside it."""
     shortage.layer, shortage.at = "decode", {2}
-    request = generate_request(ms_checkpoint, vae_slicing=None)
+    request = generate_request(ms_checkpoint, vae_slicing=None, forward="auto")
     out = tmp_path / "out.mp4"
     run(work_of(request, out))
     assert list(tmp_path.iterdir()) == [out]

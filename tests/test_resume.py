@@ -186,10 +186,10 @@ def job(ms_checkpoint: Path, clip: Path, tmp_path: Path) -> Job:
     ) -> None:
         report = report or Listening()
         if task == "generate":
-            work = work_of(generate_request(model, **changes), tmp_path / "out.mp4")
+            work = work_of(generate_request(model, **{"forward": "auto", **changes}), tmp_path / "out.mp4")
         else:
             seen = _seen(source, source.stat().st_mtime_ns)
-            work = work_of(upscale_request(model, **changes), tmp_path / "out.mp4", source=seen)
+            work = work_of(upscale_request(model, **{"forward": "auto", **changes}), tmp_path / "out.mp4", source=seen)
         run_work(work, replace(policy, overwrite=overwrite), Around(report=report, stop=report.stop))
 
     return run
@@ -636,7 +636,7 @@ def test_the_plan_and_the_notes_of_the_first_process_stay(
 def test_below_the_plan_kept_there_are_only_lower_ones(job: Job, written: dict[str, Any], folder: Path) -> None:
     from t2vcli.jobs.keep import with_kept_plan
 
-    request = generate_request(Path(_any_model()), vae_slicing=None)
+    request = generate_request(Path(_any_model()), vae_slicing=None, forward="auto")
     prepared = preparing.prepare(request, preset_of("generate"), frames=3, report=Silent())
     plans = [prepared.plan, *prepared.below]
     assert len(plans) > 2

@@ -17,6 +17,7 @@ from commandline import ROOT
 
 from t2vcli.asking.job import Job
 from t2vcli.asking.work import work_for
+from t2vcli.jobs.run import run as make
 from t2vcli.video.reader import read_frames
 from training import export, train_decoder, train_unet, train_upscaler, train_vae, world
 from training.latents import LatentClips, subject_cells
@@ -102,7 +103,7 @@ def test_every_stage_runs_and_what_comes_out_is_a_model(tmp_path: Path) -> None:
     sizes = sum(p.stat().st_size for p in finished.rglob("*.safetensors"))
     assert sizes < 25e6
     job = {"prompt": "a red boat", "preset": "demo", "seed": 1, "model": str(finished), "steps": 2, "frames": 2}
-    done = run(work_for(Job.read({**job, "output": tmp_path / "o.mp4"})))
+    done = make(work_for(Job.read({**job, "output": tmp_path / "o.mp4"})))
     assert np.stack(list(read_frames(done.path))).shape == (2, 64, 64, 3)
 
 

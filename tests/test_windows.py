@@ -434,7 +434,9 @@ def test_memory_too_small_for_one_pass_asks_for_windows(ms_checkpoint: Path, mon
         def warn(self, line: str) -> None:
             told.append(line)
 
-    request = generate_request(ms_checkpoint, frames=200, width=256, height=256, dtype="fp16", vae_slicing=None)
+    request = generate_request(
+        ms_checkpoint, frames=200, width=256, height=256, dtype="fp16", vae_slicing=None, forward="auto"
+    )
     prepared = prepare(request, preset, frames=200, report=Told())
     assert prepared.blocks.time == Axis(16, 8)
     assert any("made in windows of 16 frames" in line for line in told)

@@ -10,16 +10,18 @@ import os
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from t2vcli import runs
 from t2vcli.asking.work import Work
 from t2vcli.errors import InputError
 from t2vcli.metadata import versions
-from t2vcli.video.reader import VideoInfo, probe, read_metadata
 
-Made = tuple[VideoInfo, dict[str, Any]]
-"""What a video is, and its recipe."""
+if TYPE_CHECKING:
+    from t2vcli.video.reader import VideoInfo
+
+    Made = tuple[VideoInfo, dict[str, Any]]
+    """What a video is, and its recipe."""
 
 
 def finished(work: Work) -> Made | None:
@@ -68,6 +70,8 @@ def _made(place: Path) -> Made | None:
     """Returns what the video at `place` is and its recipe; None if there is none, it is not whole or no t2v made it."""
     if not os.path.exists(place):  # False also for a name that is too long
         return None
+    from t2vcli.video.reader import probe, read_metadata
+
     try:
         recipe = read_metadata(place)
         return None if recipe is None or not isinstance(recipe.get("request"), dict) else (probe(place), recipe)
