@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import io
 import json
+import subprocess
+import sys
 import tracemalloc
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -375,6 +378,14 @@ def test_shards_are_read_from_slurm() -> None:
 
 
 def test_memory_hardly_grows_with_the_number_of_jobs() -> None:
+    """In a process of its own: in this one, other tests' threads may allocate meanwhile."""
+    code = "import test_batch_list; test_batch_list.measure_memory()"
+    done = subprocess.run([sys.executable, "-c", code], cwd=Path(__file__).parent, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+
+
+def measure_memory() -> None:
+    """Fails if a list of 2,000 jobs holds more than a few bytes a job beside its text."""
     text = "\n".join(json.dumps({"prompt": f"a red boat {n}", "steps": 3}) for n in range(2_000)).encode()
     jobs_in(text.splitlines()[0], "jobs.jsonl")  # so that what a first list brings in is not counted
     tracemalloc.start()
