@@ -174,6 +174,24 @@ def times_before_zero_in_mp4(folder: Path) -> tuple[Path, str]:
     return made(folder / "a.mp4", *source(), *H264, *shifted), "24"
 
 
+def times_before_zero(suffix: str, offset: str, *codec: str) -> Odd:
+    def make(folder: Path) -> tuple[Path, str]:
+        shifted = ("-output_ts_offset", offset, "-avoid_negative_ts", "disabled")
+        return made(folder / f"a{suffix}", *source(), *codec, *shifted), "24"
+
+    return make
+
+
+for _suffix, _offset, _codec in (
+    (".mkv", "-0.5", H264),
+    (".mkv", "-5", (*H264, "-bf", "3")),
+    (".mkv", "-0.02", ("-c:v", "ffv1")),
+    (".mkv", "-0.3", ("-c:v", "ffv1")),
+    (".webm", "-0.123", ("-c:v", "libvpx")),
+):
+    ODD[f"times before zero in {_suffix} by {_offset}"] = times_before_zero(_suffix, _offset, *_codec)
+
+
 @odd
 def an_edit_list(folder: Path) -> tuple[Path, str]:
     whole = made(folder / "w.mp4", *source(), *H264)

@@ -61,6 +61,16 @@ def test_what_is_told_is_what_a_decoder_shows(name: str, tmp_path: Path) -> None
         assert alike(frame, expected)
 
 
+def test_sound_stays_with_pictures_from_before_zero(tmp_path: Path) -> None:
+    """Shows it where only the sound has times that the file can hold."""
+    shifted = ("-output_ts_offset", "-0.5", "-avoid_negative_ts", "disabled")
+    late_sound = ("-itsoffset", "0.5", *odd_clips.SOUND)
+    path = odd_clips.made(tmp_path / "a.mkv", *odd_clips.source(), *late_sound, *odd_clips.H264, *shifted)
+    heard = clips.ffmpeg("-i", f"file:{path}", "-map", "0:a", "-c", "copy", "-f", "framecrc", "-").decode()
+    first_sound_s = int(next(row for row in heard.splitlines() if row[0] != "#").split(",")[2]) / 1000
+    assert first_sound_s - float(probe(path).starts_s) == pytest.approx(0.5, abs=0.03)
+
+
 def test_packets_are_counted_only_where_each_is_a_frame(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Shows both ways: a plain video is not decoded but for its beginning, an odd one is."""
     log = tmp_path / "starts"

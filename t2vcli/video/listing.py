@@ -44,6 +44,8 @@ _FLAGS = re.compile(
 _FLAGS_AS_THEY_ARE = ("-disposition", "-clean_effects")
 _RATE = re.compile(r", ([\d.]+)(k?) (?:fps|tbr)\b")
 _FIRST = re.compile(r"n: *0 .*? fmt:(\S+) .*?\bsar:(\d+/\d+) s:(\d+)x(\d+) i:(\w)")
+_TOLD = re.compile(r"n: *\d+ pts: *(-?\d+) ")
+_TOLD_IN = re.compile(r"config in time_base: (\d+)/(\d+),")
 _COLOR = re.compile(r"color_range:(\S+) color_space:(\S+) color_primaries:(\S+) color_trc:(\S+)")
 _DURATION = re.compile(r"  Duration: (\d+):(\d\d):(\d\d\.\d+), ")
 _TAG_LINE = re.compile(r"((?:\\.|[^\\=\n])*)(?:=((?:\\.|[^\\\n])*))?(?:\n|\Z)", re.S)
@@ -114,6 +116,7 @@ class Seen:
     """What one start of ffmpeg told. `sample` holds the first frames, all if they are fewer than SAMPLE_FRAMES.
 
     `tags` are the file's, `stream_tags` those of each stream. `announced_s` is how long the file says it is.
+    `told_s` are the times in seconds that the decoder gives to the frames of the sample, which may jump back.
     `trusted` says that no line of the log can be from anything but ffmpeg. `pictures` are the frames of the sample as
     rgb24, if they were asked for and all have one size.
     """
@@ -130,6 +133,7 @@ class Seen:
     chapters: bool
     announced_s: float
     trusted: bool
+    told_s: tuple[Fraction, ...]
     pictures: bytes = field(default=b"", repr=False)
 
     @property
@@ -178,7 +182,7 @@ def look(
                 "-frames:v",
                 str(SAMPLE_FRAMES),
                 "-vf",
-                f"{_FORWARD},showinfo@{word}=checksum=0",
+                f"showinfo@{word}=checksum=0,{_FORWARD}",
             ),
             *(*_AS_FRAMES, SIDE.format(1)),
             *(pictures if with_pictures else ()),
@@ -188,6 +192,7 @@ def look(
         sides=3 if with_pictures else 2,
     )
     said = messages(done.log)
+    own = [line.text for line in said if line.source.startswith(f"showinfo@{word} @ ")]
     time_base, packets = _packets(done.output)
     tags, *rest = _sections(done.sides[0].decode("utf-8", "replace")) if done.sides[0] else [("", {})]
     stream_tags = [values for name, values in rest if name == "[STREAM]"]
@@ -199,13 +204,14 @@ def look(
         packets=packets,
         time_base=time_base,
         sample=_times(done.sides[1], time_base),
-        first=_first(said, word),
+        first=_first(own),
         streams=streams,
         tags=tags[1],
         stream_tags=stream_tags,
         chapters=any(name == "[CHAPTER]" for name, _ in rest),
         announced_s=_announced_s(said),
         trusted=not any("\n" in name for name in (*names, str(path))),
+        told_s=_told_s(own),
         pictures=b"" if any(_RECONFIGURED in line.text for line in said) else b"".join(done.sides[2:]),
     )
 
@@ -317,9 +323,8 @@ def _streams(said: Sequence[Message], word: str) -> Iterator[Listed]:
             )
 
 
-def _first(said: Sequence[Message], word: str) -> FirstFrame | None:
-    """Returns what the filter that is called `word` says of the first frame."""
-    own = [line.text for line in said if line.source.startswith(f"showinfo@{word} @ ")]
+def _first(own: Sequence[str]) -> FirstFrame | None:
+    """Returns what the filter says of the first frame."""
     found = next((match for text in own if (match := _FIRST.match(text))), None)
     if found is None:
         return None
@@ -328,6 +333,12 @@ def _first(said: Sequence[Message], word: str) -> FirstFrame | None:
     return FirstFrame(
         int(found[3]), int(found[4]), found[2], found[1], (names[0], names[1], names[2], names[3]), found[5]
     )
+
+
+def _told_s(own: Sequence[str]) -> tuple[Fraction, ...]:
+    """Returns the times that the filter saw, in seconds."""
+    unit = next((Fraction(int(tb[1]), int(tb[2])) for text in own if (tb := _TOLD_IN.match(text))), Fraction(0))
+    return tuple(int(found[1]) * unit for text in own if (found := _TOLD.match(text)))
 
 
 def _announced_s(said: Sequence[Message]) -> float:

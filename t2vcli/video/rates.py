@@ -42,14 +42,31 @@ def find_timing(
     time_base: Fraction,
     hints: Sequence[float] = (),
     noted: Fraction | None = None,
+    *,
+    untimed: int = 0,
 ) -> Timing:
     """Returns the timing of frames shown at `times` (in ticks of `time_base` seconds), one or more, in the order shown.
+
+    The first `untimed` have none in the file: what stands there was guessed.
 
     `hints` are rates that ffmpeg took from the container or guessed, `noted` is one that t2v wrote down. Times are exact
     in most mp4 files, but whole milliseconds in Matroska, hundredths in GIF, and in what was remuxed from them: there 24
     frames per second come as 42, 41, 42, ... A rate whose rounded times the file holds is not a varying one.
     """
-    fps, gaps = _constant_rate(times, last_duration, time_base, hints, noted)
+    fps, gaps = None, 0
+    if untimed >= len(times) and time_base not in _ROUNDED:  # a bare stream: the decoder knows its rate
+        untimed = 0
+    if untimed < len(times):
+        fps, gaps = _constant_rate(times[untimed:], last_duration, time_base, hints, noted)
+    elif hints:
+        fps = _nearest(hints[0])[0]
+    if fps is None and not untimed and time_base in _ROUNDED and (guessed := _guessed(times)):
+        rate, found = _constant_rate(times[guessed:], last_duration, time_base, hints, noted)
+        if rate in _STANDARD_RATES and _as_guessed(times[: guessed + 1], 1 / (rate * time_base)):
+            fps, gaps, untimed = rate, found, guessed
+    if fps is not None and untimed:
+        first = times[untimed] if untimed < len(times) else 0
+        times = [*(first - round((untimed - n) / (fps * time_base)) for n in range(untimed)), *times[untimed:]]
     if fps is None:
         steps = [max(0, later - earlier) for earlier, later in itertools.pairwise(times)]
         times_s = _summed([float(step * time_base) for step in steps])
@@ -60,6 +77,22 @@ def find_timing(
     steps_s = [(later - earlier) * time_base for earlier, later in itertools.pairwise(times)]
     times_s = _summed([float(step if 2 * step * fps > 1 else 1 / fps) for step in steps_s])
     return Timing(fps, False, gaps, times_s, times_s[-1] + float(1 / fps))
+
+
+def _guessed(times: Sequence[int]) -> int:
+    """Returns how many frames at the beginning are all as far from the next; 0 if all are."""
+    steps = [later - earlier for earlier, later in itertools.pairwise(times)]
+    return next((number for number, step in enumerate(steps) if step != steps[0]), 0)
+
+
+def _as_guessed(times: Sequence[int], period: Fraction) -> bool:
+    """Returns whether these are one rounded `period` (both in ticks) apart, and together less than one away from true.
+
+    A demuxer puts what has no time before what has one, by its duration: Matroska has no times before zero, but in what
+    was cut or shifted there are such frames.
+    """
+    off = abs(times[1] - times[0] - period)
+    return 0 < off < 1 and off * (len(times) - 1) < period
 
 
 def average_rate(frames: int, seconds: Fraction) -> Fraction:

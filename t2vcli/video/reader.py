@@ -29,6 +29,7 @@ from t2vcli.video.listing import (
     SAMPLE_FRAMES,
     FirstFrame,
     Listed,
+    Packet,
     Seen,
     Times,
     decoded_times,
@@ -51,6 +52,9 @@ PROBE_LIMIT_S = 120.0
 MAX_SIDE = 16384
 MAX_METADATA_DEPTH = 200
 """How deeply nested a stranger's metadata may be: what is close to Python's limit can be read, but not written again."""
+
+MOST_REORDERED = 16
+"""How many frames at the most are shown before one whose packet comes earlier (H.264 and HEVC, max_num_reorder)."""
 
 _TAGS_BYTES = 8 << 20
 
@@ -184,7 +188,10 @@ def _probe(path: Path | str, *, with_pictures: bool) -> tuple[VideoInfo, Beginni
         else:
             times, flaws = _all_times(path, seen, stream, decoder, strict=strict)
     tags = _own_tags(path, seen.tags)
-    timing = find_timing(times.shown, max(0, times.durations[-1]), times.time_base, rates, rate_in(tags))
+    untimed = _untimed(seen.packets)
+    timing = find_timing(
+        times.shown, max(0, times.durations[-1]), times.time_base, rates, rate_in(tags), untimed=untimed
+    )
     width, height = _square(path, seen.first)
     first, frames = seen.first, len(times.shown)
     # The frames of a GIF or an animated WebP always have an alpha channel, but most are opaque.
@@ -209,7 +216,9 @@ def _probe(path: Path | str, *, with_pictures: bool) -> tuple[VideoInfo, Beginni
         decoder=decoder,
         file_frames=frames,
         file_duration_s=timing.lasts_s,
-        starts_s=times.shown[0] * times.time_base,
+        starts_s=seen.told_s[untimed] - untimed / timing.fps
+        if 0 < untimed < len(seen.told_s)
+        else times.shown[0] * times.time_base,
         gaps=timing.gaps,
         stream=stream.index,
         stream_size=stream.size,
@@ -218,6 +227,16 @@ def _probe(path: Path | str, *, with_pictures: bool) -> tuple[VideoInfo, Beginni
         times_s=timing.times_s,
     )
     return video, _beginning(video, seen)
+
+
+def _untimed(packets: Sequence[Packet]) -> int:
+    """Returns how many frames at the beginning have no time in the file.
+
+    Matroska has no time before zero: what was written so is read as none, and the decoder makes one up.
+    """
+    without = [number for number, packet in enumerate(packets) if packet.pts is None]
+    at_the_beginning = without and without[0] == 0 and without[-1] < len(without) + MOST_REORDERED
+    return len(without) if at_the_beginning else 0
 
 
 def _beginning(video: VideoInfo, seen: Seen) -> Beginning | None:
