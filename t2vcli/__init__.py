@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 __version__ = "0.1.0"
 
 if TYPE_CHECKING:
-    from t2vcli.api import batch, generate, make, plan, read_recipe, resume, upscale
+    from t2vcli.api import batch, gallery, generate, make, plan, read_recipe, resume, upscale
     from t2vcli.asking.job import Job, Policy
     from t2vcli.asking.result import Result
     from t2vcli.asking.work import Work, work_for
@@ -27,6 +27,7 @@ if TYPE_CHECKING:
         T2VError,
         UsageError,
     )
+    from t2vcli.galleries.make import Gallery
     from t2vcli.jobs.around import Around, Seen
     from t2vcli.jobs.models import Models
     from t2vcli.jobs.run import run
@@ -36,7 +37,7 @@ if TYPE_CHECKING:
 
 # Where each name is. They are imported when they are asked for, so that `import t2vcli` takes no time, and no torch.
 _HOMES = {
-    "api": ["batch", "generate", "make", "plan", "read_recipe", "resume", "upscale"],
+    "api": ["batch", "gallery", "generate", "make", "plan", "read_recipe", "resume", "upscale"],
     "asking.job": ["Job", "Policy"],
     "asking.result": ["Result"],
     "batches.loop": ["Tally"],
@@ -55,6 +56,7 @@ _HOMES = {
         "T2VError",
         "UsageError",
     ],
+    "galleries.make": ["Gallery"],
     "jobs.around": ["Around", "Seen"],
     "jobs.models": ["Models"],
     "jobs.run": ["run"],
@@ -70,6 +72,7 @@ __all__ = [
     "BusyError",
     "DeviceError",
     "ExistsError",
+    "Gallery",
     "InputError",
     "Interrupted",
     "Job",
@@ -90,6 +93,7 @@ __all__ = [
     "Work",
     "__version__",
     "batch",
+    "gallery",
     "generate",
     "load_preset",
     "make",

@@ -28,6 +28,7 @@ from t2vcli.stopping import Stop
 if TYPE_CHECKING:
     from t2vcli.batches.loop import Tally
     from t2vcli.batches.loop import Watch as BatchWatch
+    from t2vcli.galleries.make import Gallery
     from t2vcli.jobs.around import Around, Seen
     from t2vcli.jobs.models import Models
 
@@ -140,6 +141,23 @@ def batch(
     source = Path(jobs) if isinstance(jobs, str | PathLike) else jobs
     cluster = None if workers is None else Cluster(workers=workers)
     return run_batch(source, Path(output), settings, workers=over(cluster), watch=watch)
+
+
+def gallery(
+    folder: PathText,
+    output: PathText | None = None,
+    *,
+    newest: int | None = None,
+    overwrite: bool = False,
+    report: Report | None = None,
+) -> Gallery:
+    """Writes a page to look at the clips in a folder, as `t2v gallery` does, and returns where it is.
+
+    `output` is folder/gallery.html if not given. With `newest`, only so many clips, those written last. Raises a T2VError.
+    """
+    from t2vcli.galleries.make import make_gallery
+
+    return make_gallery(Path(folder), _path(output), newest=newest, overwrite=overwrite, report=report)
 
 
 def make(job: Job | Mapping[str, Any], policy: Policy | None = None, around: Around | None = None) -> Result:

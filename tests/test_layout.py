@@ -13,9 +13,10 @@ PACKAGE = ROOT / "t2vcli"
 
 # What each room may import of the package, besides itself and the facts (modules directly in t2vcli/, and their rooms).
 MAY_IMPORT = {
-    "cli": {"asking", "batches", "jobs", "video"},
+    "cli": {"asking", "batches", "galleries", "jobs", "video"},
     "batches": {"asking", "jobs", "video"},
-    "api": {"asking", "batches", "jobs"},
+    "api": {"asking", "batches", "galleries", "jobs"},
+    "galleries": {"asking", "video"},
     "jobs": {"asking", "engine", "video"},
     "asking": {"video"},
     "engine": set(),

@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 from t2vcli import __version__
-from t2vcli.cli import batch, generate, info, presets, pull, resume, upscale
+from t2vcli.cli import batch, gallery, generate, info, presets, pull, resume, upscale
 from t2vcli.cli.boundary import ErrorBoundary, exit_code_table
 from t2vcli.cli.console import prepare_streams, result
 
@@ -56,6 +56,7 @@ app.add_typer(presets.app, name="presets")
 app.command()(pull.pull)
 app.command()(info.info)
 app.command()(info.sheet)
+app.command()(gallery.gallery)
 
 
 def main() -> None:

@@ -26,6 +26,7 @@ COMMANDS: tuple[list[str], ...] = (
     ["presets", "show"],
     ["info"],
     ["sheet"],
+    ["gallery"],
 )
 
 

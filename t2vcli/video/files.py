@@ -24,7 +24,7 @@ from t2vcli.video.ffmpeg import shown
 STALE_S = 3600.0
 """After how long without a change a hidden file of another machine, which no run holds, counts as left behind."""
 
-_STALE_NAME = re.compile(r"\.t2v-([0-9a-f]{4})[0-9a-f]{4}\.part\.(mp4|webm|mov|mkv|gif|webp|png|frames)")
+_STALE_NAME = re.compile(r"\.t2v-([0-9a-f]{4})[0-9a-f]{4}\.part\.(mp4|webm|mov|mkv|gif|webp|png|html|frames)")
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 

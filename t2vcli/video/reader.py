@@ -460,6 +460,33 @@ def read_frames(path: Path | str, info: VideoInfo | None = None, beginning: Begi
         )
 
 
+def middle_frame(path: Path | str, info: VideoInfo, beginning: Beginning | None = None) -> Frame:
+    """Returns a frame from the middle of a file, as `read_frames` gives it; the first where the middle cannot be sought.
+
+    Seeking is not exact in every container: it is to look at, not to count on. Raises InputError when there is none.
+    """
+    if beginning is not None and beginning.has(info):
+        middle: Frame = beginning.frames[info.skipped + info.frames // 2]
+        return middle
+    filters = to_rgb(info.color, info.pixel_format, width=info.width, height=info.height)
+    size = info.width * info.height * 3
+    for seek in (("-ss", f"{float(info.starts_s) + info.file_duration_s / 2:.6f}"), ()):
+        done = ffmpeg.run(
+            [
+                *(*QUIET, "level+error", *_decoding(info.decoder), *seek, *input_arguments(path)),
+                *("-map", f"0:{info.stream}" if info.stream >= 0 else "0:V:0", "-vf", filters, "-frames:v", "1"),
+                *("-f", "rawvideo", "-pix_fmt", "rgb24", "pipe:1"),
+            ],
+            limit_s=PROBE_LIMIT_S,
+            limit_bytes=size,
+        )
+        if len(done.output) == size:
+            break
+    else:
+        _refuse(path, done)
+    return np.frombuffer(done.output, np.uint8).reshape(info.height, info.width, 3)
+
+
 def _probe_pictures(folder: Path) -> VideoInfo:
     pictures = pictures_in(folder)
     width, height, transparent = common_size(pictures)

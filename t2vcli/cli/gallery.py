@@ -1,0 +1,64 @@
+"""`t2v gallery`: a page to look at many clips."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from t2vcli.cli.console import result_json, result_path, say
+from t2vcli.cli.options import DebugOpt, JsonOpt
+from t2vcli.cli.progress import choose_report
+from t2vcli.paths import expanded
+
+MOST_TOLD = 10
+
+
+def gallery(
+    folder: Annotated[
+        Path,
+        typer.Argument(
+            metavar="FOLDER", parser=expanded, help="A folder with clips, and its subfolders.", show_default=False
+        ),
+    ],
+    output: Annotated[
+        Path | None,
+        typer.Option(
+            "--output",
+            "-o",
+            parser=expanded,
+            metavar="PATH",
+            help="The page to write; FOLDER/gallery.html if not given. It plays the clips where they are: move both together.",
+        ),
+    ] = None,
+    newest: Annotated[
+        int | None, typer.Option(help="Only so many clips, those written last.", min=1, max=20_000, show_default=False)
+    ] = None,
+    overwrite: Annotated[
+        bool,
+        typer.Option("--overwrite", help="Replace an existing page; clips that it shows already are not read again."),
+    ] = False,
+    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="No progress on stderr.")] = False,
+    as_json: JsonOpt = False,
+    debug: DebugOpt = False,
+) -> None:
+    """Write one HTML page to look at many clips: play, search, sort, filter, compare, copy.
+
+    The page is one file that needs no network and no server: open it in a browser. In it, ? shows the keys.
+    """
+    from t2vcli.galleries.make import make_gallery
+
+    with choose_report(quiet=quiet) as report:
+        made = make_gallery(folder, output, newest=newest, overwrite=overwrite, report=report)
+        for _, why in made.problems[:MOST_TOLD]:
+            report.warn(why)
+        if len(made.problems) > MOST_TOLD:
+            report.warn(f"and {len(made.problems) - MOST_TOLD} more; the page names each")
+    if not quiet:
+        say(f"{made.clips} {'clip' if made.clips == 1 else 'clips'} on the page")
+    if as_json:
+        problems = [{"file": name, "why": why} for name, why in made.problems]
+        result_json({"path": str(made.path), "clips": made.clips, "problems": problems})
+    else:
+        result_path(made.path)
