@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import contextlib
+from collections.abc import Callable, Iterator
+from contextvars import ContextVar
 from typing import Protocol
 
 
@@ -44,6 +46,24 @@ class Silent:
     def say(self, line: str) -> None: ...
 
     def warn(self, line: str) -> None: ...
+
+
+_reading: ContextVar[Report] = ContextVar("reading", default=Silent())  # noqa: B039 - it holds nothing
+
+
+@contextlib.contextmanager
+def reading_told(report: Report) -> Iterator[None]:
+    """Has `report` told, for the time of the block, of the videos that are read before any job is at work."""
+    before = _reading.set(report)
+    try:
+        yield
+    finally:
+        _reading.reset(before)
+
+
+def reading() -> Report:
+    """Returns whom to tell of a video that is read to find out what it holds."""
+    return _reading.get()
 
 
 def told_in_megabytes(report: Report, name: str) -> Callable[[int, int], None]:

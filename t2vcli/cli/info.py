@@ -4,17 +4,23 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from t2vcli.cli.console import printable, result, result_json, result_path
+from t2vcli.cli.console import printable, result, result_json, result_path, say
 from t2vcli.cli.options import DebugOpt, JsonOpt
+from t2vcli.cli.progress import late_report
 from t2vcli.errors import OutputError, UsageError
 from t2vcli.paths import expanded
 from t2vcli.report import counted
+
+if TYPE_CHECKING:
+    from t2vcli.report import Report
+    from t2vcli.video import Frame
+    from t2vcli.video.reader import VideoInfo
 
 MAX_INDENT = 20  # deeper, a recipe's values are shown as JSON: a stranger's file may be nested without end
 MAX_SHEET_PIXELS = 100_000_000
@@ -26,7 +32,9 @@ def info(file: FileArg, as_json: JsonOpt = False, debug: DebugOpt = False) -> No
     """Print what a video is, and the recipe inside it if t2v made it."""
     from t2vcli.video.reader import probe, read_metadata
 
-    video = probe(file)
+    with late_report():
+        video = probe(file)
+    _warn_of_damage(file, video)
     recipe = read_metadata(file, video)
     facts = {
         "path": str(file),
@@ -51,6 +59,20 @@ def info(file: FileArg, as_json: JsonOpt = False, debug: DebugOpt = False) -> No
         result("no recipe inside: t2v did not make it, or it was encoded again since")
         return
     _print_tree(recipe)
+
+
+def _warn_of_damage(file: Path, video: VideoInfo) -> None:
+    from t2vcli.video.remarks import about_damage
+
+    for line in about_damage(file, video):
+        say(line)
+
+
+def _told(frames: Iterator[Frame], report: Report) -> Iterator[Frame]:
+    """Yields the frames, and tells how many there were."""
+    for number, frame in enumerate(frames, 1):
+        yield frame
+        report.advance(number)
 
 
 def _print_tree(values: Mapping[str, Any], indent: str = "") -> None:
@@ -86,7 +108,8 @@ def sheet(
     from t2vcli.video.reader import probe, read_frames
     from t2vcli.video.sheet import contact_sheet, sheet_size, write_png
 
-    video = probe(file)
+    with late_report():
+        video = probe(file)
     path = output or file.with_suffix(".png")
     if path.suffix.lower() != ".png":
         raise OutputError(f"{path}: a contact sheet is a .png file")
@@ -95,6 +118,10 @@ def sheet(
     shape = sheet_size(video.width, video.height, count=video.frames, columns=columns, most=most, scale=scale)
     if math.prod(shape) > MAX_SHEET_PIXELS:
         raise UsageError(f"the sheet would be {shape[0]}x{shape[1]} pixels; choose a smaller --scale or --most")
-    image = contact_sheet(read_frames(file, video), count=video.frames, columns=columns, most=most, scale=scale)
+    _warn_of_damage(file, video)
+    with late_report() as report:
+        report.stage("decode", video.frames)
+        frames = _told(read_frames(file, video), report)
+        image = contact_sheet(frames, count=video.frames, columns=columns, most=most, scale=scale)
     write_png(path, image, overwrite=overwrite)
     result_path(path)

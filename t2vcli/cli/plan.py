@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 from rich.table import Table
 
 from t2vcli.cli.console import result, result_console, result_json, say
+from t2vcli.cli.progress import late_report
 from t2vcli.errors import OutOfMemoryError
 from t2vcli.report import counted
 from t2vcli.sizes import size_text
@@ -26,7 +27,8 @@ def show_plan(job: Job, *, exact: bool, as_json: bool, quiet: bool = False) -> N
         from t2vcli.jobs.exact import exact_forecast
 
         forecast_of = exact_forecast
-    work = work_for(job, take_up=False)
+    with late_report(quiet=quiet):
+        work = work_for(job, take_up=False)
     outlooks = planned(work, forecast_of)
     warnings = (f"warning: {remark}" for outlook in outlooks for remark in outlook.remarks)
     for line in (*work.remarks, *warnings) if not quiet else ():

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import sys
 import time
+from collections.abc import Iterator
 from types import TracebackType
 from typing import Self
 
@@ -20,7 +22,7 @@ from rich.progress import (
 from rich.text import Text
 
 from t2vcli.cli.console import error_console, printable, say
-from t2vcli.report import Report, Silent, counted
+from t2vcli.report import Report, Silent, counted, reading_told
 
 
 def choose_report(*, quiet: bool) -> LiveReport | PlainReport | QuietReport:
@@ -31,11 +33,11 @@ def choose_report(*, quiet: bool) -> LiveReport | PlainReport | QuietReport:
 
 
 def rate_text(done: float, elapsed_s: float, total: float | None, unit: str) -> str:
-    """Returns "0.31 s/step, 5 s left" for `done` units in `elapsed_s` seconds."""
-    if done <= 0:
+    """Returns "0.31 s/step, 5 s left", or "120 frames/s, 5 s left", for `done` units in `elapsed_s` seconds."""
+    if done <= 0 or elapsed_s <= 0:
         return ""
     each = elapsed_s / done
-    text = f"{each:.2f} s/{unit}"
+    text = f"{each:.2f} s/{unit}" if each >= 0.05 else f"{1 / each:.0f} {unit}s/s"
     if total and done < total:
         text += f", {clock((total - done) * each)} left"
     return text
@@ -156,4 +158,42 @@ class QuietReport(Silent):
     def __exit__(self, *_: object) -> None: ...
 
 
-__all__ = ["LiveReport", "PlainReport", "QuietReport", "Report", "choose_report", "clock", "rate_text"]
+NOTICED_S = 2.0
+"""From when on a person wonders whether anything is going on."""
+
+
+class _LateReport(Silent):
+    """A report that shows nothing of what is done before anybody wonders, and then what is under way."""
+
+    def __init__(self, afterwards: contextlib.ExitStack, *, quiet: bool) -> None:
+        self._afterwards = afterwards
+        self._quiet = quiet
+        self._shown: Report | None = None
+        self._began_s = time.monotonic()
+
+    def stage(
+        self, name: str, total: int | None = None, unit: str = "frame", *, begun: int = 0, told: str = ""
+    ) -> None:
+        self._stage = name, total, unit
+        if self._shown is not None:
+            self._shown.stage(*self._stage)
+
+    def advance(self, done: int) -> None:
+        if self._shown is None and time.monotonic() - self._began_s >= NOTICED_S:
+            self._shown = report = choose_report(quiet=self._quiet)
+            self._afterwards.enter_context(report)
+            self._shown.stage(*self._stage, begun=done)
+        if self._shown is not None:
+            self._shown.advance(done)
+
+
+@contextlib.contextmanager
+def late_report(*, quiet: bool = False) -> Iterator[Report]:
+    """Gives a report for what is usually done at once, and tells it also of the videos that are read meanwhile."""
+    with contextlib.ExitStack() as afterwards:
+        report = _LateReport(afterwards, quiet=quiet)
+        with reading_told(report):
+            yield report
+
+
+__all__ = ["LiveReport", "PlainReport", "QuietReport", "Report", "choose_report", "clock", "late_report", "rate_text"]

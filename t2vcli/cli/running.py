@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import time
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from t2vcli import stopping
 from t2vcli.cli.console import result_json, result_path, say
-from t2vcli.cli.progress import choose_report, clock
+from t2vcli.cli.progress import choose_report, clock, late_report
 from t2vcli.report import counted
 
 if TYPE_CHECKING:
@@ -22,7 +23,9 @@ def run_and_report(job: Job, policy: Policy, *, quiet: bool, as_json: bool) -> N
     from t2vcli.asking.claim import claimed
     from t2vcli.asking.work import check_place
 
-    with claimed(job, policy) as (work, claim):
+    with contextlib.ExitStack() as afterwards:
+        with late_report(quiet=quiet):
+            work, claim = afterwards.enter_context(claimed(job, policy))
         # What can be known to be wrong without torch is refused before it is imported (that takes seconds). An unfinished
         # run that is gone on with may only have to be cleared away, or its draft be written already.
         check_place(work, overwrite=policy.overwrite or work.taken_up)

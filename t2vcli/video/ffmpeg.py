@@ -35,6 +35,8 @@ HANG_LIMIT_S = 120.0
 STARTUP_LIMIT_S = 20.0
 """How long `ffmpeg -encoders` may take."""
 
+_WATCH_S = 0.5
+
 LOG_BYTES = 64 * 1024
 SIDE = "pipe:side{}"
 """The address, in what is given to `run`, of the pipe of that number beside stdout."""
@@ -319,11 +321,13 @@ def run(
     exe: str = "",
     sides: int = 0,
     while_silent: bool = False,
+    watch: Callable[[int], None] | None = None,
 ) -> Finished:
     """Returns how ffmpeg ended, at the latest after `limit_s` seconds or `limit_bytes` of output: then it is killed.
 
     With `while_silent`, the seconds are those without any output. It has as many pipes beside stdout as `sides` says;
-    SIDE is their address among the arguments.
+    SIDE is their address among the arguments. `watch` is called twice a second at the least, with how many lines there
+    are on stdout by then.
     """
     pipes = [os.pipe() for _ in range(sides)]
     addresses = {SIDE.format(number): f"pipe:{ends[1]}" for number, ends in enumerate(pipes)}
@@ -351,17 +355,22 @@ def run(
             poll = select.poll()
             for fd in waiting:
                 poll.register(fd, select.POLLIN)
+            lines = 0
             while waiting and not (hung or overflowed):
-                ready = poll.poll(max(0.0, deadline - time.monotonic()) * 1000)
-                hung = not ready
+                left_s = max(0.0, deadline - time.monotonic())
+                ready = poll.poll((left_s if watch is None else min(left_s, _WATCH_S)) * 1000)
+                hung = not ready and time.monotonic() >= deadline
                 for fd, _ in ready:
                     if chunk := os.read(fd, 1 << 16):
                         waiting[fd] += chunk
+                        lines += chunk.count(b"\n") if waiting[fd] is outputs[0] else 0
                         deadline = time.monotonic() + limit_s if while_silent else deadline
                     else:
                         poll.unregister(fd)
                         del waiting[fd]
                 overflowed = sum(map(len, outputs)) > limit_bytes
+                if watch is not None:
+                    watch(lines)
             if not (hung or overflowed):
                 hung = not wait_for_exit(running, max(0.0, deadline - time.monotonic()))
         finally:

@@ -6,15 +6,17 @@ has (the streams' kinds, the first frame's colours) is taken from lines that car
 
 from __future__ import annotations
 
+import os
 import re
 import secrets
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from fractions import Fraction
 from pathlib import Path
 
+from t2vcli.report import reading
 from t2vcli.video.colors import to_rgb_unseen
-from t2vcli.video.ffmpeg import QUIET, SIDE, Finished, Message, input_arguments, messages, run
+from t2vcli.video.ffmpeg import QUIET, SIDE, Finished, Message, input_arguments, messages, run, shown
 
 SAMPLE_FRAMES = 48
 """How many frames are decoded at once: of a clip this short they are all there is to know."""
@@ -190,6 +192,7 @@ def look(
         limit_s=limit_s,
         limit_bytes=PACKETS_BYTES + (SAMPLE_FRAMES * 3 * KEPT_PIXELS if with_pictures else 0),
         sides=3 if with_pictures else 2,
+        watch=_watched(path),
     )
     said = messages(done.log)
     own = [line.text for line in said if line.source.startswith(f"showinfo@{word} @ ")]
@@ -225,9 +228,12 @@ _AS_FRAMES = (
 
 
 def decoded_times(
-    path: Path | str, stream: str, time_base: Fraction, *, decoder: str, strict: bool, limit_s: float
+    path: Path | str, stream: str, time_base: Fraction, *, decoder: str, strict: bool, limit_s: float, about: int
 ) -> tuple[Finished, Times]:
-    """Returns how ffmpeg ended that decoded every frame, and when each is shown. `limit_s` is how long it may be silent."""
+    """Returns how ffmpeg ended that decoded every frame, and when each is shown.
+
+    `limit_s` is how long it may be silent, `about` how many frames there should be.
+    """
     done = run(
         [
             *(*QUIET, "level+warning", "-nostats", *(("-xerror",) if strict else ()), *_decoding(decoder)),
@@ -236,8 +242,17 @@ def decoded_times(
         limit_s=limit_s,
         limit_bytes=PACKETS_BYTES,
         while_silent=True,
+        watch=_watched(path, about),
     )
     return done, _times(done.output, time_base)
+
+
+def _watched(path: Path | str, frames: int | None = None) -> Callable[[int], None]:
+    """Returns what tells whoever waits how much of a file has been read: so many lines of a list of its frames."""
+    report = reading()
+    name = shown(os.path.basename(path))
+    report.stage(f"read {name}" if frames is None else f"count the frames of {name}", frames)
+    return lambda lines: report.advance(lines if frames is None else min(lines, frames))
 
 
 def read_tags(path: Path | str, *, limit_s: float, limit_bytes: int) -> tuple[Finished, dict[str, str]]:

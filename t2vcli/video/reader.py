@@ -317,7 +317,9 @@ def _ends_early(path: Path | str, seen: Seen) -> bool:
     if seen.trusted:
         return True
     # The name of a tag holds a line break: once more at a level where ffmpeg repeats none.
-    again, _ = decoded_times(path, "V:0", seen.time_base, decoder="", strict=False, limit_s=PROBE_LIMIT_S)
+    again, _ = decoded_times(
+        path, "V:0", seen.time_base, decoder="", strict=False, limit_s=PROBE_LIMIT_S, about=len(seen.packets)
+    )
     return any(line.source and _ENDS_EARLY.match(line.text) for line in messages(again.log))
 
 
@@ -390,7 +392,13 @@ def _one_frame_each(path: Path | str, seen: Seen, stream: Listed) -> bool:
 def _all_times(path: Path | str, seen: Seen, stream: Listed, decoder: str, *, strict: bool) -> tuple[Times, int]:
     """Returns when each frame is shown, and how often the decoder made the best of damage, by decoding the whole."""
     done, times = decoded_times(
-        path, str(stream.index), seen.time_base, decoder=decoder, strict=strict, limit_s=PROBE_LIMIT_S
+        path,
+        str(stream.index),
+        seen.time_base,
+        decoder=decoder,
+        strict=strict,
+        limit_s=PROBE_LIMIT_S,
+        about=len(seen.packets),
     )
     if done.status != 0 or done.hung or done.overflowed or not times.shown:
         _refuse(path, done, readable=len(times.shown), announced=len(seen.packets))

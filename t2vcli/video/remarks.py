@@ -37,11 +37,7 @@ def remarks_on(source: Path, video: VideoInfo, along: Along) -> list[str]:
             f"{name} holds {1 + len(others)} videos: the default one, {video.stream_size}, is taken,"
             f" and not {' or '.join(others)}"
         )
-    if video.flaws:
-        lines.append(
-            f"warning: ffmpeg found errors in {name} ({video.flaws}): it may have been cut, joined or damaged there, and"
-            " pictures may be missing or show blocks"
-        )
+    lines += about_damage(source, video)
     lines += _about_colors(name, video)
     if video.interlaced:
         lines.append(
@@ -53,6 +49,16 @@ def remarks_on(source: Path, video: VideoInfo, along: Along) -> list[str]:
     if along.sounds and video.starts_s > _NOTICED_S:
         lines.append(f"the first {float(video.starts_s):.2f} s of the sound, before the first picture, are not heard")
     return [*lines, *along.dropped]
+
+
+def about_damage(source: Path, video: VideoInfo) -> list[str]:
+    """Returns a warning for a video of which a decoder had to make the best; else nothing."""
+    if not video.flaws:
+        return []
+    return [
+        f"warning: ffmpeg found errors in {shown(source)} ({video.flaws}): it may have been cut, joined or damaged there, and"
+        " pictures may be missing or show blocks"
+    ]
 
 
 def _out_of_step(video: VideoInfo, along: Along) -> str:
