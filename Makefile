@@ -8,7 +8,7 @@ READY := $(VENV)/.ready
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-slow check fix docs fuzz kill-test golden bench bench-windows bench-batch train-demo evaluate-demo memory-table memory-report clean
+.PHONY: help demo test test-slow test-browser check fix docs fuzz kill-test golden bench bench-windows bench-batch bench-gallery train-demo evaluate-demo memory-table memory-report clean
 
 help:  ## list the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 16
@@ -41,6 +41,10 @@ test-slow: $(READY)  ## run the tests that take minutes or gigabytes (full-size 
 	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[dev,ray]'
 	OMP_NUM_THREADS=2 $(BIN)/python -m pytest -m slow
 
+test-browser: $(READY)  ## run the tests of t2v gallery's page in Chromium (apt-get install chromium, or T2V_CHROMIUM=PATH)
+	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[dev,browser]'
+	OMP_NUM_THREADS=1 T2V_BROWSER=1 $(BIN)/python -m pytest tests/test_gallery_browser.py
+
 check: $(READY)  ## lint, format, types, and documents that have drifted; changes nothing
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
@@ -65,6 +69,10 @@ bench-windows: $(READY)  ## measure windows, loops, tiles and joints on the embe
 
 bench-batch: $(READY)  ## measure batches: beside the bare loop, and long lists and journals
 	OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.batch
+
+bench-gallery: $(READY)  ## measure t2v gallery's page in Chromium: 1,000 and 10,000 clips (some ten minutes)
+	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[dev,browser]'
+	OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.gallery
 
 train-demo: $(READY)  ## train the embedded model from nothing, or on with INIT=t2vcli/demo (hours; resumes where it stopped)
 	bash training/train.sh $(BIN)/python training/run "$(INIT)"
