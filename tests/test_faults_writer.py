@@ -252,6 +252,25 @@ def test_a_limit_on_the_size_of_files_met_at_any_point(out: Path) -> None:
     assert children() == set()
 
 
+FULL_AT_THE_END = "[out#0/mp4 @ 0x5] [error] Error writing trailer: No space left on device"
+STRANGERS_WORDS = {
+    "a name": "[fatal] Error opening output file:/x/No space left on device",
+    "a tag": "[in#2/matroska @ 0x5] [error] Unknown language: No space left on device",
+    "a tag of two lines": "[error] a\n[error] No space left on device",
+    "the muxer's, but not at the end": f"{FULL_AT_THE_END}\n[out#0/mp4 @ 0x5] [error] Error closing file: Invalid argument",
+}
+
+
+@pytest.mark.parametrize("words", [*STRANGERS_WORDS.values(), FULL_AT_THE_END], ids=[*STRANGERS_WORDS, "the muxer's"])
+def test_the_disk_is_full_where_the_muxer_says_so_and_nobody_else(
+    out: Path, tmp_path: Path, words: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    says = f'case "$*" in *libx264*) cat >/dev/null; printf "%s\\n" "{words}" >&2; exit 1;; *) exec "$REAL" "$@";; esac'
+    monkeypatch.setenv("IMAGEIO_FFMPEG_EXE", clips.shell_ffmpeg(tmp_path, says))
+    said = refusal(lambda: write(out))
+    assert said.startswith("there is no space left" if words == FULL_AT_THE_END else "ffmpeg could not encode")
+
+
 def strace_works() -> bool:
     program = shutil.which("strace")
     return program is not None and subprocess.run([program, "-o", os.devnull, "true"], check=False).returncode == 0

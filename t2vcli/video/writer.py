@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
+import re
 import signal
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
@@ -287,8 +288,9 @@ def _flush(temporary: Path, handle: IO[bytes]) -> None:
     os.fsync(handle.fileno())
 
 
-# Errors of the system's, which ffmpeg ends with: as its exit status, and at the end of a line of its own.
 _SYSTEM_ERRORS = (*FULL, errno.EIO, errno.EROFS, errno.EACCES)
+# How an output of ffmpeg's says at the end why it has failed: whole lines, in which there is no name and no tag.
+_AT_THE_END = re.compile(r"(?:Error writing trailer|Error closing file): (.*)")
 
 
 def _refuse_encoding(path: Path, running: Running, status: int) -> NoReturn:
@@ -299,9 +301,10 @@ def _refuse_encoding(path: Path, running: Running, status: int) -> NoReturn:
         refuse(place, OSError(errno.ENOENT, os.strerror(errno.ENOENT)))
     if 256 - status in (errno.ENOMEM, errno.EMFILE):
         refuse_limit(OSError(256 - status, os.strerror(256 - status)))
-    said = [line.text for line in ffmpeg.messages(log) if line.level in ("error", "fatal")]
+    outputs = [line for line in ffmpeg.messages(log) if line.source.startswith("out#0/") and line.level == "error"]
+    why = _AT_THE_END.fullmatch(outputs[-1].text) if outputs else None
     for number in _SYSTEM_ERRORS:
-        if 256 - status == number or any(text.endswith(os.strerror(number)) for text in said):
+        if 256 - status == number or (why and why[1] == os.strerror(number)):
             refuse(place, OSError(number, os.strerror(number)))
     raise OutputError(f"ffmpeg could not encode {shown(path)} ({ffmpeg.how_it_ended(status, log)}); {REINSTALL}")
 
