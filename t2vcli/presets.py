@@ -25,6 +25,7 @@ from pydantic.fields import FieldInfo
 
 from t2vcli.errors import InputError, T2VError, UsageError
 from t2vcli.paths import expanded, expanded_model
+from t2vcli.plain_yaml import with_plain_numbers
 from t2vcli.report import counted
 from t2vcli.request import MAX_FRAMES, TRAITS, GenerateRequest, Request, Side, Text, UpscaleRequest, describe_problem
 from t2vcli.strangers import UnreadableError, read_bytes
@@ -148,6 +149,7 @@ class _Source:
         return f"{self.shown}:{self.lines[key]}"
 
 
+@with_plain_numbers
 class _Loader(yaml.SafeLoader):
     """YAML without what a preset has no use for: tags, anchors and aliases, and keys given twice."""
 
@@ -173,7 +175,7 @@ class _Loader(yaml.SafeLoader):
 
 def _construct_int(loader: _Loader, node: yaml.ScalarNode) -> int:
     number: int = loader.construct_yaml_int(node)
-    if abs(number) > MAX_NUMBER:  # 0x and a megabyte of digits is a number that cannot even be named in a message
+    if abs(number) > MAX_NUMBER:
         raise OverflowError
     return number
 

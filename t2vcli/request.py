@@ -39,6 +39,9 @@ MIN_CHUNK_BYTES = 64 * 1024  # smaller ones make hundreds of thousands of calls 
 MAX_RATE_PART = 1_001_000  # the encoder rounds a rate whose numerator or denominator is larger
 
 
+_RATE = re.compile(r"\s*[+-]?(?:[0-9]+(?:/[0-9]+)?|[0-9]*\.[0-9]+|[0-9]+\.)\s*")
+
+
 def parse_fps(value: object) -> Fraction:
     """Returns the frame rate as an exact fraction, from 8, 23.976, "30000/1001" or a Fraction.
 
@@ -46,8 +49,8 @@ def parse_fps(value: object) -> Fraction:
     """
     text = str(value)
     try:
-        # A long text or exponent would make an astronomically large fraction.
-        if len(text) > 40 or "e" in text.lower():
+        # A long text or an exponent would make an astronomically large fraction; Python also reads other scripts' digits.
+        if len(text) > 40 or not _RATE.fullmatch(text):
             raise ValueError
         rate = value if isinstance(value, Fraction) else Fraction(text)
     except (ValueError, ZeroDivisionError):
@@ -160,6 +163,8 @@ def _check_window(value: object) -> object:
         value = int(value)
     if value in ("auto", "off"):
         return value
+    if value is False:  # YAML's reading of `off`
+        return "off"
     if isinstance(value, bool) or not isinstance(value, int) or not 1 <= value <= MAX_FRAMES:
         raise ValueError(f"must be a number of frames from 1 to {MAX_FRAMES}, auto or off")
     return value
@@ -176,6 +181,8 @@ def _tile_sides(tile: str) -> tuple[int, int]:
 
 
 def _check_tile(value: object) -> object:
+    if value is False:  # YAML's reading of `off`
+        return "off"
     if isinstance(value, str) and value not in ("auto", "off"):
         _tile_sides(value)
     return value

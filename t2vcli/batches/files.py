@@ -25,6 +25,7 @@ import yaml
 
 from t2vcli.batches.fields import KNOWN, from_text, is_switch, unknown
 from t2vcli.errors import InputError, UsageError
+from t2vcli.plain_yaml import with_plain_numbers
 
 Format = Literal["txt", "jsonl", "yaml", "csv"]
 FORMATS: tuple[Format, ...] = get_args(Format)
@@ -309,13 +310,17 @@ class _Value:
     plain: Any
 
 
+@with_plain_numbers
+class _Resolver(yaml.resolver.Resolver): ...
+
+
 class _Events:
     """YAML's events as plain values. Without what a list has no use for: tags, anchors, keys given twice."""
 
     def __init__(self, lines: _Lines) -> None:
         loader: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
         self._loader = loader(lines)
-        self._resolver = yaml.resolver.Resolver()
+        self._resolver = _Resolver()
         self._constructor = yaml.constructor.SafeConstructor()
 
     def next(self) -> Any:

@@ -71,7 +71,7 @@ class Ledger:
         return (self._failures or {}).get(_mark(job))
 
     def _note(self, record: Record) -> None:
-        ended = int("".join(filter(str.isdigit, record.ended))[:17] or 0)
+        ended = int("".join(filter(str.isdecimal, record.ended))[:17] or 0)
         mark = _mark(record.job)
         row = self._rows.get(mark)
         if self._failures is not None:

@@ -348,11 +348,11 @@ class _Download:
             span, _, total = response.headers.get("Content-Range", "").removeprefix("bytes ").partition("/")
             if span.partition("-")[0] != str(start):
                 raise Trouble(f"the hub was asked to go on at byte {start} and sends the bytes {span[:80] or '?'}")
-            if total.isdigit() and int(total) != file.size:
+            if total.isdecimal() and int(total) != file.size:
                 self._refuse_size(file, f"{int(total):,}")
             return
         length = response.headers.get("Content-Length", "")
-        if length.isdigit() and "Content-Encoding" not in response.headers and int(length) != file.size:
+        if length.isdecimal() and "Content-Encoding" not in response.headers and int(length) != file.size:
             self._refuse_size(file, f"{int(length):,}")
 
     def _refuse_size(self, file: RemoteFile, sent: str) -> NoReturn:
