@@ -3,21 +3,31 @@
 from __future__ import annotations
 
 import contextlib
+import functools
+import inspect
 import os
+import runpy
 import signal
 import subprocess
 import sys
+import traceback
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
-from typer.testing import CliRunner
+import typer.main
+import typer.testing
 
 from t2vcli.cli import boundary
 from t2vcli.cli.main import app
 
 ROOT = Path(__file__).resolve().parent.parent
 LIMIT_S = 300  # far beyond what any run here takes: only a hang meets it
+
+
+# Typer builds the commands anew for each run, from the signatures of all of them; a process of ours does that once.
+typer.testing._get_command = functools.cache(typer.main.get_command)  # type: ignore[attr-defined]
 
 
 @dataclass(frozen=True)
@@ -43,7 +53,7 @@ def _process_state_kept() -> Iterator[None]:
 def t2v(*arguments: str | Path, stdin: bytes | None = None) -> Outcome:
     """Runs a command in this process."""
     with _process_state_kept():
-        done = CliRunner().invoke(app, [str(a) for a in arguments], input=stdin, prog_name="t2v")
+        done = typer.testing.CliRunner().invoke(app, [str(a) for a in arguments], input=stdin, prog_name="t2v")
     if done.exception is not None and not isinstance(done.exception, SystemExit):
         raise done.exception
     return Outcome(done.exit_code, done.stdout, done.stderr)
@@ -78,6 +88,73 @@ def spawn(*arguments: str | Path, folder: Path, env: Mapping[str, str] | None = 
         check=False,
     )
     return Outcome(done.returncode, done.stdout.decode(), done.stderr.decode())
+
+
+class Forked(subprocess.Popen[Any]):
+    """`python -m MODULE ...` as a process of its own that need not import torch anew: it is forked from this one.
+
+    Everything else is as with Popen. The import takes most of a small run's time; what is about a fresh start, or about
+    the memory of a process, needs a fresh one.
+    """
+
+    def _execute_child(self, *arguments: Any) -> None:
+        given = inspect.signature(subprocess.Popen._execute_child).bind(self, *arguments).arguments  # type: ignore[attr-defined]
+        ours = [given[name] for name in ("p2cwrite", "c2pread", "errread")]
+        theirs = [given[name] for name in ("p2cread", "c2pwrite", "errwrite")]
+        python, option, module, *words = map(os.fspath, given["args"])
+        assert (python, option) == (sys.executable, "-m")
+        sys.stdout.flush()
+        sys.stderr.flush()
+        self.pid = os.fork()
+        if not self.pid:
+            _become(module, words, theirs, given)
+        self._child_created = True
+        self._close_pipe_fds(given["p2cread"], ours[0], ours[1], given["c2pwrite"], ours[2], given["errwrite"])
+
+
+def _become(module: str, words: list[str], descriptors: list[int], given: Mapping[str, Any]) -> None:
+    """Does what remains of a process's life after the fork."""
+    code = 1
+    try:
+        if given["start_new_session"]:
+            os.setsid()
+        if given["cwd"] is not None:
+            os.chdir(given["cwd"])
+        if given["env"] is not None:
+            os.environ.clear()
+            os.environ.update(given["env"])
+        for number, descriptor in enumerate(descriptors):
+            if descriptor >= 0:
+                os.dup2(descriptor, number)
+        os.closerange(3, os.sysconf("SC_OPEN_MAX"))
+        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+            if signal.getsignal(number) is not signal.SIG_IGN:
+                signal.signal(number, signal.SIG_DFL)
+        if given["preexec_fn"] is not None:
+            given["preexec_fn"]()
+        if signal.getsignal(signal.SIGINT) is signal.SIG_DFL:  # as a fresh Python does
+            signal.signal(signal.SIGINT, signal.default_int_handler)
+        sys.stdin, sys.stdout, sys.stderr = (_stream(0, "r"), _stream(1, "w"), _stream(2, "w"))
+        sys.argv = [module, *words]
+        runpy.run_module(module, run_name="__main__", alter_sys=True)
+        code = 0
+    except SystemExit as done:
+        code = done.code if isinstance(done.code, int) else int(done.code is not None)
+    except BaseException:  # os._exit tells nobody
+        traceback.print_exc()
+    finally:
+        for stream in (sys.stdout, sys.stderr):
+            with contextlib.suppress(OSError, ValueError, AttributeError):
+                stream.flush()
+        os._exit(code)
+
+
+def _stream(number: int, mode: str) -> Any:
+    """Returns what Python makes of a descriptor when it starts: None if that is closed."""
+    try:
+        return open(number, mode, buffering=1 if number == 2 else -1, closefd=False)
+    except OSError:
+        return None
 
 
 def contents(folder: Path) -> dict[str, bytes | None]:

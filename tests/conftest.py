@@ -44,3 +44,9 @@ def zeroscope_checkpoint(standin: Callable[[str], Path]) -> Path:
 @pytest.fixture(scope="session")
 def xl_checkpoint(standin: Callable[[str], Path]) -> Path:
     return standin("zeroscope-XL")
+
+
+@pytest.fixture(scope="session")
+def few_layers(standin: Callable[[str], Path]) -> Path:
+    """A checkpoint for tests that are about runs, files and steps, and not about the network."""
+    return standin("few-layers")

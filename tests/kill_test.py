@@ -32,13 +32,12 @@ import subprocess
 import sys
 import tempfile
 import time
-import traceback
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from commandline import command, contents, environment
+from commandline import Forked, command, contents, environment
 
 OUT, CLIP, OLD = "out.mp4", "in.mp4", b"the old file, byte for byte"
 STAGES = {"begin": 1, "start": 1, "find": 1, "load": 2, "encode": 2, "denoise": 5, "decode and write": 4, "end": 6}
@@ -83,18 +82,16 @@ class Process:
         self._started_s = time.monotonic()
         self.life = Life(began_s={"begin": 0.0})
         self._stderr, writing = os.pipe()
-        if fresh:
-            self.pid = subprocess.Popen(
-                command(*arguments),
-                cwd=folder,
-                env=environment(),
-                stdin=subprocess.DEVNULL,
-                stdout=subprocess.DEVNULL,
-                stderr=writing,
-                start_new_session=True,
-            ).pid
-        else:
-            self.pid = _fork(arguments, folder, writing)
+        self._process = (subprocess.Popen if fresh else Forked)(
+            command(*arguments),
+            cwd=folder,
+            env=environment(),
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.DEVNULL,
+            stderr=writing,
+            start_new_session=True,
+        )
+        self.pid = self._process.pid
         os.close(writing)
         self._unread = b""
 
@@ -129,7 +126,7 @@ class Process:
     def end(self) -> Life:
         """Returns how it lived, once it has ended."""
         self.listen(limit_s=LIMIT_S)
-        self.life.status = os.waitstatus_to_exitcode(os.waitpid(self.pid, 0)[1])
+        self.life.status = self._process.wait()
         self.life.began_s["gone"] = time.monotonic() - self._started_s
         os.close(self._stderr)
         return self.life
@@ -154,33 +151,6 @@ class Process:
                 select.select([ending], [], [], max(0.0, deadline_s - time.monotonic()))
                 os.close(ending)
         return found
-
-
-def _fork(arguments: Sequence[str], folder: Path, stderr: int) -> int:
-    from t2vcli.cli.main import main
-
-    sys.stdout.flush()
-    sys.stderr.flush()
-    if pid := os.fork():
-        return pid
-    code = 1
-    try:
-        os.setsid()
-        os.chdir(folder)
-        nowhere = os.open(os.devnull, os.O_RDWR)
-        for number, target in enumerate((nowhere, nowhere, stderr)):
-            os.dup2(target, number)
-        os.closerange(3, 256)
-        sys.stdout, sys.stderr = open(1, "w", closefd=False), open(2, "w", buffering=1, closefd=False)  # noqa: SIM115
-        sys.argv = ["t2v", *arguments]
-        main()
-    except SystemExit as done:
-        code = done.code if isinstance(done.code, int) else int(done.code is not None)
-    finally:
-        if sys.exc_info()[0] is not None:  # os._exit tells nobody
-            traceback.print_exc()
-        sys.stderr.flush()
-        os._exit(code)
 
 
 def frames_hash(path: Path) -> str:

@@ -6,6 +6,8 @@ Same blocks, same layer counts and same tensor names as ms-1.7b and ZeroScope (1
     ms-1.7b          every part four times: safetensors and .bin, fp32 and the variant fp16; the VAE's attention has its old names
     zeroscope-576w   .bin only, fp16 under the plain name, no variant
     zeroscope-XL     the same, and model_index.json names VideoToVideoSDPipeline
+    few-layers       .safetensors only, fp32; the same kinds of blocks, but few of each: for tests that are about runs,
+                     files and steps and not about the network, at a fifth of the time
 
 A weight depends only on (seed, part, tensor name, shape), so fp16 is the rounded fp32 and a .bin equals its safetensors.
 """
@@ -27,11 +29,15 @@ from safetensors.torch import save_file
 from transformers import CLIPTextConfig, CLIPTextModel
 
 LAYOUTS = ("ms-1.7b", "zeroscope-576w", "zeroscope-XL")
+"""Those of the real repositories."""
+
+FEW_LAYERS = "few-layers"
 
 FORMS: dict[str, tuple[str, ...]] = {
     "ms-1.7b": ("safetensors", "fp16.safetensors", "bin", "fp16.bin"),
     "zeroscope-576w": ("bin",),
     "zeroscope-XL": ("bin",),
+    FEW_LAYERS: ("safetensors",),
 }
 """The weight files of each layout, by what follows the first dot of their names."""
 
@@ -39,6 +45,7 @@ PIPELINES = {
     "ms-1.7b": "TextToVideoSDPipeline",
     "zeroscope-576w": "TextToVideoSDPipeline",
     "zeroscope-XL": "VideoToVideoSDPipeline",
+    FEW_LAYERS: "TextToVideoSDPipeline",
 }
 
 UNET: dict[str, Any] = {
@@ -116,6 +123,18 @@ SCHEDULER: dict[str, Any] = {
     "trained_betas": None,
 }
 
+# What few-layers has in place of that. As before, a picture is eight times as large as its latents.
+FEWER: dict[str, dict[str, Any]] = {
+    "unet": {
+        "block_out_channels": [16, 32],
+        "down_block_types": ["CrossAttnDownBlock3D", "DownBlock3D"],
+        "layers_per_block": 1,
+        "up_block_types": ["UpBlock3D", "CrossAttnUpBlock3D"],
+    },
+    "vae": {"block_out_channels": [8] * 4, "layers_per_block": 1},
+    "text_encoder": {"num_hidden_layers": 2},
+}
+
 TEXT = """
 a red boat sails on the blue sea under a bright yellow sun while white clouds drift over the quiet green hills
 an astronaut riding a horse on the moon, a panda eating bamboo on a rock, spiderman is surfing, darth vader surfing a wave
@@ -138,7 +157,9 @@ def write_standin(folder: Path, layout: str, *, seed: int = 0, forms: Collection
     chosen = FORMS[layout] if forms is None else tuple(forms)
 
     vocabulary, merges = _byte_pairs(TEXT)
-    text_encoder = TEXT_ENCODER | {"vocab_size": len(vocabulary)}
+    fewer = FEWER if layout == FEW_LAYERS else {}
+    text_encoder = TEXT_ENCODER | {"vocab_size": len(vocabulary)} | fewer.get("text_encoder", {})
+    unet_config, vae_config = UNET | fewer.get("unet", {}), VAE | fewer.get("vae", {})
     index = {
         "_class_name": PIPELINES[layout],
         "_diffusers_version": "0.15.0.dev0",
@@ -150,14 +171,14 @@ def write_standin(folder: Path, layout: str, *, seed: int = 0, forms: Collection
     }
     _write_json(folder / "model_index.json", index)
     _write_json(folder / "scheduler" / "scheduler_config.json", SCHEDULER)
-    _write_json(folder / "unet" / "config.json", UNET)
-    _write_json(folder / "vae" / "config.json", VAE)
+    _write_json(folder / "unet" / "config.json", unet_config)
+    _write_json(folder / "vae" / "config.json", vae_config)
     _write_json(folder / "text_encoder" / "config.json", text_encoder)
     _write_tokenizer(folder / "tokenizer", vocabulary, merges)
 
     with torch.device("meta"):
-        unet = UNet3DConditionModel.from_config(UNET)
-        vae = AutoencoderKL.from_config(VAE)
+        unet = UNet3DConditionModel.from_config(unet_config)
+        vae = AutoencoderKL.from_config(vae_config)
         text = CLIPTextModel(CLIPTextConfig(**text_encoder))
     weights = {
         "unet": _random_weights("unet", unet, seed),
@@ -168,7 +189,7 @@ def write_standin(folder: Path, layout: str, *, seed: int = 0, forms: Collection
         weights["vae"] = {_old_vae_name(name): tensor for name, tensor in weights["vae"].items()}
     for part, tensors in weights.items():
         for form in chosen:
-            half = form.startswith("fp16.") or layout != "ms-1.7b"
+            half = form.startswith("fp16.") or (form == "bin" and layout != "ms-1.7b")
             _write_weights(folder / part / _file_name(part, form), _cast(tensors, torch.float16) if half else tensors)
     return folder
 

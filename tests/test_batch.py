@@ -13,7 +13,7 @@ from collections import Counter
 from pathlib import Path
 
 import pytest
-from commandline import LIMIT_S, ROOT, Outcome, command, contents, environment, sentence, t2v
+from commandline import LIMIT_S, ROOT, Forked, Outcome, command, contents, environment, sentence, t2v
 
 from t2vcli.batches.joblist import Planned
 from t2vcli.batches.journal import Record
@@ -307,7 +307,7 @@ def test_a_killed_batch_goes_on_and_makes_nothing_twice(tmp_path: Path) -> None:
 def test_a_signal_ends_a_batch_after_its_step_and_the_same_command_goes_on(tmp_path: Path) -> None:
     jobs = written(tmp_path / "jobs.txt", "a red boat --seed 1\na blue ball --seed 2 --steps 900\n")
     arguments = ("batch", jobs, "-o", tmp_path / "out", "--preset", "demo", "--set", "steps=1")
-    process = subprocess.Popen(
+    process = Forked(
         command(*arguments, "--set", "frames=8"), env=environment(), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
     )  # fmt: skip
     assert process.stdout is not None

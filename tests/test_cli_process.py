@@ -1,4 +1,4 @@
-"""The program as a process: terminals, pipes, encodings and signals. Few runs here, for each one imports torch anew."""
+"""The program as a process: terminals, pipes, encodings and signals. Few fresh ones make a video: each imports torch anew."""
 
 from __future__ import annotations
 
@@ -21,8 +21,7 @@ from typing import Any
 
 import pytest
 from clips import ramp, shell_ffmpeg
-from commandline import LIMIT_S, command, contents, environment, spawn, t2v
-from standins import write_standin
+from commandline import LIMIT_S, Forked, command, contents, environment, spawn, t2v
 
 from t2vcli import stopping
 from t2vcli.cli import boundary
@@ -33,11 +32,6 @@ from t2vcli.video.reader import probe, read_metadata
 from t2vcli.video.writer import write_video
 
 SMALL = ("--device", "cpu", "--frames", "4", "--width", "32", "--height", "32")
-
-
-@pytest.fixture(scope="module")
-def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_standin(tmp_path_factory.mktemp("models") / "whole", "ms-1.7b", forms=["safetensors"])
 
 
 @pytest.fixture
@@ -92,10 +86,10 @@ def without_escapes(seen: str) -> str:
 # Progress
 
 
-def test_on_a_terminal_progress_is_live(model: Path, place: Path) -> None:
+def test_on_a_terminal_progress_is_live(few_layers: Path, place: Path) -> None:
     with terminal() as (ours, theirs):
-        process = subprocess.Popen(
-            command("generate", "a red boat", "--model", model, *SMALL, "--steps", "8", "-o", "new.mp4"),
+        process = Forked(
+            command("generate", "a red boat", "--model", few_layers, *SMALL, "--steps", "8", "-o", "new.mp4"),
             cwd=place,
             env=environment(TERM="xterm-256color"),
             stdin=subprocess.DEVNULL,
@@ -171,10 +165,10 @@ def test_without_a_terminal_there_is_no_live_progress_even_with_colour(
 # Encodings and pipes
 
 
-def test_a_log_in_ascii_on_a_build_server(model: Path, place: Path) -> None:
+def test_a_log_in_ascii_on_a_build_server(few_layers: Path, place: Path) -> None:
     prompt = "a café ⛵ 🙂"
     done = spawn(
-        *("generate", prompt, "--model", model, *SMALL, "--steps", "10", "--json", "-o", "café ⛵.mp4"),
+        *("generate", prompt, "--model", few_layers, *SMALL, "--steps", "10", "--json", "-o", "café ⛵.mp4"),
         folder=place,
         env=environment(PYTHONIOENCODING="ascii", CI="1", TERM="dumb"),
     )
@@ -249,20 +243,18 @@ def test_nobody_reading_the_result_is_no_failure(which: str, arguments: tuple[st
     assert (done.returncode, done.stderr) == (0, b"")
 
 
-def test_a_run_outlives_whoever_listened(model: Path, place: Path) -> None:
+def test_a_run_outlives_whoever_listened(few_layers: Path, place: Path) -> None:
     writing = with_a_reader_that_is_gone()
-    program = command("generate", "a boat", "--model", model, *SMALL, "--steps", "2", "-o", "new.mp4")
-    done = subprocess.run(
-        ["sh", "-c", 'exec "$@" >&-', "sh", *program],
+    process = Forked(
+        command("generate", "a boat", "--model", few_layers, *SMALL, "--steps", "2", "-o", "new.mp4"),
         cwd=place,
         env=environment(),
         stdin=subprocess.DEVNULL,
         stderr=writing,
-        timeout=LIMIT_S,
-        check=False,
+        preexec_fn=lambda: os.close(1),
     )
     os.close(writing)
-    assert done.returncode == 0
+    assert process.wait(LIMIT_S) == 0
     assert probe(place / "new.mp4").frames == 4
     assert os.listdir(place) == ["new.mp4"]
 
@@ -312,8 +304,14 @@ def stuck_ffmpeg(folder: Path) -> str:
     )
 
 
-def begun(*arguments: str | Path, folder: Path, **options: Any) -> subprocess.Popen[str]:
-    """Returns a t2v at work, which obeys Ctrl-C as one in a terminal does (a shell's background jobs ignore it)."""
+def obeying() -> None:
+    """Lets this process obey what a terminal's do (a shell's background jobs ignore Ctrl-C, and nohup's the end of it)."""
+    for number in (signal.SIGINT, signal.SIGHUP):
+        signal.signal(number, signal.SIG_DFL)
+
+
+def begun(*arguments: str | Path, folder: Path, fresh: bool = False, **options: Any) -> subprocess.Popen[str]:
+    """Returns a t2v at work. `fresh`: it has yet to import torch."""
     given: dict[str, Any] = {
         "cwd": folder,
         "env": environment(),
@@ -322,9 +320,9 @@ def begun(*arguments: str | Path, folder: Path, **options: Any) -> subprocess.Po
         "stderr": subprocess.PIPE,
         "text": True,
         "start_new_session": True,
-        "preexec_fn": lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+        "preexec_fn": obeying,
     }
-    return subprocess.Popen(command(*arguments), **{**given, **options})
+    return (subprocess.Popen if fresh else Forked)(command(*arguments), **{**given, **options})
 
 
 def heard(process: subprocess.Popen[str], sign: str) -> str:
@@ -367,15 +365,15 @@ WAY_ON = f"what is done is kept in {RUN}: the same command, or t2v resume {RUN},
     ids=lambda value: str(getattr(value, "name", value)).partition(";")[0],
 )
 def test_a_signal_ends_it_with_its_code_and_leaves_only_what_it_can_go_on_from(
-    number: signal.Signals, code: int, at: str, last: str, kept: bool, model: Path, place: Path, tmp_path: Path
+    number: signal.Signals, code: int, at: str, last: str, kept: bool, few_layers: Path, place: Path, tmp_path: Path
 ) -> None:
     (place / "old.mp4").write_bytes(b"an old file")
     before = contents(place)
     writing = at.startswith("decode")
     changes = {"IMAGEIO_FFMPEG_EXE": stuck_ffmpeg(tmp_path)} if writing else {}
     steps = "1" if writing else "50"
-    arguments = ("generate", "a boat", "--model", model, *SMALL, "--steps", steps, "-o", "old.mp4", "--overwrite")
-    process = begun(*arguments, folder=place, env=environment(**changes))
+    arguments = ("generate", "a boat", "--model", few_layers, *SMALL, "--steps", steps, "-o", "old.mp4", "--overwrite")
+    process = begun(*arguments, folder=place, env=environment(**changes), fresh=at == "start")
     said = heard(process, at)
     if writing:
         assert set(contents(place)) > set(before)  # there is something to clean up
@@ -395,12 +393,24 @@ def test_a_signal_ends_it_with_its_code_and_leaves_only_what_it_can_go_on_from(
 
 
 def test_the_second_signal_does_not_wait_and_the_terminal_is_left_as_it_was_found(
-    model: Path, place: Path, monkeypatch: pytest.MonkeyPatch
+    few_layers: Path, place: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with terminal(columns=200) as (ours, theirs):
         before = termios.tcgetattr(theirs)
         process = begun(
-            *("generate", "a boat", "--model", model, *SMALL, "--steps", "20", "--keep-every", "0", "-o", "old.mp4"),
+            *(
+                "generate",
+                "a boat",
+                "--model",
+                few_layers,
+                *SMALL,
+                "--steps",
+                "20",
+                "--keep-every",
+                "0",
+                "-o",
+                "old.mp4",
+            ),
             folder=place,
             env=environment(TERM="xterm-256color"),
             stdin=theirs,
@@ -434,10 +444,11 @@ def test_the_second_signal_does_not_wait_and_the_terminal_is_left_as_it_was_foun
     assert os.listdir(place) == ["old.mp4"]
 
 
-def test_what_was_told_to_ignore_ctrl_c_does(model: Path, place: Path) -> None:
+def test_what_was_told_to_ignore_ctrl_c_does(few_layers: Path, place: Path) -> None:
     process = begun(
-        *("generate", "a boat", "--model", model, *SMALL, "-o", "new.mp4"),
+        *("generate", "a boat", "--model", few_layers, *SMALL, "-o", "new.mp4"),
         folder=place,
+        fresh=True,
         preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_IGN),  # as a shell's `nohup` and `&` do
     )
     heard(process, "start")

@@ -6,6 +6,7 @@ import os
 import shutil
 import subprocess
 import sys
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -24,6 +25,7 @@ from t2vcli.sizes import MIB
 from t2vcli.weights.models import files_in_folder, find_model
 
 MEASURE = """
+import os
 import sys
 from pathlib import Path
 import torch
@@ -35,13 +37,20 @@ from t2vcli.weights.models import files_in_folder, find_model
 def status(key):
     return next(int(line.split()[1]) for line in open("/proc/self/status") if line.startswith(key)) * 1024
 
-files = files_in_folder(Path(sys.argv[1]), source="x", variant=sys.argv[2] or None)
-UNet3DConditionModel.from_config({**files.config("unet"), "block_out_channels": [32, 32, 32, 32]})  # what is imported late
-open("/proc/self/clear_refs", "w").write("5")  # begin the high-water mark anew
-before = status("VmRSS:")
-unet, tensors = _fitted(files, "unet")
-fill(unet, tensors, getattr(torch, sys.argv[3]))
-print(status("VmHWM:") - before, sum(p.numel() * p.element_size() for p in unet.parameters()))
+def measure(folder, variant, dtype):
+    files = files_in_folder(Path(folder), source="x", variant=variant or None)
+    UNet3DConditionModel.from_config({**files.config("unet"), "block_out_channels": [32] * 4})  # what is imported late
+    open("/proc/self/clear_refs", "w").write("5")  # begin the high-water mark anew
+    before = status("VmRSS:")
+    unet, tensors = _fitted(files, "unet")
+    fill(unet, tensors, getattr(torch, dtype))
+    print(status("VmHWM:") - before, sum(p.numel() * p.element_size() for p in unet.parameters()), flush=True)
+
+for line in sys.stdin:  # each in a process of its own, which has nothing of those before
+    if not os.fork():
+        measure(*line.rstrip("\\n").split("\\t"))
+        os._exit(0)
+    os.wait()
 """
 
 
@@ -59,24 +68,36 @@ def wide(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder / "ms-1.7b"
 
 
+@pytest.fixture(scope="module")
+def measuring() -> Iterator[subprocess.Popen[str]]:
+    """Yields a process that has imported torch and little else, and measures what it is told to."""
+    with subprocess.Popen(
+        [sys.executable, "-c", MEASURE],
+        env=environment(),
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+    ) as process:
+        yield process
+
+
 @pytest.mark.parametrize(
     ("variant", "dtype"),
     [pytest.param("", "float32", marks=pytest.mark.slow), ("fp16", "float16"), ("fp16", "float32")],
 )
 @pytest.mark.parametrize("form", ["safetensors", "bin"])
-def test_loading_holds_the_weights_once(form: str, variant: str, dtype: str, wide: Path, tmp_path: Path) -> None:
+def test_loading_holds_the_weights_once(
+    form: str, variant: str, dtype: str, wide: Path, measuring: subprocess.Popen[str], tmp_path: Path
+) -> None:
     """At no time two copies: no module full of random numbers first, no second one for another type."""
     if form == "bin":
         unwanted = shutil.ignore_patterns("*.safetensors")
         wide = Path(shutil.copytree(wide, tmp_path / "bin", ignore=unwanted, copy_function=os.link))
-    done = subprocess.run(
-        [sys.executable, "-c", MEASURE, str(wide), variant, dtype],
-        env=environment(),
-        capture_output=True,
-        text=True,
-        check=True,
-    )
-    peak, weights = map(int, done.stdout.split())
+    assert measuring.stdin is not None
+    assert measuring.stdout is not None
+    print(wide, variant, dtype, sep="\t", file=measuring.stdin, flush=True)
+    said = measuring.stdout.readline()
+    peak, weights = map(int, said.split())
     assert weights > 60 * MIB
     file = 0.5 if (variant, dtype) == ("fp16", "float32") else 0  # the mapped file beside the cast weights
     assert peak < (1.15 + file) * weights + 8 * MIB

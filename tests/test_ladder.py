@@ -172,10 +172,10 @@ def check_every_ordinal(
     ],
 )
 def test_a_generation_survives_running_out_of_memory_at_any_call(
-    layer: str, doing: str, steps: int, calls: int, ms_checkpoint: Path, shortage: Shortage, written: dict[str, Any]
+    layer: str, doing: str, steps: int, calls: int, few_layers: Path, shortage: Shortage, written: dict[str, Any]
 ) -> None:
     def run(report: Any = None) -> None:
-        generated(ms_checkpoint, report, steps=steps)
+        generated(few_layers, report, steps=steps)
 
     clean = undisturbed(run, written, shortage, layer)
     assert shortage.calls == calls
@@ -187,50 +187,50 @@ def test_an_upscale_survives_running_out_of_memory_at_any_call(
     layer: str,
     doing: str,
     calls: int,
-    xl_checkpoint: Path,
+    few_layers: Path,
     clip: Path,
     shortage: Shortage,
     written: dict[str, Any],
 ) -> None:
-    clean = undisturbed(lambda: upscaled(xl_checkpoint, clip), written, shortage, layer)
+    clean = undisturbed(lambda: upscaled(few_layers, clip), written, shortage, layer)
     assert shortage.calls == calls
-    check_every_ordinal(lambda report: upscaled(xl_checkpoint, clip, report), calls, written, shortage, clean, doing)
+    check_every_ordinal(lambda report: upscaled(few_layers, clip, report), calls, written, shortage, clean, doing)
 
 
 def test_it_goes_on_from_the_last_step_and_not_from_the_start(
-    ms_checkpoint: Path, shortage: Shortage, written: dict[str, Any]
+    few_layers: Path, shortage: Shortage, written: dict[str, Any]
 ) -> None:
     """Four steps; the third fails once: the first two are not done again."""
     shortage.layer, shortage.at = "unet, first layer", {3}
-    generated(ms_checkpoint)
+    generated(few_layers)
     assert shortage.calls == 5
 
 
-def test_it_goes_down_rung_by_rung(ms_checkpoint: Path, shortage: Shortage, written: dict[str, Any]) -> None:
+def test_it_goes_down_rung_by_rung(few_layers: Path, shortage: Shortage, written: dict[str, Any]) -> None:
     shortage.layer, shortage.at = "unet, first layer", {1, 2, 3}
-    generated(ms_checkpoint)
+    generated(few_layers)
     assert written["recipe"]["plan"]["level"] == "lowest"
     assert len(written["recipe"]["notes"]) == 3
     assert shortage.left_over == 0
 
 
 def test_below_the_last_rung_it_stops_with_numbers_and_the_largest_lever(
-    ms_checkpoint: Path, shortage: Shortage, tmp_path: Path
+    few_layers: Path, shortage: Shortage, tmp_path: Path
 ) -> None:
     shortage.layer, shortage.at = "unet, last layer", set(range(1, 100))
     with pytest.raises(
         OutOfMemoryError, match=r"while denoising \(CUDA out of memory.*chunks of 1 MiB.*fewer --frames"
     ) as caught:
-        generated(ms_checkpoint)
+        generated(few_layers)
     assert caught.value.exit_code == 7
     gc.collect()
     assert [ref() for ref in shortage.failed_tries] == [None] * 4
 
 
-def test_a_file_is_begun_again_when_decoding_is(ms_checkpoint: Path, shortage: Shortage, tmp_path: Path) -> None:
+def test_a_file_is_begun_again_when_decoding_is(few_layers: Path, shortage: Shortage, tmp_path: Path) -> None:
     """The real writer: one file, whole, nothing beside it, and the note inside it."""
     shortage.layer, shortage.at = "decode", {2}
-    request = generate_request(ms_checkpoint, vae_slicing=None, forward="auto")
+    request = generate_request(few_layers, vae_slicing=None, forward="auto")
     out = tmp_path / "out.mp4"
     run(work_of(request, out))
     assert list(tmp_path.iterdir()) == [out]
@@ -240,13 +240,13 @@ def test_a_file_is_begun_again_when_decoding_is(ms_checkpoint: Path, shortage: S
     assert "out of memory while decoding" in recipe["notes"][0]
 
 
-def test_an_error_that_is_none_of_memory_stays_what_it_is(ms_checkpoint: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_error_that_is_none_of_memory_stays_what_it_is(few_layers: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def fail(*arguments: Any, **options: Any) -> None:
         raise RuntimeError("shapes do not match")
 
     monkeypatch.setattr(sample, "encode_words", fail)
     with pytest.raises(RuntimeError, match="shapes"):
-        generated(ms_checkpoint)
+        generated(few_layers)
 
 
 def host_runs_out() -> None:
@@ -278,10 +278,10 @@ SHORTAGES = (
 
 @pytest.mark.parametrize("error", SHORTAGES, ids=lambda error: str(error)[:40])
 def test_every_way_in_which_memory_runs_out_takes_the_ladder(
-    error: RuntimeError, ms_checkpoint: Path, shortage: Shortage, written: dict[str, Any]
+    error: RuntimeError, few_layers: Path, shortage: Shortage, written: dict[str, Any]
 ) -> None:
     shortage.layer, shortage.at, shortage.error = "unet, first layer", {2}, error
-    generated(ms_checkpoint, steps=2)
+    generated(few_layers, steps=2)
     (note,) = written["recipe"]["notes"]
     assert note.startswith("out of memory while denoising; going on with")
     said = memory_shortage(error)
@@ -306,8 +306,7 @@ def test_what_another_try_cannot_mend_is_not_tried_again(error: Exception) -> No
 @pytest.mark.parametrize("task", ["generate", "upscale"])
 def test_the_first_state_may_run_out_of_memory_too(
     task: str,
-    ms_checkpoint: Path,
-    xl_checkpoint: Path,
+    few_layers: Path,
     clip: Path,
     shortage: Shortage,
     written: dict[str, Any],
@@ -316,7 +315,7 @@ def test_the_first_state_may_run_out_of_memory_too(
     """The same noise is drawn again, so the frames are the same."""
 
     def run() -> None:
-        generated(ms_checkpoint, steps=2) if task == "generate" else upscaled(xl_checkpoint, clip)
+        generated(few_layers, steps=2) if task == "generate" else upscaled(few_layers, clip)
 
     clean = undisturbed(run, written, shortage, "decode")
     name = "noise_state" if task == "generate" else "video_state"

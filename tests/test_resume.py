@@ -171,7 +171,7 @@ Job = Callable[..., None]
 
 
 @pytest.fixture
-def job(ms_checkpoint: Path, clip: Path, tmp_path: Path) -> Job:
+def job(few_layers: Path, clip: Path, tmp_path: Path) -> Job:
     """Returns the function that runs a task to out.mp4."""
 
     def run(
@@ -180,7 +180,7 @@ def job(ms_checkpoint: Path, clip: Path, tmp_path: Path) -> Job:
         *,
         policy: Policy = EVERY_STEP,
         overwrite: bool = False,
-        model: Path = ms_checkpoint,
+        model: Path = few_layers,
         source: Path = clip,
         **changes: Any,
     ) -> None:
@@ -654,14 +654,14 @@ def _any_model() -> str:
 
 
 @pytest.fixture
-def small(ms_checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
+def small(few_layers: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """Returns the options of a small run, in a folder of its own."""
     place = tmp_path / "place"
     place.mkdir()
     monkeypatch.chdir(place)
     monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path / "config"))
     size = "--width 32 --height 32 --frames 3 --steps 4 --device cpu --keep-every 0"
-    return ["generate", "a red boat", "--model", str(ms_checkpoint), *size.split()]
+    return ["generate", "a red boat", "--model", str(few_layers), *size.split()]
 
 
 @pytest.fixture
@@ -972,16 +972,15 @@ def test_nan_in_the_unet_is_caught_at_its_step(
 
 
 @pytest.fixture
-def overflowing(ms_checkpoint: Path, tmp_path: Path) -> Path:
+def overflowing(few_layers: Path, tmp_path: Path) -> Path:
     """Returns a model whose VAE passes 65504 inside, and what a norm then makes small again."""
     folder = tmp_path / "overflowing"
-    shutil.copytree(ms_checkpoint, folder)
-    for name in ("diffusion_pytorch_model.safetensors", "diffusion_pytorch_model.fp16.safetensors"):
-        path = folder / "vae" / name
-        tensors = load_file(path)
-        weight = tensors["decoder.mid_block.resnets.0.conv1.weight"]
-        weight *= 3e4
-        save_file(tensors, path, metadata={"format": "pt"})
+    shutil.copytree(few_layers, folder)
+    path = folder / "vae" / "diffusion_pytorch_model.safetensors"
+    tensors = load_file(path)
+    weight = tensors["decoder.mid_block.resnets.0.conv1.weight"]
+    weight *= 1e5
+    save_file(tensors, path, metadata={"format": "pt"})
     return folder
 
 

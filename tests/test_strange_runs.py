@@ -69,14 +69,14 @@ def stopped(model: Path, monkeypatch: pytest.MonkeyPatch, at: tuple[str, int]) -
 
 
 @pytest.fixture(scope="module")
-def kept(ms_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+def kept(few_layers: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     """Returns two unfinished runs: one in the middle of its steps, one with its final latents."""
     made = {}
     with pytest.MonkeyPatch.context() as patch:
         for name, at in (("state", ("denoise", 2)), ("latents", ("decode and write", 1))):
             folder = tmp_path_factory.mktemp(name)
             patch.chdir(folder)
-            stopped(ms_checkpoint, patch, at)
+            stopped(few_layers, patch, at)
             made[name] = folder / RUN
             stopping.forget()
     return made
@@ -131,13 +131,13 @@ def test_what_is_no_regular_file_is_refused_by_name_and_nothing_is_followed(
 
 
 def test_the_same_command_makes_the_video_beside_a_strange_folder_and_touches_nothing_of_it(
-    kept: dict[str, Path], ms_checkpoint: Path
+    kept: dict[str, Path], few_layers: Path
 ) -> None:
     take(kept, "state")
     Path("precious").write_bytes(b"mine")
     link(RUN / "state.pt.part")
     before = contents(RUN)
-    done = t2v("generate", "a boat", "--model", ms_checkpoint, *SMALL)
+    done = t2v("generate", "a boat", "--model", few_layers, *SMALL)
     assert done.code == 0, done.stderr
     assert "the run cannot be kept" in done.stderr
     assert "state.pt.part is a link" in done.stderr
@@ -231,10 +231,10 @@ def test_what_is_too_large_or_unpacks_to_more_is_not_read(kept: dict[str, Path])
     check_refused(t2v("resume", RUN), "state.pt", "unpack to more")
 
 
-def test_the_same_command_goes_on_without_what_does_not_fit(kept: dict[str, Path], ms_checkpoint: Path) -> None:
+def test_the_same_command_goes_on_without_what_does_not_fit(kept: dict[str, Path], few_layers: Path) -> None:
     take(kept, "state")
     changed(RUN / "state.pt", STATES["far step"])
-    done = t2v("generate", "a boat", "--model", ms_checkpoint, *SMALL)
+    done = t2v("generate", "a boat", "--model", few_layers, *SMALL)
     assert done.code == 0, done.stderr
     assert "state.pt does not fit its run: it is of step 1000000000, and they go from 1 to 3" in done.stderr
 

@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from commandline import ROOT
+from commandline import ROOT, Forked
 
 from t2vcli.asking.job import Job
 from t2vcli.asking.work import work_for
@@ -47,7 +47,7 @@ def test_a_training_that_was_killed_goes_on_as_if_it_were_not(tmp_path: Path) ->
     train_unet.main([*STEADY, "--run", str(whole)])
 
     command = [sys.executable, "-m", "training.train_unet", *STEADY, "--run", str(killed), "--save-every", "2"]
-    with subprocess.Popen(
+    with Forked(
         command, cwd=ROOT, stdout=subprocess.PIPE, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"}
     ) as process:
         assert process.stdout is not None
