@@ -13,10 +13,11 @@ PACKAGE = ROOT / "t2vcli"
 
 # What each room may import of the package, besides itself and the facts (modules directly in t2vcli/, and their rooms).
 MAY_IMPORT = {
-    "cli": {"asking", "batches", "galleries", "jobs", "video"},
+    "cli": {"asking", "batches", "galleries", "health", "jobs", "video"},
     "batches": {"asking", "jobs", "video"},
     "api": {"asking", "batches", "galleries", "jobs"},
     "galleries": {"asking", "video"},
+    "health": {"video"},
     "jobs": {"asking", "engine", "video"},
     "asking": {"video"},
     "engine": set(),

@@ -22,11 +22,14 @@ COMMANDS: tuple[list[str], ...] = (
     ["plan", "generate"],
     ["plan", "upscale"],
     ["pull"],
+    ["models"],
+    ["models", "rm"],
     ["presets"],
     ["presets", "show"],
     ["info"],
     ["sheet"],
     ["gallery"],
+    ["doctor"],
 )
 
 

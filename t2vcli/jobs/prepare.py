@@ -23,6 +23,7 @@ from t2vcli.presets import Preset
 from t2vcli.report import Report, told_in_megabytes
 from t2vcli.request import Request
 from t2vcli.sizes import size_text
+from t2vcli.weights.cached import hold
 from t2vcli.weights.models import EMBEDDED_PREFIX, ModelFiles, find_model, same_tokenizer
 
 # Words that carry no content, so that their absence from a small vocabulary needs no mention.
@@ -72,6 +73,7 @@ def prepare(
     """
     report.stage("find")
     device = choose_device(request.device)
+    hold(request.model)
     files = find_model(
         request.model,
         revision=request.revision,

@@ -48,6 +48,14 @@ def find_card(index: int = 0) -> Card | None:
     return cards[index] if len(cards) > index and None not in cards else None
 
 
+MOST_CARDS = 64
+
+
+def find_cards() -> list[Card]:
+    """Returns all NVIDIA GPUs, in torch's order; none where nobody can say."""
+    return list(itertools.takewhile(lambda card: card is not None, map(find_card, range(MOST_CARDS))))  # type: ignore[arg-type]
+
+
 def _described(program: str, card: str) -> Card | None:
     """Returns a GPU, by its UUID or its number on the bus, as nvidia-smi describes it; None if it does not.
 

@@ -130,6 +130,21 @@ def require_encoder(encoder: str = "libx264") -> str:
     return exe
 
 
+def has_encoder(name: str) -> bool:
+    """Returns whether the ffmpeg at hand has the encoder. Raises OutputError when it fails or hangs."""
+    return name in _names_in("-encoders", find_ffmpeg())
+
+
+def version() -> str:
+    """Returns what the ffmpeg at hand calls itself, such as 7.0.2-static. Raises OutputError when it fails or hangs."""
+    exe = find_ffmpeg()
+    done = _asked("-version", exe)
+    found = re.match(rb"ffmpeg version (\S+)", done.output)
+    if not found:
+        raise OutputError(f"ffmpeg at {shown(exe)} does not say its version, so it is something else; {REINSTALL}")
+    return shown(found[1].decode("utf-8", "replace"))
+
+
 def has_decoder(name: str) -> bool:
     """Returns whether the ffmpeg at hand has the decoder. Raises OutputError when it fails or hangs."""
     return name in _names_in("-decoders", find_ffmpeg())
@@ -169,12 +184,17 @@ def _bundled_folder() -> Path:
 
 @functools.cache
 def _asked_once(listing: str, exe: str, *identity: int) -> frozenset[str]:
-    done = run(["-hide_banner", "-nostdin", listing], limit_s=STARTUP_LIMIT_S, exe=exe)
+    return frozenset(_second_words(_asked(listing, exe).output))
+
+
+def _asked(question: str, exe: str) -> Finished:
+    """Returns what ffmpeg answers. Raises OutputError when it fails or hangs."""
+    done = run(["-hide_banner", "-nostdin", question], limit_s=STARTUP_LIMIT_S, exe=exe)
     if done.hung:
         raise OutputError(f"ffmpeg at {shown(exe)} did not answer within {STARTUP_LIMIT_S:g} seconds; {REINSTALL}")
     if done.status != 0:
         raise OutputError(f"ffmpeg at {shown(exe)} does not run ({how_it_ended(done.status, done.log)}); {REINSTALL}")
-    return frozenset(_second_words(done.output))
+    return done
 
 
 def _second_words(listing: bytes) -> Iterator[str]:

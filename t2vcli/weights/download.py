@@ -91,8 +91,12 @@ class CacheFolder:
     def partial(self, file: RemoteFile) -> Path:
         return self.path / "blobs" / f"{file.etag}.t2v.incomplete"
 
+    @property
+    def locks(self) -> Path:
+        return self.cache / ".locks" / self._name
+
     def lock(self, file: RemoteFile) -> Path:
-        return self.cache / ".locks" / self._name / f"{file.etag}.lock"
+        return self.locks / f"{file.etag}.lock"
 
     def commit_of(self, revision: str) -> str | None:
         """Returns the commit that a revision had when it was last asked for, or None if it never was."""
