@@ -98,6 +98,12 @@ def _check_side(value: object) -> object:
     return value
 
 
+def _check_seed(value: object) -> object:
+    if isinstance(value, int) and not isinstance(value, bool) and not 0 <= value <= MAX_SEED:
+        raise ValueError(f"must be from 0 to {MAX_SEED}; leave it out for one drawn at random")
+    return value
+
+
 def _check_scheduler(value: object) -> object:
     if isinstance(value, str) and value in SCHEDULERS:
         return value
@@ -239,7 +245,7 @@ class Request(BaseModel):
     steps: Annotated[int, Field(ge=1, le=MAX_STEPS), DRAFT]
     guidance_scale: Annotated[float, Field(ge=0, le=100, allow_inf_nan=False), DRAFT]
     scheduler: Annotated[SchedulerName, DRAFT]
-    seed: Annotated[int, Field(ge=0, le=MAX_SEED), DRAFT_OF_A_RUN]
+    seed: Annotated[int, BeforeValidator(_check_seed), DRAFT_OF_A_RUN]
     eta: Annotated[float, Field(ge=0, le=1, allow_inf_nan=False), DRAFT] = 0.0
     clip_skip: Annotated[Annotated[int, Field(ge=1, le=48)] | None, BOTH] = None
     noise: Annotated[Noise, BOTH] = "whole"

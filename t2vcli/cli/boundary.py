@@ -71,11 +71,37 @@ class ErrorBoundary(TyperGroup):
         with _ending():
             return super().make_context(*args, **extra)
 
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        """Says where an option of a command belongs that stands before the command's name."""
+        own = {name for param in self.get_params(ctx) for name in (*param.opts, *param.secondary_opts)}
+        option = args[0].partition("=")[0] if args else ""
+        if option.startswith("-") and option not in own and not self.invoke_without_command:
+            takers = [
+                f"{ctx.command_path} {name}"
+                for name, command in self.commands.items()
+                if any(option in (*param.opts, *param.secondary_opts) for param in command.params)
+            ]
+            if takers:
+                first, *others = takers
+                also = f" (also {' and '.join(others)})" if len(others) == 1 else ""
+                raise UsageError(printable(f"{option} belongs to a command and comes after it: {first} {option}{also}"))
+        words: list[str] = super().parse_args(ctx, args)
+        return words
+
     def resolve_command(self, ctx: Any, args: list[str]) -> Any:
-        if ctx.parent is None and args and len(args[0].split()) > 1:
-            raise UsageError(
-                printable(f"{args[0]!r} is no command; to make a clip of it: t2v generate {quoted(args[:1])}")
-            )
+        if "generate" in self.commands and args and args[0] not in self.commands:
+            if len(args[0].split()) > 1:
+                raise UsageError(
+                    printable(
+                        f"{args[0]!r} is no command; to make a clip of it: {ctx.command_path} generate {quoted(args[:1])}"
+                    )
+                )
+            if os.path.lexists(args[0]):
+                raise UsageError(
+                    printable(
+                        f"{args[0]!r} is no command; to enlarge it: {ctx.command_path} upscale {shlex.quote(args[0])}"
+                    )
+                )
         return super().resolve_command(ctx, args)
 
     def invoke(self, ctx: Any) -> Any:

@@ -9,7 +9,7 @@ from rich.table import Table
 
 from t2vcli.cli.console import result, result_console, result_json, say
 from t2vcli.cli.progress import late_report
-from t2vcli.errors import OutOfMemoryError
+from t2vcli.errors import OutOfMemoryError, UsageError
 from t2vcli.report import counted
 from t2vcli.sizes import size_text
 
@@ -22,13 +22,15 @@ def show_plan(job: Job, *, exact: bool, as_json: bool, quiet: bool = False) -> N
     """Prints how each stage of a job would run. Raises OutOfMemoryError, after printing, if no plan fits."""
     from t2vcli.asking.work import planned, work_for
 
+    with late_report(quiet=quiet):
+        work = work_for(job, take_up=False)
     forecast_of = None
     if exact:
+        if any(stage.request.weights == "fp8" for stage in work.stages):
+            raise UsageError("--exact cannot trace --weights fp8; leave one of them out")
         from t2vcli.jobs.exact import exact_forecast
 
         forecast_of = exact_forecast
-    with late_report(quiet=quiet):
-        work = work_for(job, take_up=False)
     outlooks = planned(work, forecast_of)
     warnings = (f"warning: {remark}" for outlook in outlooks for remark in outlook.remarks)
     for line in (*work.remarks, *warnings) if not quiet else ():

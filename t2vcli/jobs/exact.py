@@ -7,14 +7,13 @@ from dataclasses import replace
 
 from t2vcli.engine.estimate import estimate
 from t2vcli.engine.estimate.stages import Stage
-from t2vcli.errors import UsageError
 from t2vcli.planning.forecast import configs_of, whole_clip_bytes
 from t2vcli.planning.plan import Forecast, MemoryPlan, StageForecast
 from t2vcli.planning.shape import Shape
 
 
 def exact_forecast(architecture: str, shape: Shape) -> Forecast:
-    """Returns the function from a plan to its stages' peaks, each plan traced once."""
+    """Returns the function from a plan to its stages' peaks, each plan traced once; not those with weights in 8 bits."""
     configs = configs_of(architecture)
     traced: dict[MemoryPlan, list[StageForecast]] = {}
 
@@ -38,8 +37,6 @@ def exact_forecast(architecture: str, shape: Shape) -> Forecast:
         ]
 
     def forecast(plan: MemoryPlan) -> Sequence[StageForecast]:
-        if plan.weights == "fp8":
-            raise UsageError("--exact cannot trace --weights fp8; leave one of them out")
         if plan not in traced:
             whole = shape.frames, shape.width, shape.height
             if shape.block is None or not shape.divided:
