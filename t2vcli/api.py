@@ -48,14 +48,18 @@ def generate(
     offline: bool = False,
     keep: bool = True,
     keep_every_s: float = 10.0,
+    metadata: bool = True,
     **values: Any,
 ) -> Result:
     """Makes a clip from a prompt, as `t2v generate` does, and returns it when its file is complete and verified.
 
-    `values` are fields of the job: preset, seed, frames, steps, init_video, extend, upscale, ... Raises a T2VError.
+    `values` are fields of the job: preset, seed, frames, steps, init_video, extend, upscale, ... Without
+    `metadata` nothing in the file says how it was made, or that a model made it. Raises a T2VError.
     """
     job = Job.read({**values, "command": "generate", "prompt": prompt, "output": _path(output)})
-    policy = Policy(overwrite=overwrite, strict=strict, offline=offline, keep=keep, keep_every_s=keep_every_s)
+    policy = Policy(
+        overwrite=overwrite, strict=strict, offline=offline, keep=keep, keep_every_s=keep_every_s, bare=not metadata
+    )
     return make(job, policy, _around(report, watch, stop, models))
 
 
@@ -72,6 +76,7 @@ def upscale(
     offline: bool = False,
     keep: bool = True,
     keep_every_s: float = 10.0,
+    metadata: bool = True,
     **values: Any,
 ) -> Result:
     """Makes a video anew at another size, as `t2v upscale` does. Raises a T2VError.
@@ -79,7 +84,9 @@ def upscale(
     `values` are fields of the job: prompt, preset, scale, width, strength, start, ...
     """
     job = Job.read({**values, "command": "upscale", "source": _path(source), "output": _path(output)})
-    policy = Policy(overwrite=overwrite, strict=strict, offline=offline, keep=keep, keep_every_s=keep_every_s)
+    policy = Policy(
+        overwrite=overwrite, strict=strict, offline=offline, keep=keep, keep_every_s=keep_every_s, bare=not metadata
+    )
     return make(job, policy, _around(report, watch, stop, models))
 
 

@@ -63,6 +63,22 @@ def comment_for(request: Request) -> str:
     )
 
 
+MOST_GENERATIONS = 20
+"""How far back it is asked whether what a clip was made of was made by a model itself."""
+
+
+def made_by_model_alone(recipe: Mapping[str, Any] | None) -> bool:
+    """Returns whether a model has made all of a clip, by its recipe: no part of a video that t2v did not make."""
+    for _ in range(MOST_GENERATIONS):
+        if not isinstance(recipe, Mapping):
+            return False
+        source = recipe.get("source")
+        if source is None:
+            return True
+        recipe = source.get("recipe") if isinstance(source, Mapping) else None
+    return False
+
+
 def prompt_in(recipe: Mapping[str, Any] | None) -> tuple[str, str] | None:
     """Returns (prompt, negative prompt) from a recipe, or None; a stranger's file may hold anything under our key."""
     request = (recipe or {}).get("request")

@@ -69,6 +69,7 @@ class RunRecord(HowItWent):
     upscale_how: How | None = None
     seed_drawn: StrictBool
     offline: StrictBool
+    bare: StrictBool = False
     output: PathText
     source: PathText | None = None
     keep_draft: StrictBool | None = None

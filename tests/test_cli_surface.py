@@ -255,6 +255,7 @@ NO_FIELDS = {
     "overwrite",
     "no_resume",
     "keep_every",
+    "no_metadata",
     "quiet",
     "allow_empty_prompt",
     "as_json",

@@ -593,7 +593,7 @@ def test_damaged_gifs_webps_and_pngs_end_in_a_sentence(tmp_path: Path) -> None:
 
 
 def test_metadata_of_strangers_is_refused_in_every_kind(tmp_path: Path) -> None:
-    from t2vcli.video.tags import put_in_gif, put_in_png, put_in_webp
+    from t2vcli.video.tags import put_in_gif, put_in_webp, put_png_text
 
     for name, text in [("x.gif", "null"), ("x.webp", "[1]"), ("p/%d.png", "{"), ("y.gif", '{"a": NaN}')]:
         write_video(
@@ -614,7 +614,7 @@ def test_metadata_of_strangers_is_refused_in_every_kind(tmp_path: Path) -> None:
             place.write_bytes(place.read_bytes().replace(b"XMP ", b"XXXX"))
             put_in_webp(place, {"t2v": text}, width=64, height=48, fps=Fraction(8))
         else:
-            put_in_png(place / "1.png", {"t2v": text})
+            put_png_text(place / "1.png", {"t2v": text})
         with pytest.raises(InputError, match=r"not valid JSON|not a JSON object"):
             read_metadata(place)
 

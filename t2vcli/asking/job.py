@@ -137,7 +137,8 @@ class Policy:
 
     `overwrite`: an output that is there is replaced. `strict`: a prompt over the model's limit is an error. `offline`:
     the network is not asked. `keep`: what is unfinished is kept, every `keep_every_s` seconds, and taken up. `only_same`:
-    a run of another version or model is refused, and not begun anew.
+    a run of another version or model is refused, and not begun anew. `bare`: nothing is put into the video that says how
+    it was made.
     """
 
     overwrite: bool = False
@@ -146,3 +147,4 @@ class Policy:
     keep: bool = True
     keep_every_s: float = 10.0
     only_same: bool = False
+    bare: bool = False

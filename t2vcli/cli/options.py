@@ -229,6 +229,14 @@ NoResumeOpt = Annotated[
     bool,
     typer.Option("--no-resume", help="Keep nothing of an unfinished run, and take up none.", rich_help_panel=OUTPUT),
 ]
+NoMetadataOpt = Annotated[
+    bool,
+    typer.Option(
+        "--no-metadata",
+        help="Write nothing into the file that says how it was made, nor that AI made it: no recipe, no mark, no tags.",
+        rich_help_panel=OUTPUT,
+    ),
+]
 KeepEveryOpt = Annotated[
     float,
     typer.Option(
@@ -449,6 +457,7 @@ POLICY_OPTIONS: Options = {
     "overwrite": (OverwriteOpt, False),
     "no_resume": (NoResumeOpt, False),
     "keep_every": (KeepEveryOpt, 10),
+    "no_metadata": (NoMetadataOpt, False),
 }
 
 
@@ -508,9 +517,16 @@ def job_of(command: str, given: dict[str, Any]) -> Job:
     return Job.read({**given, "command": command, "prompt": prompt})
 
 
-def _policy(*, offline: bool, strict: bool, overwrite: bool, no_resume: bool, keep_every: float) -> Policy:
+def _policy(
+    *, offline: bool, strict: bool, overwrite: bool, no_resume: bool, keep_every: float, no_metadata: bool
+) -> Policy:
     from t2vcli.asking.job import Policy
 
     return Policy(
-        overwrite=overwrite, strict=strict, offline=offline, keep=not no_resume, keep_every_s=float(keep_every)
+        overwrite=overwrite,
+        strict=strict,
+        offline=offline,
+        keep=not no_resume,
+        keep_every_s=float(keep_every),
+        bare=no_metadata,
     )

@@ -222,6 +222,7 @@ def record_of(work: Work, identity: dict[str, Any], policy: Policy) -> RunRecord
         upscale_how=second[0] if second else None,
         seed_drawn=work.seed_drawn,
         offline=policy.offline,
+        bare=policy.bare,
         output=str(work.output.absolute()),
         source=None if work.source is None else str(work.source.path.absolute()),
         keep_draft=work.draft is not None if second else None,

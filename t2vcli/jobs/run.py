@@ -42,6 +42,11 @@ from t2vcli.request import AnyRequest, GenerateRequest, UpscaleRequest
 from t2vcli.video.ffmpeg import shown
 from t2vcli.video.formats import format_of
 
+UNMARKED = (
+    "with --no-metadata nothing in the file says how it was made, or that a model made it; where you publish it, to mark"
+    " it may be a legal duty (in the EU: the AI Act, Article 50)"
+)
+
 
 def run(
     work: Work, policy: Policy | None = None, around: Around | None = None, *, claim: runs.Run | None = None
@@ -63,6 +68,8 @@ def run(
             report.warn(f"the run cannot be kept{problem}")
         for remark in work.remarks:
             report.say(remark)
+        if policy.bare:
+            report.warn(UNMARKED)
 
         # 2. The models' files, what of the requests depends on them, and what an earlier process has left of this run
         prepared = prepared_stages(work, policy, around, record)
@@ -88,7 +95,7 @@ def resume(folder: Path, policy: Policy | None = None, around: Around | None = N
         around.report.say(f"{shown(made[0])} is complete already")
         return Result(*made)
     work = unfinished(folder, record)
-    policy = replace(policy, only_same=True, offline=policy.offline or record.offline)
+    policy = replace(policy, only_same=True, offline=policy.offline or record.offline, bare=policy.bare or record.bare)
     with of_the_record(folder):
         return run(work, policy, around)
 
@@ -103,7 +110,7 @@ def decode(
     """
     policy, around = policy or Policy(), around or Around()
     record = runs.read_record(folder)
-    policy = replace(policy, offline=policy.offline or record.offline)
+    policy = replace(policy, offline=policy.offline or record.offline, bare=policy.bare or record.bare)
     work = replace(unfinished(folder, record, output=output), draft=None)
     work = replace(work, stages=tuple(replace(each, request=_on_what_is_here(each.request)) for each in work.stages))
     file = folder / runs.LATENTS
@@ -225,6 +232,7 @@ def _made_and_written(work: Work, prepared: Sequence[Prepared], policy: Policy, 
                 recipe={**recipe, **draft_went},
                 stage="upscale" if len(work.stages) > 1 else None,
                 overwrite=policy.overwrite,
+                bare=policy.bare,
                 report=around.report,
                 along=along,
                 before=work.source if work.extends else None,

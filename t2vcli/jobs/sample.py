@@ -28,12 +28,13 @@ from t2vcli.jobs.around import Around, Seen
 from t2vcli.jobs.attempt import Attempts
 from t2vcli.jobs.keep import Keeper
 from t2vcli.jobs.prepare import Prepared, encode_words
-from t2vcli.metadata import comment_for
+from t2vcli.metadata import comment_for, made_by_model_alone
 from t2vcli.planning.windows import UNDIVIDED, Blocks
 from t2vcli.record import HowItWent
 from t2vcli.report import Report
 from t2vcli.request import Request, UpscaleRequest
 from t2vcli.video.along import Along
+from t2vcli.video.marking import CHANGED_BY_MODEL, MADE_BY_MODEL
 from t2vcli.video.writer import write_video as write_file
 
 FirstState = Callable[[Any, torch.Generator], DenoiseState]
@@ -213,6 +214,7 @@ def write_video(
     fps: Fraction,
     recipe: Mapping[str, Any],
     overwrite: bool,
+    bare: bool = False,
     report: Report,
     stage: str | None = None,
     along: Along | None = None,
@@ -221,7 +223,7 @@ def write_video(
     """Decodes and writes the video, with what goes `along` from the input, after the frames of `before`.
 
     What goes wrong on the way is told in its recipe, under the key `stage` if it is of one of two, so each attempt begins
-    a file.
+    a file. A `bare` one says nothing of how it was made.
     """
 
     def work(placed: PlacedModel) -> Result:
@@ -239,6 +241,8 @@ def write_video(
             fps=fps,
             metadata=whole,
             comment=comment_for(request),
+            source_type=MADE_BY_MODEL if made_by_model_alone(recipe) else CHANGED_BY_MODEL,
+            bare=bare,
             smooth=request.smooth,
             overwrite=overwrite,
             along=along,

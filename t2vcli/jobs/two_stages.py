@@ -146,6 +146,7 @@ def _write_draft(
         fps=request.fps,
         recipe=own,
         overwrite=policy.overwrite,
+        bare=policy.bare,
         report=report,
     )
     report.say(f"the draft is {shown(place_of(done.path))}")

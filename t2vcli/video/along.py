@@ -15,7 +15,7 @@ from t2vcli.video import ffmpeg
 from t2vcli.video.ffmpeg import QUIET, file_url, how_it_ended, input_arguments, messages, shown
 from t2vcli.video.formats import MKV, MP4, Format, keeping
 from t2vcli.video.reader import Stream, VideoInfo
-from t2vcli.video.tags import METADATA_KEY, RATE_KEY
+from t2vcli.video.tags import METADATA_KEY, OWN_KEYS
 
 _TRIAL_LIMIT_S = 60.0
 _MAX_TAG_BYTES = 64 * 1024
@@ -23,7 +23,7 @@ _MOST_NAMED = 4
 """How many streams of a kind, dropped for one reason, have a sentence each."""
 
 # What says how the input was packed, not what it is; a timecode would make a track of its own.
-_PACKING = {"major_brand", "minor_version", "compatible_brands", "encoder", "timecode", METADATA_KEY, RATE_KEY}
+_PACKING = {"major_brand", "minor_version", "compatible_brands", "encoder", "timecode", *OWN_KEYS} - {"comment"}
 COMMENT_OF_SOURCE = "source_comment"
 
 

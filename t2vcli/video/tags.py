@@ -22,7 +22,8 @@ from t2vcli.errors import OutputError
 
 METADATA_KEY = "t2v"
 RATE_KEY = "t2v_fps"
-OWN_KEYS = (METADATA_KEY, RATE_KEY, "comment")
+SOURCE_TYPE_KEY, TOOL_KEY = "digital_source_type", "ai_system_used"
+OWN_KEYS = (METADATA_KEY, RATE_KEY, SOURCE_TYPE_KEY, TOOL_KEY, "comment")
 MAX_METADATA_BYTES = 1 << 20
 MAX_TAGS_BYTES = 8 << 20
 """How much of a stranger's GIF is looked through for comments."""
@@ -81,6 +82,20 @@ def put_in_gif(path: Path, tags: Mapping[str, str]) -> None:
         text = (value if key == "comment" else f"{key}={value}").encode("utf-8")
         parts = [text[start : start + 255] for start in range(0, len(text), 255)]
         blocks += _COMMENT + b"".join(bytes([len(part)]) + part for part in parts) + b"\0"
+    _put_blocks(path, bytes(blocks))
+
+
+def put_xmp_in_gif(path: Path, packet: bytes) -> None:
+    """Puts XMP before the first picture of a finished GIF. Raises OSError, ValueError for no GIF.
+
+    It is not cut into sub-blocks. Who skips it as if it were comes into the 258 bytes after it, which lead to the end.
+    """
+    trailer = b"\x01" + bytes(range(255, -1, -1)) + b"\0"
+    _put_blocks(path, _APPLICATION + b"\x0bXMP DataXMP" + packet + trailer)
+
+
+def _put_blocks(path: Path, blocks: bytes) -> None:
+    """Puts extensions before the first picture of a GIF, after those that are for the whole of it."""
     with open(path, "r+b") as file:
         if not _skip_gif_header(file):
             raise ValueError(f"{path} is no GIF")
@@ -91,7 +106,7 @@ def put_in_gif(path: Path, tags: Mapping[str, str]) -> None:
             place = file.tell()
         if kind[:1] not in (b"!", b","):
             raise ValueError(f"{path} holds no picture")
-        _insert(file, place, bytes(blocks))
+        _insert(file, place, blocks)
 
 
 def tags_in_gif(path: Path | str) -> dict[str, str]:
@@ -157,7 +172,8 @@ _MOVED_BYTES = 1 << 20
 
 _XMP = (
     '<x:xmpmeta xmlns:x="adobe:ns:meta/"><rdf:RDF xmlns:rdf="http://www.w3.org/1999/02/22-rdf-syntax-ns#">'
-    '<rdf:Description rdf:about="" xmlns:dc="http://purl.org/dc/elements/1.1/" xmlns:t2v="urn:t2v">'
+    '<rdf:Description rdf:about="" xmlns:dc="http://purl.org/dc/elements/1.1/" xmlns:t2v="urn:t2v"'
+    ' xmlns:Iptc4xmpExt="http://iptc.org/std/Iptc4xmpExt/2008-02-29/" xmlns:xmp="http://ns.adobe.com/xap/1.0/">'
     "{}</rdf:Description></rdf:RDF></x:xmpmeta>"
 )
 _ELEMENTS = {
@@ -168,12 +184,15 @@ _ELEMENTS = {
 _ANIMATED, _HAS_XMP = 0x02, 0x04
 
 
-def put_in_webp(path: Path, tags: Mapping[str, str], *, width: int, height: int, fps: Fraction) -> None:
+def put_in_webp(
+    path: Path, tags: Mapping[str, str], *, width: int, height: int, fps: Fraction, more_xmp: str = ""
+) -> None:
     """Puts the tags into a finished WebP without alpha; one of a single frame becomes an animation, too.
 
-    Raises OSError, ValueError for no WebP.
+    `more_xmp` are further properties. Raises OSError, ValueError for no WebP.
     """
-    xmp = _XMP.format("".join(_ELEMENTS[key].format(escape(value)) for key, value in tags.items())).encode("utf-8")
+    elements = "".join(_ELEMENTS[key].format(escape(value)) for key, value in tags.items())
+    xmp = _XMP.format(elements + more_xmp).encode("utf-8")
     size = (width - 1).to_bytes(3, "little") + (height - 1).to_bytes(3, "little")
     header = _chunk(b"VP8X", bytes([_ANIMATED | _HAS_XMP, 0, 0, 0]) + size)
     with open(path, "r+b") as file:
@@ -212,7 +231,7 @@ def _chunk(kind: bytes, data: bytes) -> bytes:
     return kind + struct.pack("<I", len(data)) + data + bytes(len(data) % 2)
 
 
-def put_in_png(path: Path, tags: Mapping[str, str]) -> None:
+def put_png_text(path: Path, tags: Mapping[str, str]) -> None:
     """Puts the tags into a PNG, as text (iTXt) after its header. Raises OSError, ValueError for no PNG."""
     chunks = bytearray()
     for key, value in tags.items():

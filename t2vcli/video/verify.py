@@ -12,6 +12,7 @@ from t2vcli.errors import InputError, OutputError
 from t2vcli.video.along import Along
 from t2vcli.video.ffmpeg import REINSTALL, shown
 from t2vcli.video.formats import MP4, Format
+from t2vcli.video.marking import is_marked
 from t2vcli.video.reader import VideoInfo, parse_metadata, probe
 from t2vcli.video.tags import METADATA_KEY, RATE_KEY
 
@@ -27,10 +28,13 @@ def verify(
     fps: Fraction,
     tags: Mapping[str, str],
     along: Along | None,
+    source_type: str | None = None,
+    exact_rate: bool = True,
 ) -> VideoInfo:
     """Returns what the encoded file, or folder, at `written` holds; it is called `path` in what is said.
 
-    The rate is `fps` exactly: where the container rounds times, they are those of `fps` rounded. Raises OutputError if
+    The rate is `fps` exactly: where the container rounds times, they are those of `fps` rounded, which can be known only
+    by the rate that is noted beside them (`exact_rate`). `source_type` is the mark that it has to have. Raises OutputError if
     anything is not as asked for.
     """
     try:
@@ -46,9 +50,9 @@ def verify(
         ("frames", info.frames, count),
         ("width", info.width, width),
         ("height", info.height, height),
-        ("fps", info.fps, fps),
-        ("variable rate", info.variable_rate, False),
+        *([("fps", info.fps, fps), ("variable rate", info.variable_rate, False)] if exact_rate else []),
         ("number of gaps", info.gaps, 0),
+        ("mark", source_type is None or is_marked(written, source_type), True),
         ("codec", info.codec, kind.codec),
         ("profile", info.profile, kind.profile),
         ("pixel format", info.pixel_format, kind.pixel_format),

@@ -33,9 +33,10 @@ from t2vcli.video.folders import (
     reserved_folder,
 )
 from t2vcli.video.formats import GIF, PNG, WEBP, Format, format_of, picture_names, place_of
+from t2vcli.video.marking import PROPERTIES, mark, tags_of_mark
 from t2vcli.video.reader import VideoInfo
 from t2vcli.video.smooth import FILTERS, check_smooth, smooth_filters, smoothed_count
-from t2vcli.video.tags import RATE_KEY, put_in_gif, put_in_png, put_in_webp, tag_file, tags_for
+from t2vcli.video.tags import RATE_KEY, put_in_gif, put_in_webp, put_png_text, tag_file, tags_for
 from t2vcli.video.verify import verify
 
 CRF = 17  # of H.264's quality, 1 (best) to 51
@@ -101,6 +102,8 @@ def write_video(
     fps: Fraction,
     metadata: Mapping[str, object] | None,
     comment: str,
+    source_type: str | None = None,
+    bare: bool = False,
     smooth: Fraction | None = None,
     crf: int = CRF,
     overwrite: bool = False,
@@ -112,7 +115,8 @@ def write_video(
     Exactly `width` x `height` at exactly `fps`, in the kind that the extension names (see `formats`); a path such as
     out/%04d.png makes the folder `out`, pictures counted from 1. With `smooth`, a rate above `fps`, the video has that
     rate and `smoothed_count` frames, in the same time and the same one encode.
-    `metadata` (JSON) is kept under the key `t2v`, `comment` for people; `crf` is 1 (best) to 51, for mp4 and webm.
+    `metadata` (JSON) is kept under the key `t2v`, `comment` for people, `source_type` as what it is by IPTC's words
+    (`marking`); a `bare` video has none of these, no exact rate beside rounded times, and no tags of another file; `crf` is 1 (best) to 51, for mp4 and webm.
     `along`, which was made for this kind, names what goes in beside the pictures, as it is in another file.
     `on_frame(i)` is called after frame i of 1..count was taken.
     Raises OutputError when the video cannot be written or is not as asked for, ValueError for a frame of another shape
@@ -127,7 +131,9 @@ def write_video(
     if along is not None and along.container is not kind:
         raise ValueError(f"what goes along was chosen for {along.container.called}, not for {kind.called}")
     noted = {RATE_KEY: str(rate)} if kind.tick_s or kind is PNG else {}
-    tags = {**(along.tags if along else {}), **noted, **tags_for(metadata, comment)}
+    source_type = None if bare else source_type
+    told = tags_of_mark(kind, source_type) if source_type else {}
+    tags = {} if bare else {**(along.tags if along else {}), **noted, **told, **tags_for(metadata, comment)}
     _check_target(path, kind, overwrite=overwrite)
     filters = kind.chain(width=width, height=height, count=count)
     made = count
@@ -155,10 +161,20 @@ def write_video(
         ]
         _encode(path, frames, arguments, file, count=count, width=width, height=height, on_frame=on_frame)
         with explained(place):
-            _put_tags(path, unfinished.path, kind, tags, width=width, height=height, fps=rate)
+            _put_tags(path, unfinished.path, kind, tags, source_type, width=width, height=height, fps=rate)
             unfinished.flush()
             info = verify(
-                path, unfinished.path, kind, count=made, width=width, height=height, fps=rate, tags=tags, along=along
+                path,
+                unfinished.path,
+                kind,
+                count=made,
+                width=width,
+                height=height,
+                fps=rate,
+                tags=tags,
+                along=along,
+                source_type=source_type,
+                exact_rate=not (bare and noted),
             )
             if kind is PNG:
                 move_folder_into_place(unfinished.path, place, overwrite=overwrite, ours=picture_names(path.name))
@@ -220,16 +236,28 @@ def _url(path: Path, kind: Format) -> str:
 
 
 def _put_tags(
-    path: Path, written: Path, kind: Format, tags: Mapping[str, str], *, width: int, height: int, fps: Fraction
+    path: Path,
+    written: Path,
+    kind: Format,
+    tags: Mapping[str, str],
+    source_type: str | None,
+    *,
+    width: int,
+    height: int,
+    fps: Fraction,
 ) -> None:
-    """Puts the tags where ffmpeg has not."""
+    """Puts the tags where ffmpeg has not, and the mark."""
     try:
-        if kind is GIF:
+        if kind is GIF and tags:
             put_in_gif(written, tags)
         elif kind is WEBP:
-            put_in_webp(written, tags, width=width, height=height, fps=fps)
-        elif kind is PNG:
-            put_in_png(written / (path.name % 1), tags)
+            mark_xmp = PROPERTIES.format(source_type) if source_type else ""
+            if tags or mark_xmp:
+                put_in_webp(written, tags, width=width, height=height, fps=fps, more_xmp=mark_xmp)
+        elif kind is PNG and tags:
+            put_png_text(written / (path.name % 1), tags)
+        if source_type:
+            mark(written, kind, source_type)
     except ValueError as error:
         raise OutputError(f"ffmpeg reported success, but its file does not read back ({error}); {REINSTALL}") from None
 
