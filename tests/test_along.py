@@ -12,7 +12,7 @@ from commandline import t2v
 
 from t2vcli.asking.source import Source
 from t2vcli.video import along as along_module
-from t2vcli.video import ffmpeg
+from t2vcli.video import ffmpeg, listing, reader
 from t2vcli.video.along import along_with
 from t2vcli.video.formats import MKV, MOV, MP4, WEBM, Format, format_of
 from t2vcli.video.part import part_of
@@ -212,15 +212,24 @@ def test_frames_that_came_with_the_first_look_are_those_that_are_read(
         np.testing.assert_array_equal(list(read_frames(path, info, beginning)), wanted)
 
 
-def test_a_long_clip_is_read_in_a_start_of_its_own_and_its_beginning_is_not(tmp_path: Path, starts: Path) -> None:
+@pytest.mark.parametrize("most", [None, "frames", "bytes"])
+def test_a_short_clip_is_read_in_one_start_and_of_a_long_one_its_beginning(
+    tmp_path: Path, starts: Path, most: str | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Shows it of 60 frames: a long clip has more frames, or more bytes, than are kept."""
+    kept = {None: 60, "frames": 50, "bytes": 50}[most]
+    if most == "frames":
+        monkeypatch.setattr(listing, "_SHORT_FRAMES", kept)
+    for module in (listing, reader) if most == "bytes" else ():
+        monkeypatch.setattr(module, "KEPT_BYTES", kept * 3 * 64 * 64 - 1)
     path = clips.make_clip(tmp_path / "a.mp4", clips.noise(60))
-    video, beginning = probe_keeping(path)
-    assert beginning is not None
-    before = starts.read_text()
-    assert len(list(read_frames(path, part_of(video, path, max_frames=48), beginning))) == 48
-    assert starts.read_text() == before
-    assert len(list(read_frames(path, video, beginning))) == 60
-    assert starts.read_text() == before + "\n"
+    wanted = list(read_frames(path))
+    starts.write_text("")
+    source = Source.opened(path)
+    for part in (source.part(start=1, max_frames=20), source.part()):
+        read = list(part.frames(width=64, height=64))
+        np.testing.assert_array_equal(read, wanted[part.video.skipped :][: part.video.frames])
+    assert len(starts.read_text()) == (1 if most is None else 2)
 
 
 def test_what_an_upscale_asks_of_ffmpeg_takes_three_starts(tmp_path: Path, starts: Path) -> None:

@@ -11,6 +11,7 @@ import numpy as np
 import odd_clips
 import pytest
 
+from t2vcli.asking.source import Source
 from t2vcli.errors import InputError
 from t2vcli.video.along import Along
 from t2vcli.video.part import part_of
@@ -99,9 +100,10 @@ def test_errors_in_what_is_made_to_be_cut_are_told_and_taken(tmp_path: Path) -> 
     assert re.search("warning: ffmpeg found errors in .*a.ts", "\n".join(remarks_on(whole, info, Along(whole))))
 
 
-def damaged(path: Path, of: Path) -> Path:
+def damaged(path: Path, of: Path, share: Fraction = Fraction(1, 2)) -> Path:
     data = bytearray(of.read_bytes())
-    data[len(data) // 2 : len(data) // 2 + 500] = bytes(500)
+    begin = int(len(data) * share)
+    data[begin : begin + 500] = bytes(500)
     path.write_bytes(data)
     return path
 
@@ -118,6 +120,16 @@ def test_damage_to_what_has_an_index_is_named(tmp_path: Path, suffix: str, how: 
         damaged(path, whole)
     with pytest.raises(InputError, match=r"is damaged or truncated: \d+ of its \d+ frames could be read"):
         list(read_frames(path))
+
+
+def test_a_part_before_the_damage_is_taken(tmp_path: Path) -> None:
+    path = odd_clips.made(tmp_path / "a.mp4", *odd_clips.source("24", 6), *odd_clips.H264, "-movflags", "+faststart")
+    damaged(path, path, Fraction(3, 4))
+    source = Source.opened(path)
+    assert source.video.frames == 144
+    assert len(list(source.part(max_frames=30).frames(width=64, height=64))) == 30
+    with pytest.raises(InputError, match=r"is damaged or truncated: \d+ of its 144 frames could be read"):
+        list(source.frames(width=64, height=64))
 
 
 def test_of_two_videos_the_default_one_is_taken_and_both_are_named(tmp_path: Path) -> None:

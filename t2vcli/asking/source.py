@@ -47,14 +47,18 @@ class Source:
         self, *, start: float | None = None, duration: float | None = None, max_frames: int | None = None
     ) -> Source:
         """Returns the frames from `start` on, for `duration` (both in seconds), at most `max_frames`."""
-        part = part_of(self.video, self.path, start=start, duration=duration, max_frames=max_frames)
-        return Source(self.path, part, self.beginning)
+        return self._of(part_of(self.video, self.path, start=start, duration=duration, max_frames=max_frames))
 
     def last(self, frames: int) -> Source:
         """Returns the last so many frames of it."""
         video = self.video
         skipped = video.skipped + video.frames - frames
-        return Source(self.path, replace(video, frames=frames, skipped=skipped), self.beginning)
+        return self._of(replace(video, frames=frames, skipped=skipped))
+
+    def _of(self, part: VideoInfo) -> Source:
+        """Returns a part of it; pictures that were read already stay in memory only if they are all that it needs."""
+        enough = self.beginning is not None and self.beginning.has(part)
+        return Source(self.path, part, self.beginning if enough else None)
 
     def frames(self, *, width: int, height: int) -> Iterator[np.ndarray]:
         """Yields the frames of the part, (height, width, 3) uint8, one at a time."""

@@ -70,13 +70,9 @@ def to_rgb(color: Color, pixel_format: str, *, width: int, height: int) -> str:
     return ",".join([*steps, *over_black, size, "format=rgb24"])
 
 
-def to_rgb_unseen(most_pixels: int) -> str:
-    """Returns the filters that make rgb24 of what nobody has looked at, as `to_rgb` does where `is_plain` says so.
-
-    Pictures of more than `most_pixels` come out as 2x2.
-    """
-    large = f"gt(iw*ih\\,{most_pixels})"
-    return f"scale=w=if({large}\\,2\\,iw):h=if({large}\\,2\\,ih):{_SCALE}:in_color_matrix=auto,format=rgb24"
+def to_rgb_unseen() -> str:
+    """Returns the filters that make rgb24 of what nobody has looked at, as `to_rgb` does where `is_plain` says so."""
+    return f"scale={_SCALE}:in_color_matrix=auto,format=rgb24"
 
 
 def is_plain(color: Color, pixel_format: str, *, width: int, height: int) -> bool:

@@ -13,17 +13,21 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from fractions import Fraction
 from pathlib import Path
+from typing import Literal
 
 from t2vcli.report import reading
 from t2vcli.video.colors import to_rgb_unseen
-from t2vcli.video.ffmpeg import QUIET, SIDE, Finished, Message, input_arguments, messages, run, shown
+from t2vcli.video.ffmpeg import MAX_PIXELS, QUIET, SIDE, Finished, Message, input_arguments, messages, run, shown
 
 SAMPLE_FRAMES = 48
 """How many frames are decoded at once: of a clip this short they are all there is to know."""
 
 PACKETS_BYTES = 32 << 20  # half a million frames
-KEPT_PIXELS = (32 << 20) // (3 * SAMPLE_FRAMES)
-"""The largest pictures of which the first SAMPLE_FRAMES are kept: 32 MiB in all, such as 48 of 576x400."""
+KEPT_BYTES = 64 << 20
+"""How much of the first frames is kept, as pictures: such as 121 of 576x320, or 256 of 320x256."""
+
+_SHORT_FRAMES, _SHORT_FILE_BYTES = 256, 8 << 20
+"""How many frames are decoded at once of a file that is no larger, so that it need not be read again."""
 
 _RECONFIGURED = "Reconfiguring filter graph"
 _NO_TIME = -(1 << 63)
@@ -52,6 +56,9 @@ _COLOR = re.compile(r"color_range:(\S+) color_space:(\S+) color_primaries:(\S+) 
 _DURATION = re.compile(r"  Duration: (\d+):(\d\d):(\d\d\.\d+), ")
 _TAG_LINE = re.compile(r"((?:\\.|[^\\=\n])*)(?:=((?:\\.|[^\\\n])*))?(?:\n|\Z)", re.S)
 _ESCAPED = re.compile(r"\\(.)", re.S)
+
+
+Pictures = Literal["none", "of the sample", "of a short file"]
 
 
 @dataclass(frozen=True)
@@ -119,8 +126,8 @@ class Seen:
 
     `tags` are the file's, `stream_tags` those of each stream. `announced_s` is how long the file says it is.
     `told_s` are the times in seconds that the decoder gives to the frames of the sample, which may jump back.
-    `trusted` says that no line of the log can be from anything but ffmpeg. `pictures` are the frames of the sample as
-    rgb24, if they were asked for and all have one size.
+    `trusted` says that no line of the log can be from anything but ffmpeg. `pictures` are the first frames as rgb24,
+    if they were asked for and all have one size: those of the sample, or more.
     """
 
     done: Finished
@@ -152,12 +159,13 @@ def look(
     strict: bool,
     limit_s: float,
     all_streams: bool = True,
-    with_pictures: bool = False,
+    pictures: Pictures = "none",
 ) -> Seen:
     """Returns what ffmpeg tells of a file, of whose pictures `stream` names those that are taken ("V:0", or a number).
 
     With `strict`, ffmpeg ends at the first damage. Without `all_streams`, only pictures need to have all that makes a
-    stream, and what else there is comes from the log alone. `with_pictures` asks for the frames of the sample, too.
+    stream, and what else there is comes from the log alone. `pictures` asks for the first frames themselves, too:
+    those of the sample, or of a short file more, of which none may be damaged.
     """
     word = secrets.token_hex(8)
     everything = ("-map", "0", "-copy_unknown", "-c", "copy", "-t", "0")
@@ -166,9 +174,11 @@ def look(
         if all_streams
         else ()
     )
-    pictures = (
-        *("-map", f"0:{stream}", *_BARE, "-frames:v", str(SAMPLE_FRAMES), "-fps_mode", "passthrough"),
-        *("-vf", to_rgb_unseen(KEPT_PIXELS), "-pix_fmt", "rgb24", "-f", "rawvideo", SIDE.format(2)),
+    short = pictures == "of a short file" and os.stat(path).st_size <= _SHORT_FILE_BYTES
+    kept = (
+        *("-map", f"0:{stream}", *_BARE, "-fps_mode", "passthrough", "-fs", str(KEPT_BYTES)),
+        *("-vf", f"trim=end_frame={_SHORT_FRAMES if short else SAMPLE_FRAMES},{to_rgb_unseen()}"),
+        *("-pix_fmt", "rgb24", "-f", "rawvideo", SIDE.format(2)),
     )
     done = run(
         [
@@ -187,11 +197,11 @@ def look(
                 f"showinfo@{word}=checksum=0,{_FORWARD}",
             ),
             *(*_AS_FRAMES, SIDE.format(1)),
-            *(pictures if with_pictures else ()),
+            *(kept if pictures != "none" else ()),
         ],
         limit_s=limit_s,
-        limit_bytes=PACKETS_BYTES + (SAMPLE_FRAMES * 3 * KEPT_PIXELS if with_pictures else 0),
-        sides=3 if with_pictures else 2,
+        limit_bytes=PACKETS_BYTES + (KEPT_BYTES + 3 * MAX_PIXELS if pictures != "none" else 0),
+        sides=2 if pictures == "none" else 3,
         watch=_watched(path),
     )
     said = messages(done.log)

@@ -26,10 +26,12 @@ from t2vcli.video import Frame, ffmpeg
 from t2vcli.video.colors import Color, has_alpha, is_plain, to_rgb
 from t2vcli.video.ffmpeg import MAX_PIXELS, QUIET, Finished, how_it_ended, input_arguments, last_line, messages, shown
 from t2vcli.video.listing import (
+    KEPT_BYTES,
     SAMPLE_FRAMES,
     FirstFrame,
     Listed,
     Packet,
+    Pictures,
     Seen,
     Times,
     decoded_times,
@@ -163,20 +165,20 @@ def probe(path: Path | str) -> VideoInfo:
     No more than its beginning is decoded where its packets tell how many frames it has, else the whole.
     Raises InputError when it is missing, no regular file, empty, not a video, without pictures, or cut short.
     """
-    return _probe(path, with_pictures=False)[0]
+    return _probe(path, "none")[0]
 
 
 def probe_keeping(path: Path | str) -> tuple[VideoInfo, Beginning | None]:
     """Returns what `probe` does, and the first frames, if they are small and plain: a short clip is then read already."""
-    return _probe(path, with_pictures=True)
+    return _probe(path, "of a short file")
 
 
-def _probe(path: Path | str, *, with_pictures: bool) -> tuple[VideoInfo, Beginning | None]:
+def _probe(path: Path | str, pictures: Pictures) -> tuple[VideoInfo, Beginning | None]:
     if os.path.isdir(path):
         return _probe_pictures(Path(path)), None
     _require_file(path)
     strict = _keeps_an_index(path)
-    seen, stream, decoder, strict = _look(path, strict=strict, with_pictures=with_pictures)
+    seen, stream, decoder, strict = _look(path, pictures, strict=strict)
     if seen.first is None or not seen.sample.shown:
         raise InputError(f"{shown(path)} holds no picture that can be decoded; it may begin between two key frames")
     rates = stream.rates
@@ -244,17 +246,18 @@ def _beginning(video: VideoInfo, seen: Seen) -> Beginning | None:
     first, size = seen.first, video.width * video.height * 3
     as_they_are = first is not None and (first.width, first.height) == (video.width, video.height)
     plain = is_plain(video.color, video.pixel_format, width=video.width, height=video.height)
-    count = len(seen.sample.shown)
-    if video.forgiving or not as_they_are or not plain or len(seen.pictures) != count * size:
+    count, rest = divmod(len(seen.pictures), size)
+    cut_short = count < len(seen.sample.shown) and len(seen.pictures) < KEPT_BYTES
+    if video.forgiving or not as_they_are or not plain or rest or cut_short:
         return None
     return Beginning(np.frombuffer(seen.pictures, np.uint8).reshape(count, video.height, video.width, 3))
 
 
-def _look(path: Path | str, *, strict: bool, with_pictures: bool) -> tuple[Seen, Listed, str, bool]:
+def _look(path: Path | str, pictures: Pictures, *, strict: bool) -> tuple[Seen, Listed, str, bool]:
     """Returns what ffmpeg tells of the file, the stream that is taken, the decoder that it needs, and whether any damage
     ended ffmpeg.
 
-    One start, but for rare files: with several videos, with alpha that the usual decoder does not see, with packets out
+    One start, but for rare files: damaged ones, with several videos, with alpha that the usual decoder does not see, with packets out
     of order, or with a stream that says too little of itself.
     """
     chosen, decoder, all_streams, garbled = "V:0", "", True, 5
@@ -266,11 +269,14 @@ def _look(path: Path | str, *, strict: bool, with_pictures: bool) -> tuple[Seen,
             strict=strict,
             limit_s=PROBE_LIMIT_S,
             all_streams=all_streams,
-            with_pictures=with_pictures,
+            pictures=pictures,
         )
         failed = seen.done.status > 0 and not seen.done.hung and not seen.done.overflowed
         if failed and strict and _says(seen, _DISORDER):
             strict = False
+            continue
+        if failed and pictures == "of a short file":  # damaged somewhere: a part before that may be asked for
+            pictures = "of the sample"
             continue
         if failed and all_streams and seen.opened and not _says(seen, _NO_STREAM):
             all_streams = False
