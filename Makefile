@@ -28,7 +28,7 @@ demo: $(READY)  ## make a video from a prompt with the embedded model, and enlar
 	@echo "contact sheets: $(CURDIR)/demo.png  $(CURDIR)/demo-xl.png"
 
 test: $(READY)  ## run the test suite
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist worksteal  # neighbours stay together, and share what their file sets up
 
 fuzz: $(READY)  ## give the readers 10,000 damaged videos and thousands of other hostile inputs (half an hour)
 	OMP_NUM_THREADS=1 $(BIN)/python tests/fuzz/videos.py --count 10000
@@ -40,6 +40,7 @@ kill-test: $(READY)  ## kill a run 200 times at random moments, and go on with i
 test-slow: $(READY)  ## run the tests that take minutes or gigabytes (full-size models, Ray)
 	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[dev,ray]'
 	OMP_NUM_THREADS=2 $(BIN)/python -m pytest -m slow
+	OMP_NUM_THREADS=1 T2V_FUZZ_EXAMPLES=200 $(BIN)/python -m pytest tests/test_fuzz.py tests/test_hostile_models.py tests/test_hostile_hub.py
 
 test-browser: $(READY)  ## run the tests of t2v gallery's page in Chromium (apt-get install chromium, or T2V_CHROMIUM=PATH)
 	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[dev,browser]'

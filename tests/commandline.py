@@ -30,6 +30,11 @@ LIMIT_S = 300  # far beyond what any run here takes: only a hang meets it
 typer.testing._get_command = functools.cache(typer.main.get_command)  # type: ignore[attr-defined]
 
 
+def commands() -> Any:
+    """Returns t2v's commands as Typer builds them."""
+    return typer.testing._get_command(app)  # type: ignore[attr-defined]
+
+
 @dataclass(frozen=True)
 class Outcome:
     code: int

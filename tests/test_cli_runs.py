@@ -12,7 +12,6 @@ import numpy.typing as npt
 import pytest
 from clips import ffmpeg, make_clip, noise, ramp
 from commandline import Outcome, contents, t2v
-from standins import write_standin
 
 from t2vcli.video.reader import probe, read_frames, read_metadata
 from t2vcli.video.writer import write_video
@@ -21,9 +20,9 @@ SMALL = ("--device", "cpu", "--frames", "4", "--width", "32", "--height", "32", 
 HOSTILE = "a [/red] [bold boat \x1b[31m\r at sea ⛵ :boat: 50 % {x} \\n"
 
 
-@pytest.fixture(scope="module")
-def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_standin(tmp_path_factory.mktemp("models") / "whole", "ms-1.7b", forms=["safetensors"])
+@pytest.fixture
+def model(few_layers: Path) -> Path:
+    return few_layers
 
 
 @pytest.fixture(autouse=True)

@@ -14,9 +14,8 @@ from types import ModuleType, SimpleNamespace
 from typing import Any, NamedTuple, cast
 
 import pytest
-import typer
 from clips import make_clip, ramp
-from commandline import LIMIT_S, environment, sentence, t2v
+from commandline import LIMIT_S, commands, environment, sentence, t2v
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -27,7 +26,6 @@ from t2vcli.asking.work import Work
 from t2vcli.cli import generate as generating
 from t2vcli.cli import options as opt
 from t2vcli.cli import upscale as upscaling
-from t2vcli.cli.main import app
 from t2vcli.errors import EXIT_CODES
 from t2vcli.presets import list_presets
 from t2vcli.request import GenerateRequest, Request, UpscaleRequest
@@ -173,7 +171,7 @@ def test_a_bug_is_called_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
 
 
 def parameters(command: str) -> dict[str, Any]:
-    root: Any = typer.main.get_command(app)
+    root = commands()
     return {parameter.name: parameter for parameter in root.commands[command].params}
 
 
@@ -343,8 +341,7 @@ def test_flags_are_written_as_a_job_and_read_as_the_same_job(data: st.DataObject
     options: Any = {"generate": {**generating.WISH, **generating.OUTPUTS}, "upscale": upscaling.WISH}[command]
     names = data.draw(st.lists(st.sampled_from([name for name in FLAGS if name in options]), unique=True))
     flags = [argument for name in names for argument in FLAGS[name].arguments]
-    commands: Any = typer.main.get_command(app)
-    context = commands.commands[command].make_context(command, [*START[command][1:], *flags, "--no-vae-tiling"])
+    context = commands().commands[command].make_context(command, [*START[command][1:], *flags, "--no-vae-tiling"])
     job = opt.job_of(command, {name: context.params[name] for name in options})
     written = json.loads(json.dumps(job.written()))
     assert Job.read(written) == job

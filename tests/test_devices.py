@@ -41,8 +41,8 @@ class OnMetal(torch.Tensor):
         return self.as_subclass(torch.Tensor)
 
 
-def test_known_frames_need_no_float64_where_there_is_none(ms_checkpoint: Path) -> None:
-    scheduler = make_scheduler("ddim", files_in_folder(ms_checkpoint, source="ms", variant=None))
+def test_known_frames_need_no_float64_where_there_is_none(few_layers: Path) -> None:
+    scheduler = make_scheduler("ddim", files_in_folder(few_layers, source="ms", variant=None))
     scheduler.alphas_cumprod = scheduler.alphas_cumprod.as_subclass(OnMetal)
     known = torch.zeros(1, 4, 2, 4, 4)
     predict = with_known_frames(lambda latents, timestep: latents, known, scheduler)
@@ -193,25 +193,25 @@ COMMAND = [
 
 
 def test_latents_of_a_gpu_become_a_video_on_a_machine_without(
-    ms_checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    few_layers: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    kept_on("cuda:1", ms_checkpoint, tmp_path, monkeypatch, ("decode and write", 1))
+    kept_on("cuda:1", few_layers, tmp_path, monkeypatch, ("decode and write", 1))
     made = t2v("decode", "out.mp4.t2v-run", "-o", "decoded.mp4")
     assert made.code == 0, made.stderr
     assert "made with other device ('cuda', now 'cpu')" in made.stderr
-    straight = t2v("generate", "a boat", "--model", ms_checkpoint, *COMMAND[:-1], "straight.mp4")
+    straight = t2v("generate", "a boat", "--model", few_layers, *COMMAND[:-1], "straight.mp4")
     assert straight.code == 0, straight.stderr
     frames = [np.stack(list(read_frames(tmp_path / name))) for name in ("decoded.mp4", "straight.mp4")]
     assert np.array_equal(*frames)
 
 
 def test_a_run_of_a_gpu_goes_on_on_the_cpu_where_that_is_asked_for(
-    ms_checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    few_layers: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    kept_on("cuda:1", ms_checkpoint, tmp_path, monkeypatch, ("denoise", 2))
-    made = t2v("generate", "a boat", "--model", ms_checkpoint, *COMMAND)
+    kept_on("cuda:1", few_layers, tmp_path, monkeypatch, ("denoise", 2))
+    made = t2v("generate", "a boat", "--model", few_layers, *COMMAND)
     assert made.code == 0, made.stderr
     assert "after step 2" in made.stderr
     recipe = read_metadata(tmp_path / "out.mp4")

@@ -47,8 +47,8 @@ STEPS = 5
 
 
 @pytest.fixture(scope="module")
-def files(ms_checkpoint: Path) -> ModelFiles:
-    return files_in_folder(ms_checkpoint, source="ms", variant=None)
+def files(few_layers: Path) -> ModelFiles:
+    return files_in_folder(few_layers, source="ms", variant=None)
 
 
 @pytest.fixture
@@ -170,10 +170,10 @@ def test_skipped_steps(steps: int, strength: float, skipped: int) -> None:
 # Seeds and noise
 
 
-def test_a_seed_is_a_picture(ms_checkpoint: Path) -> None:
+def test_a_seed_is_a_picture(few_layers: Path) -> None:
     def frames(seed: int) -> np.ndarray:
         # A seed is the first noise and, with this scheduler, the noise of every step.
-        request = generate_request(ms_checkpoint, seed=seed, steps=2, scheduler="euler-a")
+        request = generate_request(few_layers, seed=seed, steps=2, scheduler="euler-a")
         return our_frames(request, run_once(request))
 
     assert np.array_equal(frames(3), frames(3))
@@ -202,8 +202,8 @@ def test_guidance_formula() -> None:
 
 
 @pytest.mark.parametrize(("scale", "rows"), [(0.0, 1), (1.0, 1), (1.01, 2), (12.5, 2)])
-def test_guidance_at_one_has_no_negative_half(scale: float, rows: int, ms_checkpoint: Path) -> None:
-    request = generate_request(ms_checkpoint, guidance_scale=scale)
+def test_guidance_at_one_has_no_negative_half(scale: float, rows: int, few_layers: Path) -> None:
+    request = generate_request(few_layers, guidance_scale=scale)
     prepared, model = prepared_model(request)
     placed = attempts_at(request).placed
     guided = needs_guidance(scale)
@@ -248,8 +248,8 @@ def test_frames_are_decoded_as_they_are_asked_for(model: Model) -> None:
 # Damage
 
 
-def test_a_nan_in_the_unet_is_named(model: Model, ms_checkpoint: Path) -> None:
-    request = generate_request(ms_checkpoint)
+def test_a_nan_in_the_unet_is_named(model: Model, few_layers: Path) -> None:
+    request = generate_request(few_layers)
     prepared, _ = prepared_model(request)
     with torch.no_grad():
         model.unet.conv_out.bias[0] = math.nan
@@ -350,8 +350,8 @@ def run_under(model: Model, prepared: Prepared, plan: MemoryPlan, request: Gener
     return latents
 
 
-def test_nothing_moves_before_it_runs(model: Model, homes: dict[str, dict[str, int]], ms_checkpoint: Path) -> None:
-    prepared = prepared_model(generate_request(ms_checkpoint))[0]
+def test_nothing_moves_before_it_runs(model: Model, homes: dict[str, dict[str, int]], few_layers: Path) -> None:
+    prepared = prepared_model(generate_request(few_layers))[0]
     for offload in ("model", "group", "sequential"):
         placed = PlacedModel(model)
         placed.place(replace(prepared.plan, offload=offload))
@@ -360,9 +360,9 @@ def test_nothing_moves_before_it_runs(model: Model, homes: dict[str, dict[str, i
 
 
 def test_without_offload_every_part_moves_at_once(
-    model: Model, homes: dict[str, dict[str, int]], ms_checkpoint: Path
+    model: Model, homes: dict[str, dict[str, int]], few_layers: Path
 ) -> None:
-    plan = replace(prepared_model(generate_request(ms_checkpoint))[0].plan, device="cpu:0")  # not where the host is
+    plan = replace(prepared_model(generate_request(few_layers))[0].plan, device="cpu:0")  # not where the host is
     placed = PlacedModel(model)
     placed.place(plan)
     assert away(model, homes) == {name: len(weights) for name, weights in homes.items()}
@@ -371,9 +371,9 @@ def test_without_offload_every_part_moves_at_once(
 
 
 def test_model_offload_keeps_one_part_on_the_device(
-    model: Model, homes: dict[str, dict[str, int]], ms_checkpoint: Path
+    model: Model, homes: dict[str, dict[str, int]], few_layers: Path
 ) -> None:
-    request = generate_request(ms_checkpoint)
+    request = generate_request(few_layers)
     prepared = prepared_model(request)[0]
     journal = journal_of(model, homes)
     latents = run_under(model, prepared, replace(prepared.plan, offload="model"), request)
@@ -384,9 +384,9 @@ def test_model_offload_keeps_one_part_on_the_device(
 
 
 def test_a_part_leaves_the_device_even_when_it_fails(
-    model: Model, homes: dict[str, dict[str, int]], ms_checkpoint: Path
+    model: Model, homes: dict[str, dict[str, int]], few_layers: Path
 ) -> None:
-    plan = replace(prepared_model(generate_request(ms_checkpoint))[0].plan, offload="model")
+    plan = replace(prepared_model(generate_request(few_layers))[0].plan, offload="model")
     placed = PlacedModel(model)
     placed.place(plan)
 
@@ -401,9 +401,9 @@ def test_a_part_leaves_the_device_even_when_it_fails(
 
 
 def test_group_offload_lends_a_block_at_a_time(
-    model: Model, homes: dict[str, dict[str, int]], ms_checkpoint: Path
+    model: Model, homes: dict[str, dict[str, int]], few_layers: Path
 ) -> None:
-    request = generate_request(ms_checkpoint)
+    request = generate_request(few_layers)
     prepared = prepared_model(request)[0]
     blocks = [*model.unet.down_blocks, *model.unet.up_blocks]
     outside = len(homes["unet"]) - sum(len(list(block.parameters())) for block in blocks)
@@ -418,9 +418,9 @@ def test_group_offload_lends_a_block_at_a_time(
 
 
 def test_sequential_offload_lends_only_what_runs(
-    model: Model, homes: dict[str, dict[str, int]], ms_checkpoint: Path
+    model: Model, homes: dict[str, dict[str, int]], few_layers: Path
 ) -> None:
-    request = generate_request(ms_checkpoint)
+    request = generate_request(few_layers)
     prepared = prepared_model(request)[0]
     journal = journal_of(model, homes)
     latents = run_under(model, prepared, replace(prepared.plan, offload="sequential"), request)
@@ -433,9 +433,9 @@ def test_sequential_offload_lends_only_what_runs(
 
 @pytest.mark.parametrize("offload", ["group", "sequential"])
 def test_lent_weights_come_back_when_a_layer_fails(
-    offload: str, model: Model, homes: dict[str, dict[str, int]], ms_checkpoint: Path
+    offload: str, model: Model, homes: dict[str, dict[str, int]], few_layers: Path
 ) -> None:
-    prepared = prepared_model(generate_request(ms_checkpoint))[0]
+    prepared = prepared_model(generate_request(few_layers))[0]
     placed = PlacedModel(model)
     placed.place(replace(prepared.plan, offload=offload))  # type: ignore[arg-type]
     with pytest.raises(RuntimeError, match="channels"), torch.inference_mode():
@@ -444,10 +444,10 @@ def test_lent_weights_come_back_when_a_layer_fails(
 
 
 def test_after_a_plan_is_given_up_nothing_of_it_is_left(
-    model: Model, homes: dict[str, dict[str, int]], ms_checkpoint: Path
+    model: Model, homes: dict[str, dict[str, int]], few_layers: Path
 ) -> None:
     """The next plan's run is bitwise that of a model that never had another."""
-    request = generate_request(ms_checkpoint)
+    request = generate_request(few_layers)
     prepared = prepared_model(request)[0]
     placed = PlacedModel(model)
     for changes in ({"offload": "sequential"}, {"offload": "group"}, {"forward_chunking": 1}, {"vae_tiling": True}):
@@ -486,9 +486,9 @@ def test_legal_forward_chunks_are_those_that_diffusers_accepts(
     assert legal_forward_chunks(frames, height, width, levels) == accepted
 
 
-def test_forward_chunking_as_a_request(ms_checkpoint: Path) -> None:
-    plain = our_latents(generate_request(ms_checkpoint))
-    chunked = our_latents(generate_request(ms_checkpoint, forward_chunking=1))
+def test_forward_chunking_as_a_request(few_layers: Path) -> None:
+    plain = our_latents(generate_request(few_layers))
+    chunked = our_latents(generate_request(few_layers, forward_chunking=1))
     # Latents of up to 18, in which the order of additions was seen to move the fifth decimal.
     assert torch.allclose(chunked, plain, atol=2e-4)
 

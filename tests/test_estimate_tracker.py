@@ -75,6 +75,11 @@ RUNS: dict[str, Callable[[], Callable[[], Any]]] = {
 IN_A_PROCESS = [name for name in RUNS if name != "unet, one half, 24 frames"]
 
 
+@functools.cache
+def real_run(name: str) -> Callable[[], Any]:
+    return RUNS[name]()
+
+
 def traced(run: Callable[[], Any]) -> Trace:
     with torch.inference_mode(), Tracker(kernels=CpuKernels()) as tracker:
         run()
@@ -136,7 +141,7 @@ def high_water_marks() -> dict[str, int]:
 
 @pytest.mark.parametrize("name", RUNS)
 def test_fake_tensors_take_what_real_ones_take(name: str) -> None:
-    real = traced(RUNS[name]()).peak("cpu", TENSORS)
+    real = traced(real_run(name)).peak("cpu", TENSORS)
     fake = fake_trace(name).peak("cpu", TENSORS)
     assert fake.nbytes == real.nbytes
     assert fake.at == real.at
@@ -145,7 +150,7 @@ def test_fake_tensors_take_what_real_ones_take(name: str) -> None:
 
 @pytest.mark.parametrize("name", RUNS)
 def test_the_prediction_is_what_the_allocator_records(name: str) -> None:
-    recorded = allocator_peak(RUNS[name]())
+    recorded = allocator_peak(real_run(name))
     tensors, everything = (fake_trace(name).peak("cpu", kinds).nbytes for kinds in (TENSORS, EVERYTHING))
     if name.startswith("unet"):
         assert tensors == pytest.approx(recorded, rel=0.001)
@@ -154,7 +159,7 @@ def test_the_prediction_is_what_the_allocator_records(name: str) -> None:
 
 def test_without_the_kernels_scratch_a_peak_in_a_convolution_is_too_low() -> None:
     name = "vae encode, 2 frames"
-    assert fake_trace(name).peak("cpu", TENSORS).nbytes < 0.95 * allocator_peak(RUNS[name]())
+    assert fake_trace(name).peak("cpu", TENSORS).nbytes < 0.95 * allocator_peak(real_run(name))
 
 
 @pytest.mark.parametrize(

@@ -234,7 +234,7 @@ def test_metadata_may_be_nested_so_deep_and_no_deeper(depth: int, clip: Path) ->
         assert read_metadata(clip, video) == json.loads(text)
 
 
-@bounded(60)
+@bounded(40)
 @given(text=TEXTS)
 @example(text='{"a":1e999}')
 @example(text='{"a":' * 990 + "1" + "}" * 990)
@@ -309,7 +309,7 @@ LINES = st.tuples(
 BOMB = b"a: &a [x, x]\n" + b"".join(b"%c: &%c [*%c, *%c, *%c]\n" % (c + 1, c + 1, c, c, c) for c in range(97, 121))
 
 
-@bounded(40)
+@bounded(30)
 @given(
     content=st.one_of(
         st.lists(LINES, max_size=5).map(lambda lines: "\n".join(["extends: demo", *lines]).encode("utf-8", "replace")),
@@ -497,7 +497,7 @@ def run_cut_short(clip: Path, *arguments: str, stdin: bytes | None = None) -> Ou
             return t2v(*arguments, stdin=stdin)
 
 
-@bounded(50)
+@bounded(40)
 @given(arguments=RUNS)
 @example(arguments=["sheet", "in.mp4", "-o", "x" * 300 + ".png"])
 @example(arguments=["sheet", "in.mp4", "--most=1024", "--scale=16", "-o", "a\0.png"])
