@@ -2,10 +2,19 @@
 
 from __future__ import annotations
 
+import gc
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+
+gc.disable()  # what is imported is no garbage
+
+
+def pytest_collection_finish() -> None:
+    """What was imported stays, so no collection of garbage need look at it again: half a second each, with torch."""
+    gc.freeze()
+    gc.enable()
 
 
 @pytest.fixture(scope="session", autouse=True)
