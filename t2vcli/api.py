@@ -121,6 +121,7 @@ def batch(
     verify: bool = False,
     workers: int | None = None,
     watch: BatchWatch | None = None,
+    stop: Stop | None = None,
     overwrite: bool = False,
     strict: bool = False,
     offline: bool = False,
@@ -147,7 +148,7 @@ def batch(
     )
     source = Path(jobs) if isinstance(jobs, str | PathLike) else jobs
     cluster = None if workers is None else Cluster(workers=workers)
-    return run_batch(source, Path(output), settings, workers=over(cluster), watch=watch)
+    return run_batch(source, Path(output), settings, workers=over(cluster), watch=watch, stop=stop)
 
 
 def gallery(

@@ -9,6 +9,7 @@ moments of `held_back`. Python may swallow what a handler raises (in a destructo
 from __future__ import annotations
 
 import contextlib
+import queue
 import threading
 from collections.abc import Iterator
 
@@ -19,17 +20,26 @@ class Stop:
     def __init__(self) -> None:
         self._asked: str | None = None
         self._waiting = 0
+        # Not an Event: a handler that sets one waits for ever if its own thread is just about to wait for it.
+        self._bell: queue.SimpleQueue[None] = queue.SimpleQueue()
 
     def ask(self, signal_name: str = "SIGINT") -> bool:
         """Returns whether the work will stop by itself at the next step; if not, the caller may interrupt it."""
         first = self._asked is None
         self._asked = self._asked or signal_name
+        self._bell.put(None)
         return self.waited_for and first
 
     @property
     def asked(self) -> str | None:
         """The name of the signal that asked to stop, or None."""
         return self._asked
+
+    def wait(self, timeout_s: float) -> None:
+        """Waits for so many seconds, or until somebody asks to stop."""
+        if self._asked is None:
+            with contextlib.suppress(queue.Empty):
+                self._bell.get(timeout=timeout_s)
 
     @property
     def waited_for(self) -> bool:

@@ -15,6 +15,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from t2vcli import stopping
 from t2vcli.asking.job import Policy
 from t2vcli.batches import run as batch
 from t2vcli.batches.cluster import Cluster
@@ -28,6 +29,7 @@ from t2vcli.cli import boundary
 from t2vcli.cli.console import result_json
 from t2vcli.errors import T2VError
 from t2vcli.metadata import versions
+from t2vcli.stopping import Stop
 
 
 class Pretending:
@@ -119,10 +121,10 @@ class Told(Unwatched):
 def over_ray(where: str) -> batch.MakeWorkers:
     cluster = Cluster(where, in_place=False) if ":" in where else Cluster(workers=int(where), in_place=False)
 
-    def made(folder: Path, policy: Policy, watch: Watch) -> Workers:
+    def made(folder: Path, policy: Policy, watch: Watch, stop: Stop) -> Workers:
         from t2vcli.batches.over_ray import RayWorkers
 
-        return RayWorkers(cluster, folder, policy, watch, actor=Actor)
+        return RayWorkers(cluster, folder, policy, watch, stop, actor=Actor)
 
     return made
 
@@ -138,14 +140,21 @@ def main() -> int:
     if "--ray" not in given:
         die_after = int(given.get("--die-after", 0))
         tally = batch.run_batch(
-            Path(source), Path(folder), settings, workers=lambda where, policy, watch: Pretending(where, die_after)
+            Path(source), Path(folder), settings, workers=lambda where, *_: Pretending(where, die_after)
         )
         print(tally.done, tally.skipped, tally.failed)
         return 0
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, boundary._on_signal)
     try:
-        tally = batch.run_batch(Path(source), Path(folder), settings, workers=over_ray(given["--ray"]), watch=Told())
+        tally = batch.run_batch(
+            Path(source),
+            Path(folder),
+            settings,
+            workers=over_ray(given["--ray"]),
+            watch=Told(),
+            stop=stopping.by_signals(),
+        )
     except T2VError as error:
         print(error, file=sys.stderr)
         return error.exit_code

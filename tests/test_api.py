@@ -8,6 +8,7 @@ import re
 import signal
 import subprocess
 import sys
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -90,6 +91,33 @@ def test_it_leaves_the_signals_of_the_program_alone_and_stops_when_asked() -> No
     done = t2vcli.resume("new.mp4.t2v-run")
     whole = t2vcli.generate("a boat", "whole.mp4", seed=1, **SMALL)
     assert np.array_equal(frames_of(done.path), frames_of(whole.path))
+
+
+def test_a_batch_stops_when_asked_and_the_same_call_goes_on() -> None:
+    stop = t2vcli.Stop()
+
+    class Asking:
+        def ended(self, *_: Any) -> None:
+            stop.ask()
+
+        def __getattr__(self, name: str) -> Any:
+            return lambda *_: None
+
+    jobs = [{"prompt": "a boat", "seed": seed, **SMALL} for seed in (1, 2)]
+    with pytest.raises(t2vcli.Interrupted, match="1 of 2 are done"):
+        t2vcli.batch(jobs, "clips", watch=Asking(), stop=stop)
+    tally = t2vcli.batch(jobs, "clips")
+    assert (tally.done, tally.skipped) == (1, 1)
+
+
+def test_whoever_waits_is_woken_by_the_wish_to_stop() -> None:
+    stop = t2vcli.Stop()
+    asking = threading.Thread(target=stop.ask)
+    asking.start()
+    stop.wait(3600)
+    asking.join()
+    stop.wait(3600)  # and does not wait any more
+    assert stop.asked == "SIGINT"
 
 
 def test_a_work_and_a_result_survive_the_way_to_another_process() -> None:

@@ -183,6 +183,32 @@ def test_a_death_that_is_not_the_job_s_fault_costs_no_attempt(tmp_path: Path) ->
     assert {record.attempt for record in batch.records} == {1}
 
 
+@pytest.mark.parametrize("lacking", [{"w1"}, {"w1", "w2"}])
+def test_a_worker_without_the_model_costs_a_job_nothing_while_another_has_it(tmp_path: Path, lacking: set[str]) -> None:
+    def answer(worker: str, task: Task) -> Event:
+        return Failed(worker, 5, "no such model here") if worker in lacking else done(worker, task)
+
+    batch = Batch(tmp_path, 9, Pretended(3, answer), Rules(retries=0))
+    tally = batch.run()
+    assert (tally.done, tally.failed) == (9, 0)
+    assert {record.attempt for record in batch.records} == {1}
+    given = Counter(worker for worker, _, _ in batch.workers.given)
+    assert all(given[worker] == 1 for worker in lacking)
+
+
+@pytest.mark.parametrize("workers", [1, 3])
+def test_a_model_that_no_worker_can_get_is_the_job_s_failure(tmp_path: Path, workers: int) -> None:
+    def answer(worker: str, task: Task) -> Event:
+        return Failed(worker, 5, "no such model") if task.job.id in ("j2", "j3") else done(worker, task)
+
+    jobs = jobs_of(0, "".join(f'{{"prompt": "p", "id": "j{n}", "frames": {8 + (n in (2, 3))}}}\n' for n in range(1, 7)))
+    batch = Batch(tmp_path, jobs, Pretended(workers, answer), Rules(retries=1))
+    tally = batch.run()
+    assert (tally.done, tally.failed) == (4, 2)
+    assert {record.attempt for record in batch.records if record.status == "failed"} == {2}
+    assert len(batch.workers.given) <= 4 + 2 * 2 * workers
+
+
 def test_many_deaths_of_new_workers_in_a_row_are_the_machine_s_fault(tmp_path: Path) -> None:
     batch = Batch(tmp_path, 100, Pretended(1, lambda worker, task: Died(worker, "signal 9")))
     with pytest.raises(T2VError, match="it is the machine, not the jobs") as caught:

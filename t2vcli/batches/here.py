@@ -6,19 +6,18 @@ import gc
 import hashlib
 import json
 import os
-import time
 from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from t2vcli import stopping
 from t2vcli.asking.job import Policy
 from t2vcli.batches.loop import Watch
 from t2vcli.batches.wanted import work_of
 from t2vcli.batches.workers import Event, Failed, Finished, Made, Ready, Stopped, Task
-from t2vcli.errors import Interrupted, T2VError
+from t2vcli.errors import Interrupted, OutputError, T2VError
 from t2vcli.limits import limit_met
+from t2vcli.stopping import Stop
 
 if TYPE_CHECKING:
     from t2vcli.jobs.around import Around
@@ -31,10 +30,11 @@ MAX_WARNINGS = 200
 class Here:
     """This process as a worker. A job is done in the very call that asks what has happened."""
 
-    def __init__(self, folder: Path, policy: Policy, watch: Watch) -> None:
+    def __init__(self, folder: Path, policy: Policy, watch: Watch, stop: Stop) -> None:
         self._folder = folder
         self._policy = policy
         self._watch = watch
+        self._stop = stop
         self._around: Around | None = None
         self._greeted = False
         self._task: Task | None = None
@@ -50,7 +50,8 @@ class Here:
             self._greeted = True
             return [Ready(NAME)]
         if self._task is None:
-            time.sleep(timeout_s)  # another process is at all that is left
+            # Another process is at all that is left. Nothing could be waited for: any of its locks may come free first.
+            self._stop.wait(timeout_s)
             return []
         task, self._task = self._task, None
         return [self._made(task)]
@@ -74,7 +75,7 @@ class Here:
             from t2vcli.jobs.models import Models
 
             telling = Telling(NAME, self._watch)
-            self._around = Around(report=telling, stop=stopping.by_signals(), models=Models(MODELS_KEPT))
+            self._around = Around(report=telling, stop=self._stop, models=Models(MODELS_KEPT))
         return self._around
 
     def replace(self, worker: str) -> bool:
@@ -99,9 +100,17 @@ def make(task: Task, folder: Path, policy: Policy, around: Around) -> Made:
     from t2vcli.jobs.run import run
 
     path = folder / task.job.output
-    path.parent.mkdir(parents=True, exist_ok=True)
+    make_folder(path.parent)
     result = run(work_of(task.job.fields, path), replace(policy, overwrite=task.overwrite), around)
     return described(path, task.job.output, result.video.frames, result.recipe.get("versions", {}))
+
+
+def make_folder(folder: Path) -> None:
+    """Makes a folder, and those that it lies in. Raises OutputError."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise OutputError(f"the folder {folder} cannot be made ({error.strerror}); choose another with -o") from None
 
 
 def described(path: Path, output: str, frames: int, versions: object) -> Made:

@@ -12,7 +12,7 @@ from __future__ import annotations
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import KW_ONLY, dataclass, field
 from datetime import UTC, datetime
 from typing import Any, Protocol
 
@@ -99,38 +99,28 @@ class _Running:
     overdue: bool = False
 
 
+@dataclass
 class Driver:
     """Does the jobs of `todo` (places in the list, in order). `jobs` are all, of which the rest is done or not ours."""
 
-    def __init__(
-        self,
-        jobs: JobList,
-        todo: Iterable[int],
-        workers: Workers,
-        journal: Journal,
-        rules: Rules,
-        tally: Tally,
-        *,
-        claims: Claims | None = None,
-        overwrite: frozenset[int] = frozenset(),
-        look_again: Callable[[Planned], Elsewhere | None] = lambda job: None,
-        asked_to_stop: Callable[[], bool] = lambda: False,
-        watch: Watch | None = None,
-        clock: Callable[[], float] = time.monotonic,
-    ) -> None:
-        self._jobs = jobs
-        self._todo = iter(todo)
-        self._workers = workers
-        self._journal = journal
-        self._rules = rules
-        self.tally = tally
-        self._claims = claims
-        self._overwrite = overwrite
-        self._look_again = look_again
-        self._asked_to_stop = asked_to_stop
-        self._watch = watch or Unwatched()
-        self._clock = clock
+    jobs: JobList
+    todo: Iterable[int]
+    workers: Workers
+    journal: Journal
+    rules: Rules
+    tally: Tally
+    _: KW_ONLY
+    claims: Claims | None = None
+    overwrite: frozenset[int] = frozenset()
+    look_again: Callable[[Planned], Elsewhere | None] = lambda job: None
+    asked_to_stop: Callable[[], bool] = lambda: False
+    watch: Watch = field(default_factory=Unwatched)
+    clock: Callable[[], float] = time.monotonic
+
+    def __post_init__(self) -> None:
+        self._to_begin = iter(self.todo)
         self._again: deque[tuple[int, int]] = deque()  # (place, attempt), of those that are tried once more
+        self._next: tuple[int, int] | None = None
         self._taken: deque[int] = deque()  # places that another process is at
         self._look_at_taken_s = 0.0
         self._ready: deque[str] = deque()
@@ -139,8 +129,10 @@ class Driver:
         self._workers_at_once = 0
         self._fresh_deaths = 0
         self._useful: set[str] = set()
+        self._lacking: dict[int, set[str]] = {}  # the group of jobs -> workers that could not get its model
         self._last_words: list[tuple[str, int]] = []
         self._closing = False  # no job is given out any more
+        self._stop_passed_on = False
 
     def run(self) -> Tally:
         """Works until every job has ended, or has been left because of a signal (`stopped`) or of `fail_fast`.
@@ -149,7 +141,7 @@ class Driver:
         """
         if not self._fetch_next():  # nothing to do: no worker is started
             return self.tally
-        self._coming = self._workers_at_once = self._workers.start()
+        self._coming = self._workers_at_once = self.workers.start()
         while True:
             self._heed_stop()
             if not self._closing:
@@ -157,13 +149,11 @@ class Driver:
             if not self._running and (self._closing or not self._more()):
                 break
             self._end_overdue()
-            self._take(self._workers.events(self._wait_s()))
-        self.tally.stopped = self._asked_to_stop()
+            self._take(self.workers.events(self._wait_s()))
+        self.tally.stopped = self.asked_to_stop()
         return self.tally
 
     # Giving out
-
-    _next: tuple[int, int] | None = None
 
     def _more(self) -> bool:
         return self._fetch_next() or bool(self._taken)
@@ -171,7 +161,7 @@ class Driver:
     def _fetch_next(self) -> bool:
         """Returns whether there is a job to give out now, other than those taken by others."""
         if self._next is None:
-            place = next(self._todo, None)
+            place = next(self._to_begin, None)
             if place is not None:
                 self._next = place, 1
             elif self._again:
@@ -183,8 +173,8 @@ class Driver:
             assert self._next is not None
             found, self._next = self._next, None
             yield found
-        if self._taken and self._clock() >= self._look_at_taken_s:
-            self._look_at_taken_s = self._clock() + self._rules.poll_s
+        if self._taken and self.clock() >= self._look_at_taken_s:
+            self._look_at_taken_s = self.clock() + self.rules.poll_s
             for _ in range(len(self._taken)):
                 yield self._taken.popleft(), 1
 
@@ -193,30 +183,43 @@ class Driver:
             self._check_hope()
             return
         for place, attempt in self._candidates():
-            job = self._jobs[place]
+            worker = self._worker_for(place)
+            if worker is None:
+                self._next = place, attempt  # and those after it, which most often need the same model
+                return
+            job = self.jobs[place]
             if not self._claim(job, place):
                 continue
-            worker = self._ready.popleft()
-            self._running[worker] = _Running(Task(job, attempt, place in self._overwrite), place, self._clock())
-            self._watch.started(worker, job, attempt)
-            self._workers.give(worker, self._running[worker].task)
+            self._ready.remove(worker)
+            self._running[worker] = _Running(Task(job, attempt, place in self.overwrite), place, self.clock())
+            self.watch.started(worker, job, attempt)
+            self.workers.give(worker, self._running[worker].task)
             if not self._ready:
                 return
 
+    def _worker_for(self, place: int) -> str | None:
+        """Returns a worker that is ready and can get the model of a job, as far as is known; None if one may come."""
+        lacking = self._lacking.get(self.jobs.group(place), set())
+        found = next((worker for worker in self._ready if worker not in lacking), None)
+        if found is None and not self._coming and not self._running.keys() - lacking:
+            self._lacking.pop(self.jobs.group(place), None)  # none has it: that is the job's own misfortune
+            return self._ready[0]
+        return found
+
     def _claim(self, job: Planned, place: int) -> bool:
         """Returns whether a job is ours to do now; puts it aside if another process is at it, or counts what it made."""
-        if self._claims is None:
+        if self.claims is None:
             return True
-        if not self._claims.take(job.output):
+        if not self.claims.take(job.output):
             self._taken.append(place)
             return False
-        elsewhere = self._look_again(job) if self._rules.share else None
+        elsewhere = self.look_again(job) if self.rules.share else None
         if elsewhere is None:
             return True
-        self._claims.give_back(job.output)
+        self.claims.give_back(job.output)
         if elsewhere.record is None:
             self.tally.skipped += 1
-            self._watch.skipped(job, self.tally)
+            self.watch.skipped(job, self.tally)
         else:
             self._count_failed(job, elsewhere.record)
         return False
@@ -234,9 +237,9 @@ class Driver:
     # What happens
 
     def _wait_s(self) -> float:
-        wait_s = self._rules.poll_s
+        wait_s = self.rules.poll_s
         if self._ready and self._taken and not self._closing:
-            wait_s = min(wait_s, max(0.0, self._look_at_taken_s - self._clock()))
+            wait_s = min(wait_s, max(0.0, self._look_at_taken_s - self.clock()))
         return wait_s
 
     def _take(self, events: Iterable[Event]) -> None:
@@ -245,13 +248,13 @@ class Driver:
             for event in events:
                 records += self._happened(event)
         finally:
-            self._journal.add(record for _, record in records)
+            self.journal.add(record for _, record in records)
             for job, record in records:
-                if self._claims is not None:
-                    self._claims.give_back(job.output)
+                if self.claims is not None:
+                    self.claims.give_back(job.output)
                 if record.status == "done":
                     self.tally.done += 1
-                    self._watch.ended(job, record, self.tally)
+                    self.watch.ended(job, record, self.tally)
                 else:
                     self._count_failed(job, record)
 
@@ -259,9 +262,9 @@ class Driver:
         self.tally.failed += 1
         if len(self.tally.failures) < MAX_FAILURES_KEPT:
             self.tally.failures.append(record)
-        if self._rules.fail_fast:
+        if self.rules.fail_fast:
             self._closing = True
-        self._watch.ended(job, record, self.tally)
+        self.watch.ended(job, record, self.tally)
 
     def _happened(self, event: Event) -> list[tuple[Planned, Record]]:
         match event:
@@ -271,19 +274,21 @@ class Driver:
             case Unfit(worker, reason, exit_code):
                 self._coming = max(0, self._coming - 1)
                 self._last_words.append((f"{worker}: {reason}", exit_code))
-                self._watch.say(f"worker {worker} is not used: {reason}")
+                self.watch.say(f"worker {worker} is not used: {reason}")
             case Finished(worker, made):
                 running = self._free(worker)
                 return [self._done(running, worker, made)]
             case Failed(worker, exit_code, error):
                 running = self._free(worker)
+                if exit_code == ModelError.exit_code and self._give_to_another(running, worker, error):
+                    return []
                 if exit_code in WORTH_ANOTHER and self._try_again(running, error):
                     return []
                 return [self._failed(running, worker, exit_code, error)]
             case Stopped(worker):
                 running = self._free(worker)
-                if self._claims is not None:
-                    self._claims.give_back(running.task.job.output)
+                if self.claims is not None:
+                    self.claims.give_back(running.task.job.output)
             case Died():
                 return self._died(event)
         return []
@@ -308,7 +313,7 @@ class Driver:
             self._fresh_deaths += 1
         self._useful.discard(worker)
         ended: list[tuple[Planned, Record]] = []
-        if running is not None and self._asked_to_stop():
+        if running is not None and self.asked_to_stop():
             self._let_go(running)
         elif running is not None:
             if not death.counts:
@@ -319,26 +324,39 @@ class Driver:
                 ended = [self._failed(running, worker, 1, f"its worker died{times}: {death.reason}")]
         if self._fresh_deaths >= max(DEATHS_IN_A_ROW, self._workers_at_once + 1):
             words = "; ".join(reason for reason, _ in self._last_words[-3:])
-            self._journal.add(record for _, record in ended)
+            self.journal.add(record for _, record in ended)
             raise T2VError(
                 f"{self._fresh_deaths} workers in a row died at their first job, each at another:"
                 f" it is the machine, not the jobs ({words}); what is done stays done, and the same command goes on"
             )
-        if not self._closing and (self._more() or self._running) and self._workers.replace(worker):
+        if not self._closing and (self._more() or self._running) and self.workers.replace(worker):
             self._coming += 1
         return ended
 
-    def _try_again(self, running: _Running, why: str) -> bool:
-        if running.task.attempt > self._rules.retries or self._closing:
+    def _give_to_another(self, running: _Running, worker: str, why: str) -> bool:
+        """Returns whether a job whose model a worker could not get waits for another worker, as if not yet tried."""
+        lacking = self._lacking.setdefault(self.jobs.group(running.place), set())
+        lacking.add(worker)
+        others = {*self._ready, *self._running} - lacking
+        if self._closing or not (others or self._coming):
+            del self._lacking[self.jobs.group(running.place)]
             return False
-        self._watch.say(f"{running.task.job.id}: {why}; tried once more at the end")
+        self.watch.say(f"worker {worker} gets no more jobs of one model: {why}")
+        self._again.appendleft((running.place, running.task.attempt))
+        self._let_go(running)
+        return True
+
+    def _try_again(self, running: _Running, why: str) -> bool:
+        if running.task.attempt > self.rules.retries or self._closing:
+            return False
+        self.watch.say(f"{running.task.job.id}: {why}; tried once more at the end")
         self._again.append((running.place, running.task.attempt + 1))
         self._let_go(running)
         return True
 
     def _let_go(self, running: _Running) -> None:
-        if self._claims is not None:
-            self._claims.give_back(running.task.job.output)
+        if self.claims is not None:
+            self.claims.give_back(running.task.job.output)
 
     def _done(self, running: _Running, worker: str, made: Made) -> tuple[Planned, Record]:
         job = running.task.job
@@ -367,7 +385,7 @@ class Driver:
             "attempt": running.task.attempt,
             "line": job.line,
             "seed": job.seed,
-            "elapsed_s": round(self._clock() - running.began_s, 3),
+            "elapsed_s": round(self.clock() - running.began_s, 3),
             "worker": worker,
             "ended": now(),
             "meta": job.meta or None,
@@ -376,22 +394,20 @@ class Driver:
     # Stopping
 
     def _heed_stop(self) -> None:
-        if self._asked_to_stop() and not self._stop_passed_on:
+        if self.asked_to_stop() and not self._stop_passed_on:
             self._closing = self._stop_passed_on = True
-            self._workers.stop()
-
-    _stop_passed_on = False
+            self.workers.stop()
 
     def _end_overdue(self) -> None:
-        limit_s = self._rules.job_timeout_s
+        limit_s = self.rules.job_timeout_s
         if limit_s is None:
             return
         for worker, running in list(self._running.items()):
-            if self._clock() - running.began_s < limit_s:
+            if self.clock() - running.began_s < limit_s:
                 return  # those after it began later
             if not running.overdue:
                 running.overdue = True
-                self._workers.end(worker, f"it took longer than the {limit_s:g} s of --job-timeout")
+                self.workers.end(worker, f"it took longer than the {limit_s:g} s of --job-timeout")
 
 
 def now() -> str:

@@ -171,13 +171,21 @@ class RayWorkers:
     """Ray's workers as the loop sees them."""
 
     def __init__(
-        self, cluster: Cluster, folder: Path, policy: Policy, watch: Watch, *, actor: type[Worker] = Worker
+        self,
+        cluster: Cluster,
+        folder: Path,
+        policy: Policy,
+        watch: Watch,
+        stop: stopping.Stop,
+        *,
+        actor: type[Worker] = Worker,
     ) -> None:
         self._actor = actor
         self._cluster = cluster
         self._folder = folder
         self._policy = policy
         self._watch = watch
+        self._stop = stop
         self._ray: Any = None
         self._afterwards = contextlib.ExitStack()
         self._actors: dict[str, Any] = {}
@@ -193,7 +201,7 @@ class RayWorkers:
 
     def start(self) -> int:
         self._connect()
-        self._afterwards.enter_context(stopping.by_signals().at_next_step())  # the loop looks whether a signal has come
+        self._afterwards.enter_context(self._stop.at_next_step())  # the loop looks whether somebody has asked
         resources = self._ray.cluster_resources()
         gpus, cpus = int(resources.get("GPU", 0)), int(resources.get("CPU", 0))
         self._needs = {"num_gpus": 1, "num_cpus": 1} if gpus else {"num_cpus": 1}
@@ -276,7 +284,7 @@ class RayWorkers:
     def events(self, timeout_s: float) -> Iterable[Event]:
         self._look()
         if not self._calls:
-            time.sleep(timeout_s)
+            self._stop.wait(timeout_s)
             return
         ready, _ = self._ray.wait(list(self._calls), num_returns=1, timeout=timeout_s)
         if ready and len(self._calls) > 1:

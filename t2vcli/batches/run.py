@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, Any
 
-from t2vcli import __version__, presets, stopping
+from t2vcli import __version__, presets
 from t2vcli.asking.job import Policy
 from t2vcli.batches.claims import Claims
 from t2vcli.batches.cluster import Cluster
@@ -24,7 +24,8 @@ from t2vcli.batches.loop import Driver, Elsewhere, Rules, Tally, Unwatched, Watc
 from t2vcli.batches.made import Ledger, stat_of, state_of
 from t2vcli.batches.wanted import decide, recipe_is
 from t2vcli.batches.workers import Workers
-from t2vcli.errors import HOW_IT_STOPPED, InputError, Interrupted, OutputError
+from t2vcli.errors import HOW_IT_STOPPED, ExistsError, InputError, Interrupted
+from t2vcli.stopping import Stop
 
 MAX_NAMED = 5
 
@@ -43,13 +44,13 @@ class Settings:
     policy: Policy = field(default_factory=Policy)
 
 
-MakeWorkers = Callable[[Path, Policy, Watch], Workers]
+MakeWorkers = Callable[[Path, Policy, Watch, Stop], Workers]
 
 
-def this_process(folder: Path, policy: Policy, watch: Watch) -> Workers:
+def this_process(folder: Path, policy: Policy, watch: Watch, stop: Stop) -> Workers:
     from t2vcli.batches.here import Here
 
-    return Here(folder, policy, watch)
+    return Here(folder, policy, watch, stop)
 
 
 def over(cluster: Cluster | None) -> MakeWorkers:
@@ -57,10 +58,10 @@ def over(cluster: Cluster | None) -> MakeWorkers:
     if cluster is None:
         return this_process
 
-    def of_ray(folder: Path, policy: Policy, watch: Watch) -> Workers:
+    def of_ray(folder: Path, policy: Policy, watch: Watch, stop: Stop) -> Workers:
         from t2vcli.batches.over_ray import RayWorkers
 
-        return RayWorkers(cluster, folder, policy, watch)
+        return RayWorkers(cluster, folder, policy, watch, stop)
 
     return of_ray
 
@@ -82,12 +83,13 @@ def run_batch(
     *,
     workers: MakeWorkers = this_process,
     watch: Watch | None = None,
+    stop: Stop | None = None,
 ) -> Tally:
     """Returns how it went, when every job of the list has ended. `source` is the path of a list, "-", or jobs.
 
     Raises T2VError for what keeps all of them from being made, Interrupted with what is done kept.
     """
-    watch = watch or Unwatched()
+    watch, stop = watch or Unwatched(), stop or Stop()
     with ExitStack() as afterwards:
         jobs, listed = read(source, settings, watch)
         afterwards.callback(jobs.close)
@@ -111,7 +113,7 @@ def run_batch(
             failed = ledger.failed_since(job.id)
             return Elsewhere(failed) if failed and failed.hash == job.hash else None
 
-        doing = afterwards.enter_context(closing(workers(folder, settings.policy, watch)))
+        doing = afterwards.enter_context(closing(workers(folder, settings.policy, watch, stop)))
         driver = Driver(
             jobs,
             ahead.todo,
@@ -122,7 +124,7 @@ def run_batch(
             claims=claims,
             overwrite=ahead.overwrite,
             look_again=look_again,
-            asked_to_stop=lambda: stopping.by_signals().asked is not None,
+            asked_to_stop=lambda: stop.asked is not None,
             watch=watch,
         )
         try:
@@ -132,7 +134,7 @@ def run_batch(
         tally.failed += jobs.wrong
         tally.total += jobs.wrong
         if tally.stopped:
-            signal_name = stopping.by_signals().asked or "SIGINT"
+            signal_name = stop.asked or "SIGINT"
             raise Interrupted(
                 f"{HOW_IT_STOPPED[signal_name]}; {tally.done + tally.skipped:,} of {tally.total:,} are done, and the same command goes on",
                 signal_name=signal_name,
@@ -236,7 +238,7 @@ def look(
 ) -> Ahead:
     """Returns what is to be done. Clips that are there without a record get one, if there is a `journal`.
 
-    Raises OutputError if a file that is not ours is where a clip is to be.
+    Raises ExistsError if a file that is not ours is where a clip is to be.
     """
     todo, overwrite, made = array("Q"), set(), 0
     strangers: list[str] = []
@@ -260,7 +262,7 @@ def look(
         todo.append(place)
     if strangers:
         more = f" and {len(strangers) - MAX_NAMED:,} more" if len(strangers) > MAX_NAMED else ""
-        raise OutputError(
+        raise ExistsError(
             f"{', '.join(strangers[:MAX_NAMED])}{more} in {folder} {'are' if more or len(strangers) > 1 else 'is'} there"
             " already, and not a clip of these jobs, so nothing was started; move them, choose another -o,"
             " or replace them with --overwrite"

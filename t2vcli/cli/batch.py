@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from t2vcli import stopping
 from t2vcli.cli import options as opt
 from t2vcli.cli.boundary import ErrorBoundary
 from t2vcli.cli.console import printable, result, result_json, say
@@ -211,7 +212,8 @@ def run(
             _print_jobs(jobs, settings)
             return
         with choose_batch_display(quiet=quiet) as display:
-            tally = run_batch(jobs, output, settings, workers=over(cluster), watch=display)
+            stop = stopping.by_signals()
+            tally = run_batch(jobs, output, settings, workers=over(cluster), watch=display, stop=stop)
     if not quiet:
         say(counts(tally, display.elapsed_s, left=False))
     _end(tally)
