@@ -1,4 +1,6 @@
-"""A disk that fails: the operations that Python code does below a folder, counted, and one of them made to fail.
+"""What fails: a disk, and an ffmpeg that hangs.
+
+A disk: the operations that Python code does below a folder, counted, and one of them made to fail.
 
     with DiskFaults(folder) as clean: operation()                    # clean.operations: what it does, in order
     with DiskFaults(folder, fail_at=3, number=errno.EIO): operation()  # the third of them raises OSError
@@ -13,12 +15,16 @@ import builtins
 import contextlib
 import io
 import os
-from collections.abc import Callable
+import select
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
+import pytest
+
 from t2vcli import atomic
+from t2vcli.video import ffmpeg, reader
 
 _BY_PATH = ("open", "stat", "lstat", "link", "replace", "rename", "unlink", "scandir", "access")
 
@@ -118,3 +124,55 @@ def children() -> set[int]:
         with contextlib.suppress(FileNotFoundError, ProcessLookupError):  # a thread that has ended since
             found |= set(map(int, Path(f"/proc/self/task/{task}/children").read_text().split()))
     return found
+
+
+@contextlib.contextmanager
+def short_patience(folder: Path, patch: pytest.MonkeyPatch) -> Iterator[str]:
+    """Yields what a stand-in for ffmpeg says in its shell when it is about to hang; patience is short, and begins there.
+
+    However busy the machine is, whatever the stand-in did before lies ready by then: as much as fits into a pipe. What
+    ends without a word is waited for.
+    """
+    path = folder / "about-to-hang"
+    os.mkfifo(path)
+    heard = os.open(path, os.O_RDWR)  # both ends are open, so that neither waits for the other
+    start, wait_for_exit, ready = ffmpeg.start, ffmpeg.wait_for_exit, ffmpeg._ready
+    hanging = False
+
+    def await_it(running: ffmpeg.Running) -> None:
+        nonlocal hanging
+        ended = os.pidfd_open(running.process.pid)
+        if not hanging and heard in select.select([heard, ended], [], [])[0]:
+            os.read(heard, 1)
+            hanging = True
+        os.close(ended)
+
+    def started(*arguments: Any, stdin: bool, **options: Any) -> ffmpeg.Running:
+        nonlocal hanging
+        hanging = False
+        running = start(*arguments, stdin=stdin, **options)
+        if not stdin:
+            await_it(running)
+        return running
+
+    def is_ready(fd: int, event: int, limit_s: float) -> bool:
+        nonlocal hanging
+        if event == select.POLLOUT and not hanging and not select.select([heard], [fd], [])[1]:
+            os.read(heard, 1)
+            hanging = True
+        return ready(fd, event, limit_s)
+
+    def waited(running: ffmpeg.Running, limit_s: float) -> bool:
+        if running.process.stdin is not None:  # it has all that there is for it
+            await_it(running)
+        return wait_for_exit(running, limit_s)
+
+    patch.setattr(ffmpeg, "start", started)
+    patch.setattr(ffmpeg, "_ready", is_ready)
+    patch.setattr(ffmpeg, "wait_for_exit", waited)
+    patch.setattr(ffmpeg, "HANG_LIMIT_S", 0.05)
+    patch.setattr(reader, "PROBE_LIMIT_S", 0.05)
+    try:
+        yield f"echo >'{path}'"
+    finally:
+        os.close(heard)

@@ -16,12 +16,12 @@ from pathlib import Path
 import clips
 import pytest
 from commandline import contents
-from faults import children
+from faults import children, short_patience
 
 from t2vcli import stopping
 from t2vcli.cli import boundary
 from t2vcli.errors import InputError, OutputError
-from t2vcli.video import Frame, ffmpeg, reader
+from t2vcli.video import Frame, ffmpeg
 from t2vcli.video.reader import VideoInfo, probe, read_frames
 from t2vcli.video.writer import write_video
 
@@ -29,18 +29,18 @@ OLD = b"the old file"
 FRAMES = 3
 FRAME_BYTES = 64 * 64 * 3
 
-# What happens after so many frames, and what is said then.
+# What happens after so many frames, and what is said then. Where it says SIGN, it is about to hang.
 ENDS = {
     "exits": ("exit 1", "exit status 1"),
     "exits and says why": ("echo '[x @ 0x1] the reason' >&2; exit 187", "exit status 187: the reason"),
     "is killed": ("kill -KILL $$", "killed by SIGKILL"),
     "crashes": ("kill -SEGV $$", "killed by SIGSEGV"),
-    "hangs": ("exec sleep 600", "hung"),
-    "hangs with a child": ("sleep 600 & wait", "hung"),
-    "hangs with a silent child": ("sleep 600 <&- >&- 2>&- & wait", "hung"),
-    "closes its pipes and hangs": ("exec <&- >&-; exec sleep 600", "hung"),
+    "hangs": ("SIGN; exec sleep 600", "hung"),
+    "hangs with a child": ("SIGN; sleep 600 & wait", "hung"),
+    "hangs with a silent child": ("sleep 600 <&- >&- 2>&- & SIGN; wait", "hung"),
+    "closes its pipes and hangs": ("exec <&- >&-; SIGN; exec sleep 600", "hung"),
     "floods": ("yes complaint | head -c 1000000 >&2; echo enough >&2; exit 1", "exit status 1: enough"),
-    "floods and hangs": ("yes complaint | head -c 1000000 >&2; exec sleep 600", "hung"),
+    "floods and hangs": ("yes complaint | head -c 1000000 >&2; SIGN; exec sleep 600", "hung"),
 }
 
 
@@ -53,9 +53,13 @@ def out(tmp_path: Path) -> Path:
 
 
 @pytest.fixture
-def short_patience(monkeypatch: pytest.MonkeyPatch, end: str) -> None:
+def sign(end: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
+    """What an ffmpeg says before it hangs; patience is short where it does."""
     if "hangs" in end:
-        monkeypatch.setattr(ffmpeg, "HANG_LIMIT_S", 0.2)
+        with short_patience(tmp_path, monkeypatch) as said:
+            yield said
+    else:
+        yield ":"
 
 
 def write(path: Path, frames: Iterator[Frame] | None = None) -> VideoInfo:
@@ -101,14 +105,14 @@ def in_group(stat: Path, group: int) -> bool:
     return int(its_group) == group and state != "Z"
 
 
-@pytest.mark.usefixtures("short_patience")
 @pytest.mark.parametrize("end", ENDS)
 def test_an_encoder_that_fails_at_any_frame(
-    out: Path, tmp_path: Path, end: str, monkeypatch: pytest.MonkeyPatch
+    out: Path, tmp_path: Path, end: str, sign: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     script, complaint = ENDS[end]
     for taken in range(FRAMES + 1):
-        pid_file = use(monkeypatch, tmp_path, f"head -c {taken * FRAME_BYTES} >/dev/null\n{script}")
+        taking = f"head -c {taken * FRAME_BYTES} >/dev/null"
+        pid_file = use(monkeypatch, tmp_path, f"{taking}\n{script.replace('SIGN', sign)}")
         with pytest.raises(OutputError) as caught:
             write(out)
         assert complaint in str(caught.value), taken
@@ -119,15 +123,16 @@ def test_an_encoder_that_fails_at_any_frame(
     assert write(out).frames == FRAMES
 
 
-@pytest.mark.usefixtures("short_patience")
 @pytest.mark.parametrize("end", ENDS)
 def test_a_decoder_that_fails_at_any_frame(
-    out: Path, tmp_path: Path, end: str, monkeypatch: pytest.MonkeyPatch
+    out: Path, tmp_path: Path, end: str, sign: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     script, complaint = ENDS[end]
     info = write(out)
     for given in range(FRAMES + 1):
-        pid_file = use(monkeypatch, tmp_path, f"head -c {given * FRAME_BYTES} /dev/zero\n{script}")
+        pid_file = use(
+            monkeypatch, tmp_path, f"head -c {given * FRAME_BYTES} /dev/zero\n{script.replace('SIGN', sign)}"
+        )
         with pytest.raises(InputError) as caught:
             list(read_frames(out, info))
         said = str(caught.value)
@@ -144,13 +149,14 @@ LOOKS = [(call, end) for call in ("framecrc", "showinfo", "ffmetadata") for end 
 
 @pytest.mark.parametrize(("call", "end"), LOOKS)
 def test_a_look_at_a_video_that_fails_at_any_call(
-    out: Path, tmp_path: Path, call: str, end: str, monkeypatch: pytest.MonkeyPatch
+    out: Path, tmp_path: Path, call: str, end: str, sign: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """`probe` calls ffmpeg three times; none that failed has answered."""
     script, complaint = ENDS[end]
     write(out)
-    monkeypatch.setattr(reader, "PROBE_LIMIT_S", 0.5 if "hangs" in end else 60.0)
-    pid_file = use(monkeypatch, tmp_path, f'case "$*" in *{call}*) {script};; *) exec "$REAL" "$@";; esac')
+    pid_file = use(
+        monkeypatch, tmp_path, f'case "$*" in *{call}*) {script.replace("SIGN", sign)};; *) exec "$REAL" "$@";; esac'
+    )
     with pytest.raises(InputError) as caught:
         probe(out)
     said = str(caught.value)

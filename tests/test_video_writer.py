@@ -17,12 +17,13 @@ from pathlib import Path
 import clips
 import numpy as np
 import pytest
+from faults import short_patience
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from test_atomic import DISKS, be_disk
 
 from t2vcli.errors import InputError, OutputError
-from t2vcli.video import Frame, ffmpeg, files, writer
+from t2vcli.video import Frame, files, writer
 from t2vcli.video.listing import parse_tags
 from t2vcli.video.reader import VideoInfo, probe, read_frames, read_metadata
 from t2vcli.video.tags import tag_file, tags_for
@@ -294,15 +295,17 @@ def test_ten_megabytes_of_complaints_do_no_harm(out: Path, tmp_path: Path, monke
         write(out)
 
 
-@pytest.mark.parametrize("script", ["sleep 600", "cat >/dev/null; sleep 600"], ids=["takes-nothing", "never-ends"])
+@pytest.mark.parametrize(
+    "script", ["SIGN; sleep 600", "cat >/dev/null; SIGN; sleep 600"], ids=["takes-nothing", "never-ends"]
+)
 def test_an_ffmpeg_that_hangs_is_killed(
     out: Path, tmp_path: Path, script: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     pid_file = tmp_path / "pid"
-    use(monkeypatch, clips.shell_ffmpeg(tmp_path, f"echo $$ >'{pid_file}'\n{script}"))
-    monkeypatch.setattr(ffmpeg, "HANG_LIMIT_S", 0.2)
-    with pytest.raises(OutputError, match=r"hung while encoding .* for 0.2 seconds"):
-        write(out, clips.noise(12), count=12)
+    with short_patience(tmp_path, monkeypatch) as sign:
+        use(monkeypatch, clips.shell_ffmpeg(tmp_path, f"echo $$ >'{pid_file}'\n{script.replace('SIGN', sign)}"))
+        with pytest.raises(OutputError, match=r"hung while encoding .* for 0.05 seconds"):
+            write(out, clips.noise(12), count=12)
     assert names(out.parent) == []
     with pytest.raises(ProcessLookupError):
         os.kill(int(pid_file.read_text()), 0)
