@@ -9,7 +9,7 @@ import hashlib
 import os
 import signal
 import sys
-import time
+import threading
 from collections.abc import Iterable
 from dataclasses import asdict
 from pathlib import Path
@@ -77,6 +77,14 @@ class Pretending:
 class Actor(Worker):
     """A worker of Ray's that writes texts. What a prompt says happens to it."""
 
+    def __init__(self, threads: str | None) -> None:
+        super().__init__(threads)
+        self._left = threading.Event()
+
+    def leave(self) -> None:
+        super().leave()
+        self._left.set()
+
     def hello(self) -> dict[str, Any]:
         return {"versions": versions(), "gpu": "", "threads": 1, "node": "test", "pid": os.getpid()}
 
@@ -88,8 +96,8 @@ class Actor(Worker):
             os.kill(os.getpid(), signal.SIGKILL)
         if "fails" in prompt:
             return {"exit_code": 4, "error": "it was asked to fail"}
-        while "hangs" in prompt and not (self._stop.asked and "stoppable" in prompt):
-            time.sleep(0.05)
+        if "hangs" in prompt:
+            (self._left if "stoppable" in prompt else threading.Event()).wait()
         if self._stop.asked:
             return {"stopped": True}
         text = (job["hash"] + str(os.environ.get("OMP_NUM_THREADS"))) * (10**6 if "large" in prompt else 1)
