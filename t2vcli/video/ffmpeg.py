@@ -19,6 +19,7 @@ import subprocess
 import sys
 import threading
 import time
+from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -429,21 +430,104 @@ def read_into(running: Running, buffer: memoryview) -> int:
     return filled
 
 
-def write_all(running: Running, data: memoryview) -> None:
-    """Writes `data` (bytes) to ffmpeg's stdin.
+class Feeder:
+    """Writes to ffmpeg's stdin in a thread of its own, so that the next is made while ffmpeg takes the last.
 
-    Raises BrokenPipeError when ffmpeg reads no more, TimeoutError when it took no byte for HANG_LIMIT_S seconds.
+    What waits is bounded by `most_bytes`, or is one piece. The thread ends with `finish`, or with `drop`.
     """
-    stopping.check()
-    assert running.process.stdin is not None
-    fd = running.process.stdin.fileno()
-    os.set_blocking(fd, False)
-    written = 0
-    while written < len(data):
-        if not _ready(fd, select.POLLOUT, HANG_LIMIT_S):
-            raise TimeoutError
-        with contextlib.suppress(BlockingIOError):
-            written += os.write(fd, data[written : written + (1 << 20)])
+
+    def __init__(self, running: Running, *, most_bytes: int) -> None:
+        assert running.process.stdin is not None
+        # Its own descriptor: the other may be closed, and its number be another file's, while the thread is at a write.
+        self._fd = os.dup(running.process.stdin.fileno())
+        os.set_blocking(self._fd, False)
+        self._most_bytes = most_bytes
+        self._changed = threading.Condition()
+        self._waiting: deque[memoryview] = deque()
+        self._waiting_bytes = 0
+        self._closed = self._dropped = False
+        self._failed: BaseException | None = None
+        self.written = 0  # pieces
+        self._thread = threading.Thread(target=self._write, name="frames to ffmpeg", daemon=True)
+        self._thread.start()
+
+    def put(self, data: memoryview) -> None:
+        """Has `data` (bytes) written, which must not change any more; waits where too much is waiting.
+
+        Raises BrokenPipeError when ffmpeg reads no more, TimeoutError when it took no byte for HANG_LIMIT_S seconds.
+        """
+        stopping.check()
+        with self._changed:
+            self._changed.wait_for(
+                lambda: self._failed or not self._waiting or self._waiting_bytes + len(data) <= self._most_bytes
+            )
+            self._raise()
+            self._waiting.append(data)
+            self._waiting_bytes += len(data)
+            self._changed.notify_all()
+
+    def finish(self) -> None:
+        """Waits until all is written, and closes this end. Raises as `put` does."""
+        with self._changed:
+            self._closed = True
+            self._changed.notify_all()
+            self._changed.wait_for(lambda: self._failed or not self._waiting)
+            self._raise()
+        self.drop()
+
+    def drop(self) -> None:
+        """Ends the thread, which waits for ffmpeg no more, and lets go of what is not written."""
+        with self._changed:
+            self._closed = self._dropped = True
+            self._waiting.clear()
+            self._changed.notify_all()
+        self._thread.join()
+        if self._fd >= 0:
+            os.close(self._fd)
+            self._fd = -1
+
+    def _raise(self) -> None:
+        if self._failed is not None:
+            raise self._failed
+
+    def _write(self) -> None:
+        while True:
+            with self._changed:
+                self._changed.wait_for(lambda: self._waiting or self._closed)
+                if not self._waiting:
+                    return
+                data = self._waiting[0]
+            try:
+                self._write_piece(data)
+            except BaseException as error:  # it is raised where the next piece comes from
+                with self._changed:
+                    self._failed = error
+                    self._waiting.clear()
+                    self._changed.notify_all()
+                return
+            with self._changed:
+                if self._waiting:  # else it was dropped
+                    self._waiting.popleft()
+                self._waiting_bytes -= len(data)
+                self.written += 1
+                self._changed.notify_all()
+
+    def _write_piece(self, data: memoryview) -> None:
+        written, waited_s = 0, 0.0
+        while written < len(data):
+            if not _ready(self._fd, select.POLLOUT, _LOOK_S):
+                if self._dropped:
+                    raise BrokenPipeError
+                waited_s += _LOOK_S
+                if waited_s >= HANG_LIMIT_S:
+                    raise TimeoutError
+                continue
+            waited_s = 0.0
+            with contextlib.suppress(BlockingIOError):
+                written += os.write(self._fd, data[written : written + (1 << 20)])
+
+
+_LOOK_S = 0.5  # how long a feeder waits for ffmpeg before it looks whether it is still wanted
 
 
 def last_line(log: str) -> str:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import functools
 import os
 import re
 import signal
@@ -40,6 +41,9 @@ from t2vcli.video.tags import RATE_KEY, put_in_gif, put_in_webp, put_png_text, t
 from t2vcli.video.verify import verify
 
 CRF = 17  # of H.264's quality, 1 (best) to 51
+QUEUE_BYTES = 32 * 2**20
+"""How much of the frames may wait for ffmpeg while the next are decoded; a frame that is larger waits alone."""
+
 _MAX_RATE_PART = 1_001_000  # ffmpeg rounds a rate whose numerator or denominator is larger
 
 
@@ -274,6 +278,7 @@ def _encode(
     on_frame: Callable[[int], None] | None,
 ) -> None:
     running = ffmpeg.start(arguments, stdin=True, stdout=False, pass_fds=[tags.fileno()] if tags else [])
+    feeder = ffmpeg.Feeder(running, most_bytes=QUEUE_BYTES)
     taken = 0
     try:
         for frame in frames:
@@ -285,12 +290,8 @@ def _encode(
                 raise ValueError(
                     f"frame {taken + 1} is {frame.dtype} {frame.shape}, expected uint8 {(height, width, 3)}"
                 )
-            try:
-                ffmpeg.write_all(running, np.ascontiguousarray(frame).data.cast("B"))
-            except BrokenPipeError:
+            if not _fed(path, feeder, functools.partial(feeder.put, np.ascontiguousarray(frame).data.cast("B"))):
                 break
-            except TimeoutError:
-                _refuse_hang(path, f"took no frame after the first {taken}")
             taken += 1
             if on_frame is not None:
                 on_frame(taken)
@@ -299,14 +300,29 @@ def _encode(
                 raise OutputError(
                     f"only {taken} of the {count} frames announced came for {shown(path)}; this is a bug in t2v"
                 )
+            _fed(path, feeder, feeder.finish)
         assert running.process.stdin is not None
         running.process.stdin.close()
         if not ffmpeg.wait_for_exit(running, ffmpeg.HANG_LIMIT_S):
             _refuse_hang(path, "did not finish")
     finally:
-        status = ffmpeg.stop(running)
-    if status != 0 or taken < count:
+        try:
+            status = ffmpeg.stop(running)
+        finally:
+            feeder.drop()
+    if status != 0 or feeder.written < count:
         _refuse_encoding(path, running, status)
+
+
+def _fed(path: Path, feeder: ffmpeg.Feeder, feed: Callable[[], None]) -> bool:
+    """Returns whether ffmpeg still reads; where not, its exit status says why."""
+    try:
+        feed()
+    except BrokenPipeError:
+        return False
+    except TimeoutError:
+        _refuse_hang(path, f"took no frame after the first {feeder.written}")
+    return True
 
 
 def _flush(temporary: Path, handle: IO[bytes]) -> None:
