@@ -69,12 +69,12 @@ def plain_decode(vae: AutoencoderKL, latents: torch.Tensor) -> torch.Tensor:
 @torch.inference_mode()
 def plain_encode(vae: AutoencoderKL, pixels: torch.Tensor) -> torch.Tensor:
     posterior = vae.encode(pixels).latent_dist
-    return torch.cat([posterior.mean, posterior.logvar])
+    return torch.cat([posterior.mean, posterior.std])
 
 
 def strip_encode(vae: AutoencoderKL, pixels: torch.Tensor, *, chunk_bytes: int) -> torch.Tensor:
     posterior = encode_in_strips(vae, pixels, chunk_bytes=chunk_bytes)
-    return torch.cat([posterior.mean, posterior.logvar])
+    return torch.cat([posterior.mean, posterior.std])
 
 
 def largest(found: torch.Tensor, expected: torch.Tensor) -> float:

@@ -3,19 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
-from diffusers import AutoencoderKL
 
 from t2vcli.engine.device import dtype_name, finite_advice
 from t2vcli.engine.strips import decode_in_strips
 from t2vcli.errors import NonFiniteError
 
+if TYPE_CHECKING:
+    from t2vcli.engine.picture_vae import VAE
+
 
 @torch.inference_mode()
 def decode_latents(
-    vae: AutoencoderKL, latents: torch.Tensor, *, chunk: int, device: str, strip_bytes: int | None = None
+    vae: VAE, latents: torch.Tensor, *, chunk: int, device: str, strip_bytes: int | None = None
 ) -> Iterator[torch.Tensor]:
     """Yields pictures (n, 3, H, W) float32 in [0, 1] on the host, at most `chunk` frames at once, from (1, C, F, h, w).
 

@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import TYPE_CHECKING
 
 import torch
-from diffusers import UNet3DConditionModel
+from torch import nn
+
+if TYPE_CHECKING:
+    from diffusers import UNet3DConditionModel
 
 PredictNoise = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
 UNetForward = Callable[[torch.Tensor, torch.Tensor, torch.Tensor], torch.Tensor]
@@ -36,7 +40,7 @@ def unet_prediction(
     The rows (with guidance two) run as one batch, or one after the other in half of the memory. `on_half` is told of each
     call before it is made: the number of its row, None where all rows are in it.
     """
-    forward = plain_forward(unet) if isinstance(unet, UNet3DConditionModel) else unet
+    forward = plain_forward(unet) if isinstance(unet, nn.Module) else unet
 
     def predict_noise(latents: torch.Tensor, timestep: torch.Tensor) -> torch.Tensor:
         if embeds.shape[0] == 1 or together:

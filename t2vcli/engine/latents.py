@@ -5,13 +5,15 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
-from diffusers import AutoencoderKL
 
 from t2vcli.engine.strips import encode_in_strips
+
+if TYPE_CHECKING:
+    from t2vcli.engine.picture_vae import VAE
 
 
 @dataclass(frozen=True)
@@ -124,7 +126,7 @@ def video_state(
 
 @torch.inference_mode()
 def encode_video(
-    vae: AutoencoderKL,
+    vae: VAE,
     frames: Iterator[np.ndarray],
     *,
     count: int,

@@ -1,44 +1,58 @@
-"""The only code that touches how diffusers and transformers load things, so that their next change lands here."""
+"""From a model's files to its parts: built from the configs, filled from the weights, tried out together.
+
+The parts are of classes of our own, with the names and the numbers of diffusers'. Where a plan asks for something that only
+diffusers' classes do, or a config for something that only they know, they are of those: this is the only code that makes
+them, so that their next change lands here.
+"""
 
 from __future__ import annotations
 
 import contextlib
-import functools
+import importlib
 import inspect
 import json
 import math
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import accelerate
-import diffusers
 import torch
-import transformers
-from diffusers import AutoencoderKL, UNet3DConditionModel
 from torch import nn
-from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
+from t2vcli.engine import dpm_solver, picture_vae, video_unet
+from t2vcli.engine.layerwise.unet import LayerwiseUNet
+from t2vcli.engine.picture_vae import PictureVAE
 from t2vcli.engine.tensors import fill, read_tensors, without_storage
+from t2vcli.engine.text_encoder import CLIPText
+from t2vcli.engine.tokenizer import Tokenizer, read_tokenizer
+from t2vcli.engine.video_unet import VideoUNet
 from t2vcli.errors import ModelError, OutOfMemoryError, T2VError, UsageError
 from t2vcli.limits import refuse_limit
 from t2vcli.quiet import keep_quiet
-from t2vcli.schedulers import SCHEDULERS, SchedulerChoice
+from t2vcli.schedulers import SCHEDULERS
 from t2vcli.weights.models import EMBEDDED, ModelFiles
 
-for _library in (accelerate, diffusers, transformers):
-    keep_quiet(_library.__name__)
+if TYPE_CHECKING:
+    from diffusers import AutoencoderKL, UNet3DConditionModel
+
+
+def diffusers() -> Any:
+    """Returns the library. Its models take several times as long to import as torch does."""
+    library = importlib.import_module("diffusers")
+    for name in ("accelerate", "diffusers", "transformers"):  # it imports the others
+        keep_quiet(name)
+    return library
 
 
 @dataclass
 class Model:
     """A model's parts, in host memory, ready to run."""
 
-    text_encoder: CLIPTextModel
-    unet: UNet3DConditionModel
-    vae: AutoencoderKL
+    text_encoder: CLIPText
+    unet: VideoUNet | UNet3DConditionModel
+    vae: PictureVAE | AutoencoderKL
 
     @property
     def vae_scale(self) -> int:
@@ -83,48 +97,59 @@ def _first_line(error: BaseException) -> str:
     return f"{type(error).__name__}: {lines[0]}"[:200] if lines else type(error).__name__
 
 
-def load_tokenizer(files: ModelFiles) -> CLIPTokenizer:
+def load_tokenizer(files: ModelFiles) -> Tokenizer:
     """Returns the tokenizer. Its `model_max_length` is the most that the text encoder has places for.
 
     Raises ModelError if its files are damaged.
     """
     what = f"the tokenizer in {files.parts['tokenizer']}"
     with reading(what, files):
-        tokenizer = CLIPTokenizer.from_pretrained(files.parts["tokenizer"], local_files_only=True)
+        tokenizer = read_tokenizer(files.parts["tokenizer"])
         places = files.config("text_encoder").get("max_position_embeddings", 77)
         limit = min(tokenizer.model_max_length, places)
         if not isinstance(limit, int) or limit < 3:
             raise ValueError(f"a length of {limit!r:.80} tokens")
         tokenizer.model_max_length = limit
         # Some mistakes show only in use.
-        ids = tokenizer("a", padding="max_length", max_length=limit, truncation=True).input_ids
+        ids = tokenizer.padded_ids("a")
         words = files.config("text_encoder").get("vocab_size", 49408)
         if len(ids) != limit:
             raise ValueError(f"it pads to {len(ids)} tokens, not to {limit}")
-        highest = max([*tokenizer.get_vocab().values(), *ids], default=0)
+        highest = max([tokenizer.highest(), *ids])
         if highest >= words:
             raise ValueError(f"a token has the number {highest}, and the text encoder knows {words}")
     return tokenizer
 
 
-def load_model(files: ModelFiles, dtype: torch.dtype, shared: Mapping[str, nn.Module] = MappingProxyType({})) -> Model:
+THEIRS = frozenset({"unet", "vae"})
+"""The parts that diffusers has classes of."""
+
+
+def load_model(
+    files: ModelFiles,
+    dtype: torch.dtype,
+    shared: Mapping[str, nn.Module] = MappingProxyType({}),
+    *,
+    theirs: Collection[str] = THEIRS,
+) -> Model:
     """Returns the text encoder, UNet and VAE in `dtype`, in host memory and in evaluation mode.
 
-    Those in `shared` are loaded already, as parts of a model that has the same. Each part is built from its config
+    Those in `shared` are loaded already, as parts of a model that has the same. Those in `theirs` are of diffusers'
+    classes, for whoever calls what only these do; the others of ours, where those know the config. Each part is built from its config
     without its weights, these are fitted in by name and shape, and the parts are tried out together before anything is
     converted. No library is left to look for files, or to do what a config says beyond the numbers of the model.
     """
     built: dict[str, Any] = {}
     weights: dict[str, dict[str, torch.Tensor]] = {}
     for part in _BUILDERS:
-        built[part], weights[part] = _fitted(files, part)
+        built[part], weights[part] = _fitted(files, part, part in theirs)
     configs = json.dumps({part: files.config(part) for part in _BUILDERS}, sort_keys=True)
     if files.source != EMBEDDED and configs not in _tried:
         with reading(files.source, files):
             _try_out(**built)
         _tried.add(configs)
     for part, module in built.items():
-        if part in shared:
+        if part in shared and not (part in theirs and isinstance(shared[part], VideoUNet | PictureVAE)):
             built[part] = shared[part]
             continue
         with reading(", ".join(map(str, files.weights[part])), files):
@@ -134,26 +159,25 @@ def load_model(files: ModelFiles, dtype: torch.dtype, shared: Mapping[str, nn.Mo
 
 # Building the parts. The settings that make them what they are; all else in a config is not for us.
 
-_TEXT_SETTINGS = (
-    "vocab_size",
-    "hidden_size",
-    "intermediate_size",
-    "num_hidden_layers",
-    "num_attention_heads",
-    "max_position_embeddings",
-    "hidden_act",
-    "layer_norm_eps",
-)
+
+def _text_encoder(config: Mapping[str, Any], theirs: bool) -> CLIPText:
+    return CLIPText(config)
 
 
-def _text_encoder(config: Mapping[str, Any]) -> CLIPTextModel:
-    settings = CLIPTextConfig(**{name: config[name] for name in _TEXT_SETTINGS if name in config})
-    # Never what the config says, which may be the name of a repository with code in it.
-    settings._attn_implementation = "sdpa"
-    return CLIPTextModel(settings)
+def _unet(config: Mapping[str, Any], theirs: bool) -> Any:
+    if not theirs and video_unet.knows(config):
+        return VideoUNet(config)
+    return _of_diffusers("UNet3DConditionModel", config)
 
 
-def _of_diffusers(kind: Any, config: Mapping[str, Any]) -> Any:
+def _vae(config: Mapping[str, Any], theirs: bool) -> Any:
+    if not theirs and picture_vae.knows(config):
+        return PictureVAE(config)
+    return _of_diffusers("AutoencoderKL", config)
+
+
+def _of_diffusers(name: str, config: Mapping[str, Any]) -> Any:
+    kind = getattr(diffusers(), name)
     return kind.from_config(known_settings(kind, config))
 
 
@@ -163,20 +187,21 @@ def known_settings(kind: Any, config: Mapping[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in config.items() if name in known}
 
 
-_BUILDERS: dict[str, Callable[[Mapping[str, Any]], Any]] = {
+_BUILDERS: dict[str, Callable[[Mapping[str, Any], bool], Any]] = {
     "text_encoder": _text_encoder,
-    "unet": functools.partial(_of_diffusers, UNet3DConditionModel),
-    "vae": functools.partial(_of_diffusers, AutoencoderKL),
+    "unet": _unet,
+    "vae": _vae,
 }
+"""How each part is made of its config, the second argument telling whether it must be of diffusers' class."""
 
 
-def _fitted(files: ModelFiles, part: str) -> tuple[nn.Module, dict[str, torch.Tensor]]:
+def _fitted(files: ModelFiles, part: str, theirs: bool) -> tuple[nn.Module, dict[str, torch.Tensor]]:
     """Returns a part without storage, and its weights, under its own names and in its shapes."""
     weights, config = files.weights[part], files.config_path(part)
     with reading(", ".join(map(str, weights)), files):
         tensors = read_tensors(weights)
     with reading(str(config), files), without_storage(most_parameters=2 * len(tensors) + 100):
-        module: nn.Module = _BUILDERS[part](files.config(part)).eval()
+        module: nn.Module = _BUILDERS[part](files.config(part), theirs).eval()
     wanted = module.state_dict()
     named = {_present_name(name, wanted): tensor for name, tensor in tensors.items()}
     wrong = [name for name, empty in wanted.items() if name not in named or named[name].shape != empty.shape]
@@ -217,9 +242,12 @@ def _try_out(text_encoder: Any, unet: Any, vae: Any) -> None:
     with torch.device("meta"), torch.no_grad():
         frames, scale = 2, vae_scale(dict(vae.config))
         cells = 2 ** (len(unet.config.block_out_channels) - 1)
-        words = text_encoder(torch.zeros(1, text_encoder.config.max_position_embeddings, dtype=torch.long))[0]
+        words = text_encoder(torch.zeros(1, text_encoder.config.max_position_embeddings, dtype=torch.long))
         latents = torch.zeros(1, unet.config.in_channels, frames, cells, cells)
-        noise_pred = unet(latents, torch.tensor(1), encoder_hidden_states=words).sample
+        if isinstance(unet, VideoUNet):
+            noise_pred = LayerwiseUNet(unet, device="meta")(latents, torch.tensor(1), words)
+        else:
+            noise_pred = unet(latents, torch.tensor(1), encoder_hidden_states=words).sample
         if noise_pred.shape != latents.shape:
             raise ValueError(f"the UNet turns latents {_shape(latents)} into {_shape(noise_pred)}")
         flat = latents.transpose(1, 2).flatten(0, 1)
@@ -242,16 +270,27 @@ def _shape(tensor: torch.Tensor) -> tuple[int, ...]:
 MAX_TRAINED_STEPS = 100_000  # 1000 in all models known; a schedule is made of as many numbers
 
 
+def scheduler_class(name: str) -> Any:
+    """Returns diffusers' class of the scheduler called `name`. Its import takes longer than that of torch."""
+    return getattr(diffusers(), SCHEDULERS[name].class_name)
+
+
 def make_scheduler(name: str, files: ModelFiles) -> Any:
-    """Returns the scheduler called `name`, with the noise schedule that the model was trained with."""
-    choice = SCHEDULERS[name]
-    kind = getattr(diffusers, choice.class_name)
+    """Returns the scheduler called `name`, with the noise schedule that the model was trained with.
+
+    Where ours gives the same numbers as diffusers' class (engine/dpm_solver.py), it is ours.
+    """
+    choice, config = SCHEDULERS[name], files.config("scheduler")
     with reading(str(files.config_path("scheduler")), files):
-        settings = known_settings(kind, files.config("scheduler"))
-        trained = settings.get("num_train_timesteps", 1000)
+        trained = config.get("num_train_timesteps", 1000)
         if not isinstance(trained, int) or not 0 < trained <= MAX_TRAINED_STEPS:
             raise ValueError(f"num_train_timesteps is {trained!r:.80}")
-        return kind.from_config({**settings, **choice.settings})
+        if choice.class_name == dpm_solver.DIFFUSERS_CLASS:
+            settings = {key: value for key, value in config.items() if key in dpm_solver.SETTINGS} | choice.settings
+            if dpm_solver.knows(settings):
+                return dpm_solver.DPMSolver(settings)
+        kind = scheduler_class(name)
+        return kind.from_config({**known_settings(kind, config), **choice.settings})
 
 
 def schedule_remark(name: str, files: ModelFiles) -> str | None:
@@ -260,26 +299,28 @@ def schedule_remark(name: str, files: ModelFiles) -> str | None:
     A few of diffusers' schedulers do not know `rescale_betas_zero_snr` (arXiv:2305.08891), and would leave it out unsaid;
     Karras' spacing over such a schedule spends most steps where there is nothing but noise.
     """
-    if not files.config("scheduler").get("rescale_betas_zero_snr"):
+    if not files.config("scheduler").get("rescale_betas_zero_snr") or _suits_pure_noise(name):
         return None
-    suited = [n for n, choice in SCHEDULERS.items() if _suits_pure_noise(choice)]
-    if name in suited:
-        return None
+    suited = [each for each in SCHEDULERS if _suits_pure_noise(each)]
     return (
         f"--scheduler {name} does not suit this model, which was trained down to pure noise: expect a picture that is a"
         f" little off; these do: {', '.join(suited)}"
     )
 
 
-def _suits_pure_noise(choice: SchedulerChoice) -> bool:
-    known = inspect.signature(getattr(diffusers, choice.class_name).__init__).parameters
-    return "rescale_betas_zero_snr" in known and not choice.settings.get("use_karras_sigmas")
+def _suits_pure_noise(name: str) -> bool:
+    choice = SCHEDULERS[name]
+    if choice.settings.get("use_karras_sigmas"):
+        return False
+    if choice.class_name == dpm_solver.DIFFUSERS_CLASS:
+        return True
+    return "rescale_betas_zero_snr" in inspect.signature(scheduler_class(name).__init__).parameters
 
 
 def check_steps(name: str, files: ModelFiles, steps: int) -> None:
     """Raises UsageError if the scheduler called `name` has no sound schedule of `steps` for this model."""
     scheduler = make_scheduler(name, files)
-    if isinstance(scheduler, diffusers.PNDMScheduler):
+    if SCHEDULERS[name].class_name == "PNDMScheduler":
         least = 1 if scheduler.config.skip_prk_steps else scheduler.pndm_order
         if steps < least:  # it begins with that many Runge-Kutta steps
             raise UsageError(f"--steps {steps} is too few for --scheduler {name}; use {least} or more")

@@ -11,18 +11,22 @@ import errno
 import gc
 import re
 from collections.abc import Iterator
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
-from diffusers import AutoencoderKL, UNet3DConditionModel
 from torch import nn
-from transformers import CLIPTextModel
 
 from t2vcli.engine.device import free_cached_memory
 from t2vcli.engine.guidance import UNetForward, plain_forward
 from t2vcli.engine.layerwise.unet import LayerwiseUNet
 from t2vcli.engine.loading import Model
+from t2vcli.engine.text_encoder import CLIPText
 from t2vcli.planning.plan import MemoryPlan
+
+if TYPE_CHECKING:
+    from diffusers import UNet3DConditionModel
+
+    from t2vcli.engine.picture_vae import VAE
 
 
 class PlacedModel:
@@ -38,7 +42,7 @@ class PlacedModel:
         if plan == self.plan:
             return
         self.release()
-        model = self.model
+        model: Any = self.model
         if plan.vae_tiling:
             model.vae.enable_tiling()
             self._undo.callback(model.vae.disable_tiling)
@@ -69,7 +73,7 @@ class PlacedModel:
         self.plan = None
 
     @contextlib.contextmanager
-    def text_encoder(self) -> Iterator[CLIPTextModel]:
+    def text_encoder(self) -> Iterator[CLIPText]:
         """Keeps the text encoder on the device while the block runs, as planned."""
         plan = self._placed()
         with self._whole(self.model.text_encoder, plan.offload in ("model", "group") and plan.resident_bytes is None):
@@ -98,7 +102,7 @@ class PlacedModel:
                 ours.close()
 
     @contextlib.contextmanager
-    def vae(self) -> Iterator[AutoencoderKL]:
+    def vae(self) -> Iterator[VAE]:
         """Keeps the VAE on the device while the block runs, as planned."""
         with self._whole(self.model.vae, self._placed().offload in ("model", "group")):
             yield self.model.vae

@@ -9,21 +9,28 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable, Iterator
 from itertools import pairwise
+from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.nn.functional as F
-from diffusers import AutoencoderKL
-from diffusers.models.attention_processor import Attention
-from diffusers.models.autoencoders.vae import Decoder, DiagonalGaussianDistribution, Encoder
-from diffusers.models.downsampling import Downsample2D
-from diffusers.models.resnet import ResnetBlock2D
-from diffusers.models.unets.unet_2d_blocks import UNetMidBlock2D
-from diffusers.models.upsampling import Upsample2D
 from torch import nn
+
+from t2vcli.engine.picture_vae import (
+    Decoder,
+    Encoder,
+    PictureAttention,
+    PictureDownsample,
+    PictureResnet,
+    PictureUpsample,
+    Posterior,
+)
+
+if TYPE_CHECKING:
+    from t2vcli.engine.picture_vae import VAE
 
 
 @torch.inference_mode()
-def decode_in_strips(vae: AutoencoderKL, latents: torch.Tensor, *, chunk_bytes: int) -> torch.Tensor:
+def decode_in_strips(vae: VAE, latents: torch.Tensor, *, chunk_bytes: int) -> torch.Tensor:
     """Returns the pictures (n, 3, H, W) that `vae.decode(latents).sample` is, one frame after the other.
 
     `latents` (n, C, h, w) are already divided by the scaling factor. `chunk_bytes` bounds what one strip needs besides
@@ -41,14 +48,14 @@ def decode_in_strips(vae: AutoencoderKL, latents: torch.Tensor, *, chunk_bytes: 
 
 
 @torch.inference_mode()
-def encode_in_strips(vae: AutoencoderKL, pixels: torch.Tensor, *, chunk_bytes: int) -> DiagonalGaussianDistribution:
+def encode_in_strips(vae: VAE, pixels: torch.Tensor, *, chunk_bytes: int) -> Posterior:
     """Returns the posterior that `vae.encode(pixels).latent_dist` is, one frame after the other.
 
     `pixels` are (n, 3, H, W) in [-1, 1]. For the rest see `decode_in_strips`; the blocks are DownEncoderBlock2D.
     """
     _check(chunk_bytes, vae.config.down_block_types, "DownEncoderBlock2D")
     moments = [_encode_frame(vae, frame, chunk_bytes) for frame in torch.split(pixels, 1)]
-    return DiagonalGaussianDistribution(torch.cat(moments))
+    return Posterior.of(torch.cat(moments))
 
 
 def _check(chunk_bytes: int, block_types: tuple[str, ...], known: str) -> None:
@@ -109,7 +116,7 @@ class Strips:
                 yield first + low, piece.narrow(2, low, high - low)
 
 
-def _decode_frame(vae: AutoencoderKL, latent: torch.Tensor, picture: torch.Tensor, chunk_bytes: int) -> None:
+def _decode_frame(vae: Any, latent: torch.Tensor, picture: torch.Tensor, chunk_bytes: int) -> None:
     """Writes the decoded `latent` (1, C, h, w) into `picture` (1, 3, H, W)."""
     decoder = vae.decoder
     if vae.post_quant_conv is not None:
@@ -124,7 +131,7 @@ def _decode_frame(vae: AutoencoderKL, latent: torch.Tensor, picture: torch.Tenso
     _conv_out(decoder, hidden, picture, chunk_bytes)
 
 
-def _encode_frame(vae: AutoencoderKL, pixels: torch.Tensor, chunk_bytes: int) -> torch.Tensor:
+def _encode_frame(vae: Any, pixels: torch.Tensor, chunk_bytes: int) -> torch.Tensor:
     """Returns mean and log variance (1, 2 C, h, w) of `pixels` (1, 3, H, W)."""
     encoder = vae.encoder
     hidden = _conv_in(encoder.conv_in, pixels, chunk_bytes)
@@ -149,23 +156,22 @@ def _conv_in(conv: nn.Conv2d, picture: torch.Tensor, chunk_bytes: int) -> Strips
     return made
 
 
-def _mid_block(block: UNetMidBlock2D, hidden: Strips, chunk_bytes: int) -> Strips:
+def _mid_block(block: Any, hidden: Strips, chunk_bytes: int) -> Strips:
     hidden = _resnet(block.resnets[0], hidden, chunk_bytes)
-    for attention, resnet in zip(block.attentions, block.resnets[1:], strict=True):
-        if attention is not None:
+    for attention in block.attentions:
+        if attention is not None:  # as in diffusers' class without attention
             hidden = _attend(attention, hidden)
-        hidden = _resnet(resnet, hidden, chunk_bytes)
-    return hidden
+    return _resnet(block.resnets[1], hidden, chunk_bytes)
 
 
-def _attend(attention: Attention, hidden: Strips) -> Strips:
+def _attend(attention: PictureAttention, hidden: Strips) -> Strips:
     # Whole: every pixel looks at every other, and at an eighth of the picture's side all of this is small.
     whole = hidden.read(0, hidden.height)
     hidden.drop_above(hidden.height)
     return Strips(attention(whole))
 
 
-def _resnet(resnet: ResnetBlock2D, hidden: Strips, chunk_bytes: int) -> Strips:
+def _resnet(resnet: PictureResnet, hidden: Strips, chunk_bytes: int) -> Strips:
     """Returns the residual block's output; `hidden` is used up: freed as it is read, or become the output."""
     inner = Strips()
     residual = hidden if resnet.conv_shortcut is None else Strips()
@@ -189,7 +195,7 @@ def _resnet(resnet: ResnetBlock2D, hidden: Strips, chunk_bytes: int) -> Strips:
     return residual
 
 
-def _upsample(upsampler: Upsample2D, hidden: Strips, chunk_bytes: int) -> Strips:
+def _upsample(upsampler: PictureUpsample, hidden: Strips, chunk_bytes: int) -> Strips:
     """Returns the convolution of the picture at twice the size, which never exists whole; frees `hidden`."""
 
     def enlarged(start: int, stop: int) -> torch.Tensor:
@@ -208,7 +214,7 @@ def _upsample(upsampler: Upsample2D, hidden: Strips, chunk_bytes: int) -> Strips
     return made
 
 
-def _downsample(downsampler: Downsample2D, hidden: Strips, chunk_bytes: int) -> Strips:
+def _downsample(downsampler: PictureDownsample, hidden: Strips, chunk_bytes: int) -> Strips:
     """Returns the picture at half the size; frees `hidden`.
 
     The module pads one row below and one column to the right. From rows 2a to 2b its stride makes rows a to b - 1 and

@@ -76,11 +76,6 @@ def fill(module: torch.nn.Module, tensors: dict[str, torch.Tensor], dtype: torch
             place._parameters[own] = torch.nn.Parameter(tensor)
         else:
             place._buffers[own] = tensor
-    for name, buffer in list(module.named_buffers()):
-        if buffer.is_meta:  # one that is not saved: the numbers of the places, from 0 on
-            holder, _, own = name.rpartition(".")
-            assert own == "position_ids", name
-            module.get_submodule(holder)._buffers[own] = torch.arange(buffer.shape[-1]).expand(buffer.shape)
 
 
 @contextlib.contextmanager

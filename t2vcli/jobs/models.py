@@ -42,7 +42,7 @@ class Models:
             while self._kept and len(self._kept) >= self.most:  # before loading: both may be more than the host holds
                 self._kept.popitem(last=False)
             report.stage("load")
-            model = load_model(prepared.files, prepared.dtype, shared)
+            model = load_model(prepared.files, prepared.dtype, shared, theirs=parts_of_diffusers(prepared))
             if prepared.plan.weights == "fp8":
                 keep_in_fp8(model.unet)
             found = PlacedModel(model)
@@ -69,8 +69,18 @@ def key_of(prepared: Prepared) -> Key:
     files = prepared.files
     stamps = tuple(_stamp(path) for _, paths in sorted(files.weights.items()) for path in paths)
     adapters = tuple((adapter.sha256, adapter.scale) for adapter in files.adapters)
-    how = prepared.plan.dtype, prepared.plan.weights
+    how = prepared.plan.dtype, prepared.plan.weights, parts_of_diffusers(prepared)
     return (files.source, files.revision, files.variant, stamps, adapters, *how)
+
+
+def parts_of_diffusers(prepared: Prepared) -> frozenset[str]:
+    """Returns the parts that have to be of diffusers' classes, in the plan or in those below it."""
+    plans = [prepared.plan, *prepared.below]
+    parts = {
+        "unet": any(plan.runs_diffusers_forward for plan in plans),
+        "vae": any(plan.vae_tiling for plan in plans),
+    }
+    return frozenset(part for part, needed in parts.items() if needed)
 
 
 def _stamp(path: Path) -> tuple[str, int, int]:

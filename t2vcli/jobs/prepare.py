@@ -6,13 +6,13 @@ import re
 from dataclasses import dataclass
 
 import torch
-from transformers import CLIPTokenizer
 
 from t2vcli.engine.device import DTYPES, choose_device, free_device_bytes, has_nvidia_driver, why_no_cuda
 from t2vcli.engine.guidance import needs_guidance
 from t2vcli.engine.loading import check_steps, load_tokenizer, reading, schedule_remark, vae_scale
 from t2vcli.engine.memory import PlacedModel
 from t2vcli.engine.prompt import Tokens, encode_prompt, tokenize
+from t2vcli.engine.tokenizer import Tokenizer
 from t2vcli.errors import OutOfMemoryError, UsageError
 from t2vcli.planning.decide import Decision, Memory, decide
 from t2vcli.planning.forecast import architecture_of, table_forecast, weight_bytes
@@ -38,7 +38,7 @@ class Prepared:
     plan: MemoryPlan
     below: list[MemoryPlan]  # what to fall back to, should memory run out all the same
     blocks: Blocks  # how the clip is divided
-    tokenizer: CLIPTokenizer
+    tokenizer: Tokenizer
     prompt: Tokens
     negative_prompt: Tokens
     remarks: tuple[str, ...] = ()  # on how it is divided
@@ -182,7 +182,7 @@ PINNED_ROUNDING = 1.33  # of the weights of a ModelScope UNet, each rounded up t
 
 
 def _checked_tokens(
-    files: ModelFiles, tokenizer: CLIPTokenizer, text: str, name: str, report: Report, strict: bool
+    files: ModelFiles, tokenizer: Tokenizer, text: str, name: str, report: Report, strict: bool
 ) -> Tokens:
     with reading(f"the tokenizer in {files.parts['tokenizer']}", files):
         tokens = tokenize(tokenizer, text)

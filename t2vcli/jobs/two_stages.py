@@ -7,11 +7,10 @@ import gc
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
-from diffusers import AutoencoderKL
 
 from t2vcli.asking.job import Policy
 from t2vcli.asking.work import Work
@@ -20,6 +19,7 @@ from t2vcli.engine.memory import PlacedModel, cast, lent
 from t2vcli.errors import InputError, NonFiniteError
 from t2vcli.jobs.around import Around
 from t2vcli.jobs.keep import Keeper, with_kept_plan
+from t2vcli.jobs.models import parts_of_diffusers
 from t2vcli.jobs.prepare import Prepared
 from t2vcli.jobs.sample import how_it_went, write_video
 from t2vcli.jobs.stages import Made, Origin, ReadFrames, from_prompt, from_video
@@ -32,13 +32,16 @@ from t2vcli.video.reader import read_metadata
 from t2vcli.video.resize import resize_picture
 from t2vcli.weights.models import equal_parts
 
+if TYPE_CHECKING:
+    from t2vcli.engine.picture_vae import VAE
+
 
 @dataclass(frozen=True)
 class Draft:
     """The first of two stages, when it is done. `vae` is its model's, `shared` if it is also the second's."""
 
     latents: torch.Tensor
-    vae: AutoencoderKL
+    vae: VAE
     shared: bool
 
     def reader(self, *, width: int, height: int, report: Report) -> ReadFrames:
@@ -125,7 +128,8 @@ def parts_in_common(work: Work, prepared: Sequence[Prepared]) -> list[str]:
     first, second = prepared
     if first.plan.dtype != second.plan.dtype or {stage.request.weights for stage in work.stages} != {"full"}:
         return []
-    return equal_parts(first.files, second.files)
+    differing = parts_of_diffusers(first) ^ parts_of_diffusers(second)
+    return [part for part in equal_parts(first.files, second.files) if part not in differing]
 
 
 def _write_draft(

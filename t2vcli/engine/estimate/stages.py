@@ -13,7 +13,6 @@ import torch
 from diffusers import AutoencoderKL, UNet3DConditionModel
 from diffusers.schedulers.scheduling_ddim import DDIMSchedulerOutput
 from torch import nn
-from transformers import CLIPTextConfig, CLIPTextModel
 
 from t2vcli.engine.decode import decode_latents
 from t2vcli.engine.denoise import denoise
@@ -27,6 +26,7 @@ from t2vcli.engine.latents import encode_video, make_generator, noise_state
 from t2vcli.engine.loading import Model, vae_scale
 from t2vcli.engine.memory import PlacedModel
 from t2vcli.engine.prompt import encode_prompt
+from t2vcli.engine.text_encoder import CLIPText
 from t2vcli.planning.plan import MemoryPlan
 
 Stage = Literal["text encode", "video encode", "denoise", "decode"]
@@ -82,7 +82,7 @@ def estimate(
     plan = replace(plan, device=DEVICE)
     with pretended_device(cuda_attention):
         model = Model(
-            text_encoder=_built(lambda: CLIPTextModel(CLIPTextConfig(**text_config)), plan),
+            text_encoder=_built(lambda: CLIPText(text_config), plan),
             unet=_built(lambda: UNet3DConditionModel.from_config(dict(unet_config)), plan),
             vae=_built(lambda: AutoencoderKL.from_config(dict(vae_config)), plan),
         )

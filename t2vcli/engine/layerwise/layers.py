@@ -10,19 +10,23 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 import torch.nn.functional as F
-from diffusers.models.attention import BasicTransformerBlock
-from diffusers.models.attention_processor import Attention
-from diffusers.models.resnet import Downsample2D, ResnetBlock2D, TemporalConvLayer
-from diffusers.models.transformers.transformer_2d import Transformer2DModel
-from diffusers.models.transformers.transformer_temporal import TransformerTemporalModel
-from diffusers.models.upsampling import Upsample2D
 
 from t2vcli.engine.layerwise import norms
 from t2vcli.engine.layerwise.operators import Operators
 from t2vcli.engine.layerwise.transfers import Skip
+from t2vcli.engine.video_unet import (
+    Attention,
+    Downsample,
+    FramesTransformer,
+    PixelsTransformer,
+    Resnet,
+    TemporalConv,
+    Upsample,
+)
 
 FEED_FORWARD = 8
 """How many times wider than its input the first layer of a GEGLU feed-forward is: four, and as much again for the gate."""
@@ -118,18 +122,18 @@ def conv(
     )
 
 
-def downsample(run: Run, layer: Downsample2D, hidden_states: torch.Tensor) -> torch.Tensor:
+def downsample(run: Run, layer: Downsample, hidden_states: torch.Tensor) -> torch.Tensor:
     """Returns the frames at half the size."""
     return conv(run, run.operators[layer.conv], hidden_states, out_channels=layer.channels)
 
 
 def resnet(
     run: Run,
-    layer: ResnetBlock2D,
+    layer: Resnet,
     hidden_states: torch.Tensor,
     emb: torch.Tensor,
     *,
-    upsamplers: Sequence[Upsample2D] = (),
+    upsamplers: Sequence[Upsample] = (),
     upsample_size: tuple[int, int] | None = None,
     skip: Skip | None = None,
     in_place: bool,
@@ -143,6 +147,7 @@ def resnet(
     if skip is not None:
         height, width = skip.shape[2:]
     channels = max(layer.in_channels, layer.out_channels)
+    assert layer.time_emb_proj is not None
     time = operators[layer.time_emb_proj](F.silu(emb))
     same_shape = not upsamplers and skip is None and layer.conv_shortcut is None
     in_place = in_place and same_shape
@@ -174,11 +179,11 @@ def resnet(
     )
 
 
-def temporal_conv(run: Run, layer: TemporalConvLayer, hidden_states: torch.Tensor) -> torch.Tensor:
+def temporal_conv(run: Run, layer: TemporalConv, hidden_states: torch.Tensor) -> torch.Tensor:
     """Returns the four convolutions along the frames, added to their input, in place; one more tensor of its size is alive."""
     operators = run.operators
     video = as_video(run, hidden_states)
-    stages = [layer.conv1, layer.conv2, layer.conv3, layer.conv4]
+    stages: list[Any] = [layer.conv1, layer.conv2, layer.conv3, layer.conv4]
     total, channels = hidden_states.shape[:2]
     if run.fits(hidden_states.numel() * hidden_states.element_size()):
         h = video
@@ -205,7 +210,7 @@ def temporal_conv(run: Run, layer: TemporalConvLayer, hidden_states: torch.Tenso
     return hidden_states
 
 
-def spatial_transformer(run: Run, layer: Transformer2DModel, hidden_states: torch.Tensor, text: Text) -> torch.Tensor:
+def spatial_transformer(run: Run, layer: PixelsTransformer, hidden_states: torch.Tensor, text: Text) -> torch.Tensor:
     """Returns the transformer's result, in place: attention among the pixels of each frame, and to the text."""
     operators = run.operators
     total, _, height, width = hidden_states.shape
@@ -241,7 +246,7 @@ def spatial_transformer(run: Run, layer: Transformer2DModel, hidden_states: torc
     return hidden_states
 
 
-def temporal_transformer(run: Run, layer: TransformerTemporalModel, hidden_states: torch.Tensor) -> torch.Tensor:
+def temporal_transformer(run: Run, layer: FramesTransformer, hidden_states: torch.Tensor) -> torch.Tensor:
     """Returns the temporal transformer's result, in place: attention among the frames of each pixel."""
     operators = run.operators
     total, channels, height, width = hidden_states.shape
@@ -332,9 +337,7 @@ def _heads(tokens: torch.Tensor, heads: int) -> torch.Tensor:
     return tokens.view(*tokens.shape[:2], heads, -1).transpose(1, 2)
 
 
-def _transformer_block(
-    run: Run, block: BasicTransformerBlock, tokens: torch.Tensor, text: Text | None, start: int
-) -> torch.Tensor:
+def _transformer_block(run: Run, block: Any, tokens: torch.Tensor, text: Text | None, start: int) -> torch.Tensor:
     """Returns the block's result for tokens (N, S, D), in place; the feed-forward in slices of the N S tokens.
 
     `text`: what the second attention is to, where it is not to the tokens; then the N are frames, from `start` on.

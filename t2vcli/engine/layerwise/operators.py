@@ -8,14 +8,16 @@ what follows into the product: the sum with the residual, a gated layer's GELU a
 from __future__ import annotations
 
 import functools
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any, Protocol
 
 import torch
 import torch.nn.functional as F
-from diffusers.models.activations import GEGLU
 from torch import nn
+
+from t2vcli.engine.video_unet import GatedUnit
 
 PACKED_TYPES = (torch.float32, torch.bfloat16)
 
@@ -68,6 +70,12 @@ class Operators(dict[nn.Module, Operator]):
         return operator
 
 
+def gated_units() -> tuple[type[nn.Module], ...]:
+    """Returns the classes of a gated unit: ours, and diffusers' where that is imported, since only then can one be met."""
+    theirs = sys.modules.get("diffusers.models.activations")
+    return (GatedUnit,) if theirs is None else (GatedUnit, theirs.GEGLU)
+
+
 def is_hooked(module: nn.Module) -> bool:
     """Returns whether something would notice if the module were not called."""
     return bool(module._forward_hooks or module._forward_pre_hooks or "forward" in vars(module))
@@ -79,7 +87,7 @@ def packing_works() -> bool:
     generator = torch.Generator().manual_seed(0)
     x, weight, bias = (torch.randn(shape, generator=generator) for shape in ((3, 16), (32, 16), (32,)))
     picture, kernel = torch.randn(2, 16, 5, 5, generator=generator), torch.randn(32, 16, 3, 3, generator=generator)
-    linear, conv, geglu = nn.Linear(16, 32), nn.Conv2d(16, 32, 3, padding=1), GEGLU(16, 16)
+    linear, conv, geglu = nn.Linear(16, 32), nn.Conv2d(16, 32, 3, padding=1), GatedUnit(16, 16)
     with torch.no_grad():
         linear.weight.copy_(weight)
         linear.bias.copy_(bias)
@@ -135,7 +143,7 @@ def _kind(module: nn.Module) -> Callable[[Any], _Packed] | None:
         for weight in module.parameters()
     ):
         return None
-    if type(module) is GEGLU and type(module.proj) is nn.Linear and module.proj.bias is not None:
+    if type(module) in gated_units() and type(module.proj) is nn.Linear and module.proj.bias is not None:
         return _PackedGate
     if type(module) is nn.Linear:
         return _PackedLinear
@@ -193,7 +201,7 @@ class _PackedLinear(_Packed):
 class _PackedGate(_Packed):
     """A gated linear unit (arXiv:2002.05202) as two products: the gate's with its GELU, the value's times that."""
 
-    def __init__(self, module: GEGLU) -> None:
+    def __init__(self, module: GatedUnit) -> None:
         proj = module.proj
         self.weights = [proj.weight]
         reorder = torch.ops.mkldnn._reorder_linear_weight

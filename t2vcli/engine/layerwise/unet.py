@@ -1,4 +1,4 @@
-"""The UNet's forward layer by layer, over the modules of diffusers' UNet3DConditionModel, with one budget.
+"""The UNet's forward layer by layer, over our modules or those of diffusers' UNet3DConditionModel, with one budget.
 
 Without a budget it is the fast one: one memory layout from the first convolution to the last, so that tokens and frames are
 views of each other where diffusers' forward copies; keys and values of the text made once a run; on a CPU, weights packed for
@@ -10,29 +10,20 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
-from diffusers import UNet3DConditionModel
-from diffusers.models.activations import GEGLU
-from diffusers.models.attention import BasicTransformerBlock
-from diffusers.models.attention_processor import Attention, AttnProcessor2_0
-from diffusers.models.resnet import Downsample2D, ResnetBlock2D, TemporalConvLayer
-from diffusers.models.transformers.transformer_2d import Transformer2DModel
-from diffusers.models.unets.unet_3d_blocks import (
-    CrossAttnDownBlock3D,
-    CrossAttnUpBlock3D,
-    DownBlock3D,
-    UNetMidBlock3DCrossAttn,
-    UpBlock3D,
-)
-from diffusers.models.upsampling import Upsample2D
 from torch import nn
 
 from t2vcli.engine.layerwise import layers
 from t2vcli.engine.layerwise.layers import Run, Text
-from t2vcli.engine.layerwise.operators import Operators, packed, packing_works
+from t2vcli.engine.layerwise.operators import Operators, gated_units, packed, packing_works
 from t2vcli.engine.layerwise.transfers import LayerWeights, Skip
+from t2vcli.engine.video_unet import Upsample, VideoUNet
+
+if TYPE_CHECKING:
+    from diffusers import UNet3DConditionModel
 
 TEXTS_KEPT = 4
 """Of how many texts the keys and values are kept: the halves of guidance one after the other, a few prompts over time."""
@@ -42,8 +33,9 @@ TEXTS_KEPT = 4
 class Step:
     """One layer between conv_in and conv_out, in the order of use; `upsamplers` run just before it, in its pieces."""
 
-    layer: nn.Module
-    upsamplers: tuple[Upsample2D, ...] = ()
+    kind: Literal["pixels", "frames", "resnet", "temporal convolution", "downsample"]
+    layer: Any
+    upsamplers: tuple[Upsample, ...] = ()
     takes_skip: bool = False
     gives_skip: bool = False
 
@@ -66,7 +58,7 @@ class LayerwiseUNet:
 
     def __init__(
         self,
-        unet: UNet3DConditionModel,
+        unet: VideoUNet | UNet3DConditionModel,
         *,
         device: str | torch.device,
         chunk_bytes: int | None = None,
@@ -79,7 +71,12 @@ class LayerwiseUNet:
             raise ValueError(f"chunk_bytes must be 1 or more, not {chunk_bytes}")
         if pack and resident_bytes is not None:
             raise ValueError("weights that visit the device layer by layer cannot be packed")
-        _refuse_what_differs(unet)
+        if unet.training:
+            raise ValueError("the UNet is in training mode, where its dropout is random: call unet.eval() first")
+        if not isinstance(unet, VideoUNet):
+            from t2vcli.engine.layerwise.diffusers_unet import refuse_what_differs
+
+            refuse_what_differs(unet)
         self._unet = unet
         self._device = torch.device(device)
         self._chunk_bytes = chunk_bytes
@@ -182,7 +179,7 @@ class LayerwiseUNet:
         in_place: bool,
     ) -> torch.Tensor:
         layer = step.layer
-        if isinstance(layer, ResnetBlock2D):
+        if step.kind == "resnet":
             return layers.resnet(
                 run,
                 layer,
@@ -193,11 +190,11 @@ class LayerwiseUNet:
                 skip=skip,
                 in_place=in_place,
             )
-        if isinstance(layer, Downsample2D):
+        if step.kind == "downsample":
             return layers.downsample(run, layer, hidden_states)
-        if isinstance(layer, TemporalConvLayer):
+        if step.kind == "temporal convolution":
             return layers.temporal_conv(run, layer, hidden_states)
-        if isinstance(layer, Transformer2DModel):
+        if step.kind == "pixels":
             return layers.spatial_transformer(run, layer, hidden_states, text)
         return layers.temporal_transformer(run, layer, hidden_states)
 
@@ -241,84 +238,45 @@ def _same_tensor(a: torch.Tensor, b: torch.Tensor) -> bool:
 
 def _to_pack(layer: nn.Module) -> Iterator[nn.Module]:
     """Yields the modules of a layer that the forward uses as one: gated units whole, and every other with weights of its own."""
-    if isinstance(layer, GEGLU | nn.Linear | nn.Conv2d | nn.Conv3d):
+    if isinstance(layer, (*gated_units(), nn.Linear, nn.Conv2d, nn.Conv3d)):
         yield layer
         return
     for child in layer.children():
         yield from _to_pack(child)
 
 
-def _steps(unet: UNet3DConditionModel) -> Iterator[Step]:
+def _steps(unet: Any) -> Iterator[Step]:
     """Yields the layers between conv_in and conv_out in the order of use."""
-    yield Step(unet.transformer_in, gives_skip=True)
+    yield Step("frames", unet.transformer_in, gives_skip=True)
     for block in unet.down_blocks:
         for number in range(len(block.resnets)):
             *before, last = _of_one_resnet(block, number)
-            yield from (Step(layer) for layer in before)
-            yield Step(last, gives_skip=True)
+            yield from before
+            yield replace(last, gives_skip=True)
         for downsampler in block.downsamplers or ():
-            yield Step(downsampler, gives_skip=True)
+            yield Step("downsample", downsampler, gives_skip=True)
     if unet.mid_block is not None:
         middle = unet.mid_block
-        yield Step(middle.resnets[0])
-        yield Step(middle.temp_convs[0])
+        yield Step("resnet", middle.resnets[0])
+        yield Step("temporal convolution", middle.temp_convs[0])
         for number in range(len(middle.attentions)):
-            yield Step(middle.attentions[number])
-            yield Step(middle.temp_attentions[number])
-            yield Step(middle.resnets[number + 1])
-            yield Step(middle.temp_convs[number + 1])
-    upsamplers: tuple[Upsample2D, ...] = ()
+            yield Step("pixels", middle.attentions[number])
+            yield Step("frames", middle.temp_attentions[number])
+            yield Step("resnet", middle.resnets[number + 1])
+            yield Step("temporal convolution", middle.temp_convs[number + 1])
+    upsamplers: tuple[Upsample, ...] = ()
     for block in unet.up_blocks:
         for number in range(len(block.resnets)):
             first, *rest = _of_one_resnet(block, number)
-            yield Step(first, upsamplers=upsamplers, takes_skip=True)
+            yield replace(first, upsamplers=upsamplers, takes_skip=True)
             upsamplers = ()
-            yield from (Step(layer) for layer in rest)
+            yield from rest
         upsamplers = tuple(block.upsamplers or ())
 
 
-def _of_one_resnet(block: CrossAttnDownBlock3D | CrossAttnUpBlock3D, number: int) -> list[nn.Module]:
+def _of_one_resnet(block: Any, number: int) -> list[Step]:
     """Returns a resnet of a down or up block and the layers that follow it there."""
-    own = [block.resnets[number], block.temp_convs[number]]
-    if getattr(block, "has_cross_attention", False):  # a block without attention has no such attribute
-        own += [block.attentions[number], block.temp_attentions[number]]
+    own = [Step("resnet", block.resnets[number]), Step("temporal convolution", block.temp_convs[number])]
+    if getattr(block, "has_cross_attention", False):  # a block of diffusers without attention has no such attribute
+        own += [Step("pixels", block.attentions[number]), Step("frames", block.temp_attentions[number])]
     return own
-
-
-def _refuse_what_differs(unet: UNet3DConditionModel) -> None:
-    """Raises ValueError for a UNet whose plain forward does something that the one in pieces does not."""
-    if unet.training:
-        raise ValueError("the UNet is in training mode, where its dropout is random: call unet.eval() first")
-    blocks = {"down_blocks": (CrossAttnDownBlock3D, DownBlock3D), "up_blocks": (CrossAttnUpBlock3D, UpBlock3D)}
-    for name, kinds in blocks.items():
-        for block in getattr(unet, name):
-            if not isinstance(block, kinds):
-                raise ValueError(f"{name} of kind {type(block).__name__} cannot run layer by layer")
-    if unet.mid_block is not None and not isinstance(unet.mid_block, UNetMidBlock3DCrossAttn):
-        raise ValueError(f"a mid_block of kind {type(unet.mid_block).__name__} cannot run layer by layer")
-    if any(getattr(block, factor, None) for block in unet.up_blocks for factor in ("s1", "s2", "b1", "b2")):
-        raise ValueError("FreeU cannot run layer by layer: call unet.disable_freeu() first")
-    for module in unet.modules():
-        if isinstance(module, Attention):
-            _refuse_attention(module)
-        if isinstance(module, ResnetBlock2D) and (
-            module.time_embedding_norm != "default" or module.output_scale_factor != 1.0 or module.skip_time_act
-        ):
-            raise ValueError("a resnet of a kind that these models do not have cannot run layer by layer")
-        if not isinstance(module, BasicTransformerBlock):
-            continue
-        if module._chunk_size is not None:
-            raise ValueError(
-                "forward chunking is set, which pieces replace: call unet.disable_forward_chunking() first"
-            )
-        if module.norm_type != "layer_norm" or module.only_cross_attention or module.pos_embed is not None:
-            raise ValueError("a transformer block of a kind that these models do not have cannot run layer by layer")
-
-
-def _refuse_attention(attn: Attention) -> None:
-    """Raises ValueError for an attention that is more than its four projections."""
-    extras = (attn.group_norm, attn.spatial_norm, attn.norm_cross, attn.norm_q, attn.norm_k)
-    if type(attn.processor) is not AttnProcessor2_0:
-        raise ValueError(f"attention by {type(attn.processor).__name__} cannot run layer by layer")
-    if any(extras) or attn.residual_connection or attn.rescale_output_factor != 1.0:
-        raise ValueError("an attention of a kind that these models do not have cannot run layer by layer")
