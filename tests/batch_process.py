@@ -6,6 +6,7 @@ python tests/batch_process.py LIST FOLDER [--share] [--die-after N] [--ray WORKE
 from __future__ import annotations
 
 import hashlib
+import json
 import os
 import signal
 import sys
@@ -100,10 +101,16 @@ class Actor(Worker):
             (self._left if "stoppable" in prompt else threading.Event()).wait()
         if self._stop.asked:
             return {"stopped": True}
+        if "surroundings" in prompt:
+            return _answer(job, json.dumps({k: v for k, v in os.environ.items() if k.startswith(("RAY_", "OMP_"))}))
         text = (job["hash"] + str(os.environ.get("OMP_NUM_THREADS"))) * (10**6 if "large" in prompt else 1)
-        content = text.encode()
-        made = Made(job["output"], len(content), 0, hashlib.sha256(content).hexdigest(), 8, "v")
-        return {"made": asdict(made), "content": content}
+        return _answer(job, text)
+
+
+def _answer(job: dict[str, Any], text: str) -> dict[str, Any]:
+    content = text.encode()
+    made = Made(job["output"], len(content), 0, hashlib.sha256(content).hexdigest(), 8, "v")
+    return {"made": asdict(made), "content": content}
 
 
 def recipe_is(job: Planned, path: Path) -> bool:
@@ -166,6 +173,8 @@ def main() -> int:
     except T2VError as error:
         print(error, file=sys.stderr)
         return error.exit_code
+    except KeyboardInterrupt:  # the second one, as the command line ends then
+        return 130
     return 3 if tally.failed else 0
 
 

@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+import re
 import signal
 import socket
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator
+import threading
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 from commandline import LIMIT_S, ROOT, environment, sentence, t2v
 
+from t2vcli.batches import over_ray
 from t2vcli.batches.journal import Reader, Record
 
 
@@ -43,14 +47,65 @@ def test_what_does_not_go_together_is_refused(tmp_path: Path, arguments: tuple[s
     assert told in sentence(done)
 
 
-def test_a_cluster_that_is_not_there_is_told_without_importing_ray(tmp_path: Path) -> None:
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        address = f"127.0.0.1:{free.getsockname()[1]}"
+def nobody(connection: socket.socket) -> None: ...
+
+
+def silent(connection: socket.socket) -> None:
+    connection.recv(1)
+
+
+def closing(connection: socket.socket) -> None:
+    connection.close()
+
+
+def web_server(connection: socket.socket) -> None:
+    connection.recv(100)
+    connection.sendall(b"HTTP/1.1 400 Bad Request\r\nContent-Length: 0\r\n\r\n")
+
+
+@pytest.mark.parametrize("answer", [nobody, silent, closing, web_server])
+def test_what_is_no_cluster_is_told_at_once_without_importing_ray(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, answer: Callable[[socket.socket], None]
+) -> None:
+    monkeypatch.setitem(sys.modules, "ray", None)
+    monkeypatch.setattr(over_ray, "PROBE_S", 0.2)
     jobs = written(tmp_path / "jobs.txt", "a boat")
-    done = t2v("batch", jobs, "-o", tmp_path / "out", "-p", "demo", "--quiet", "--ray", address)
+    with socket.socket() as listener, contextlib.ExitStack() as afterwards:
+        listener.bind(("127.0.0.1", 0))
+        address = f"127.0.0.1:{listener.getsockname()[1]}"
+        if answer is not nobody:
+            listener.listen()
+            accepted: list[socket.socket] = []
+
+            def serve() -> None:
+                with contextlib.suppress(OSError):
+                    accepted.append(listener.accept()[0])
+                    answer(accepted[0])
+
+            thread = threading.Thread(target=serve, daemon=True)
+            thread.start()
+            afterwards.callback(lambda: [each.close() for each in accepted])
+        done = t2v("batch", jobs, "-o", tmp_path / "out", "-p", "demo", "--quiet", "--ray", address)
     assert done.code == 6
     assert f"no Ray cluster is at {address}" in sentence(done)
+
+
+def test_what_ray_is_told_before_it_starts(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    for name in ("RAY_AUTH_MODE", "RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH"):
+        monkeypatch.delenv(name, raising=False)
+    private, theirs = over_ray._variables(None), over_ray._variables("host:1")
+    assert private["RAY_USAGE_STATS_ENABLED"] == theirs["RAY_USAGE_STATS_ENABLED"] == "0"
+    assert private["RAY_AUTH_MODE"] == "token"
+    assert len(private["RAY_AUTH_TOKEN"]) == 64
+    assert "RAY_AUTH_MODE" not in theirs
+    assert private["RAY_AUTH_TOKEN"] not in theirs.values()
+    # A driver sends the token that there is only where it is told to.
+    (tmp_path / ".ray").mkdir()
+    written(tmp_path / ".ray" / "auth_token", "x")
+    assert over_ray._variables("host:1")["RAY_AUTH_MODE"] == "token"
+    monkeypatch.setenv("RAY_AUTH_MODE", "disabled")
+    assert "RAY_AUTH_MODE" not in over_ray._variables("host:1")
 
 
 def test_without_ray_the_way_to_get_it_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -62,6 +117,10 @@ def test_without_ray_the_way_to_get_it_is_told(tmp_path: Path, monkeypatch: pyte
 
 
 # With Ray. Each in a process of its own, as people run it: Ray is of a process.
+
+
+NOT_OURS = "127.0.0.1:9"
+"""RAY_ADDRESS in each test: the cluster of somebody else, which a private one must have nothing to do with."""
 
 
 class Batch:
@@ -76,17 +135,22 @@ class Batch:
         command = [sys.executable, str(ROOT / "tests" / "batch_process.py"), str(jobs), str(folder / "out"), *arguments]
         self.process = subprocess.Popen(
             command,
-            env=environment(HOME=str(self.home), TMPDIR=str(folder.parent), OMP_NUM_THREADS="3"),
+            env=environment(
+                HOME=str(self.home), TMPDIR=str(folder.parent), OMP_NUM_THREADS="3",
+                RAY_ADDRESS=NOT_OURS,
+            ),
             stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
         )  # fmt: skip
 
     def until(self, words: str) -> None:
         """Waits until the batch says something."""
         assert self.process.stderr is not None
+        said = []
         for line in self.process.stderr:
+            said.append(line)
             if words in line:
                 return
-        pytest.fail(f"it never said {words!r}")
+        pytest.fail(f"it never said {words!r}, but: {''.join(said)}")
 
     def finished(self) -> tuple[int, dict[str, str], str]:
         """Returns the exit code, what became of each prompt, and stderr. All of stdout must be results."""
@@ -103,7 +167,7 @@ class Batch:
 
 def of_ray(folder: Path) -> list[str]:
     """Returns what is left of private clusters: their processes, and their files."""
-    running = subprocess.run(["ps", "-eo", "args"], capture_output=True, text=True, check=True).stdout
+    running = subprocess.run(["ps", "-ww", "-eo", "args"], capture_output=True, text=True, check=True).stdout
     mine = [line for line in running.splitlines() if str(folder.parent / "t2v-ray-") in line]
     return [*mine, *map(str, folder.parent.glob("t2v-ray-*"))]
 
@@ -118,11 +182,18 @@ def short() -> Iterator[Path]:
 
 @pytest.mark.slow
 def test_workers_that_die_hang_or_fail_lose_nothing_and_leave_nothing(short: Path) -> None:
-    prompts = "".join(f"prompt {n}\n" for n in range(12)) + "dies once\npoison\nit fails\nit hangs\na large one\n"
-    batch = Batch(short, prompts, "--ray", "2", "--job-timeout", "60")
+    prompts = (
+        "".join(f"prompt {n}\n" for n in range(12))
+        + "dies once\npoison\nit fails\nit hangs\na large one\nsurroundings\n"
+    )
+    batch = Batch(short, prompts, "--ray", "2", "--job-timeout", "20")
+    batch.until("started it hangs")
+    listing = subprocess.run(["ps", "-ww", "-eo", "args"], capture_output=True, text=True, check=True).stdout
+    ours = [line for line in listing.splitlines() if str(short.parent / "t2v-ray-") in line]
     code, ended, err = batch.finished()
     assert code == 3, err
     expected = {f"prompt-{n}": "done" for n in range(12)} | {"dies-once": "done", "a-large-one": "done"}
+    expected["surroundings"] = "done"
     assert ended == expected | {"poison": "failed", "it-fails": "failed", "it-hangs": "failed"}
     records = batch.records
     assert {name: record.status for name, record in records.items()} == ended
@@ -132,9 +203,21 @@ def test_workers_that_die_hang_or_fail_lose_nothing_and_leave_nothing(short: Pat
     for name in expected:  # whole, and made with the driver's number of threads
         record = records[name]
         text = (short / "out" / record.output).read_text()
+        if name == "surroundings":
+            told = json.loads(text)
+            assert (told["RAY_USAGE_STATS_ENABLED"], told["RAY_AUTH_MODE"], told["OMP_NUM_THREADS"]) == (
+                "0",
+                "token",
+                "3",
+            )
+            continue
         assert text == (record.hash + "3") * (10**6 if name == "a-large-one" else 1)
     assert of_ray(short) == []
-    assert not (batch.home / ".ray").exists()  # no token in a file
+    # The token is in no file, and in no list of processes; nothing serves a page.
+    assert not (batch.home / ".ray").exists()
+    assert ours
+    assert not [line for line in ours if re.search(r"\b[0-9a-f]{64}\b", line)]
+    assert not [line for line in ours if "dashboard/dashboard.py" in line and "--disable-frontend" not in line]
     assert not list((short / "out").glob("*.part"))
 
 
@@ -146,25 +229,18 @@ def test_a_driver_that_is_killed_takes_its_cluster_along_and_goes_on_when_it_is_
     killed.process.send_signal(signal.SIGKILL)
     killed.process.communicate()
     assert {name: record.status for name, record in killed.records.items()} == {"prompt-1": "done", "prompt-2": "done"}
-    stopped = Batch(short, prompts, "--ray", "1")
-    stopped.until("started it hangs")
-    stopped.process.send_signal(signal.SIGINT)
-    code, ended, err = stopped.finished()
-    assert (code, ended) == (130, {"prompt-1": "skipped", "prompt-2": "skipped"})
-    assert "2 of 3 are done, and the same command goes on" in err
-    assert not [line for line in of_ray(short) if "raylet" in line or "gcs_server" in line]
-
-
-@pytest.mark.slow
-def test_something_else_that_listens_is_told_within_seconds(tmp_path: Path) -> None:
-    with socket.socket() as silent:
-        silent.bind(("127.0.0.1", 0))
-        silent.listen()
-        address = f"127.0.0.1:{silent.getsockname()[1]}"
-        batch = Batch(tmp_path, "prompt 1\n", "--ray", address)
-        code, ended, err = batch.finished()
-    assert (code, ended) == (6, {}), err
-    assert f"the Ray cluster at {address}" in err
+    for signals, expected in (([signal.SIGTERM], 143), ([signal.SIGINT], 130), ([signal.SIGINT, signal.SIGINT], 130)):
+        what = "it hangs stoppable" if len(signals) == 1 else "it hangs"  # the second Ctrl-C does not wait
+        stopped = Batch(short, f"prompt 1\nprompt 2\n{what}\n", "--ray", "1")
+        stopped.until("started it hangs")
+        stopped.process.send_signal(signals[0])
+        if len(signals) > 1:
+            stopped.until("once more stops at once")
+            stopped.process.send_signal(signals[1])
+        code, ended, err = stopped.finished()
+        assert (code, ended) == (expected, {"prompt-1": "skipped", "prompt-2": "skipped"}), err
+        assert of_ray(short) == []  # what the killed one has left, too
+        assert "2 of 3 are done, and the same command goes on" in err
 
 
 @pytest.mark.slow
@@ -174,8 +250,10 @@ def test_a_node_that_is_lost_costs_no_clip(short: Path, monkeypatch: pytest.Monk
         "import sys\n"
         "from ray.cluster_utils import Cluster\n"
         "cluster = Cluster(initialize_head=True, head_node_args={'num_cpus': 0, 'include_dashboard': False})\n"
-        "nodes = [cluster.add_node(num_cpus=1) for _ in range(2)]\n"
         "print(cluster.address, flush=True)\n"
+        "sys.stdin.readline()\n"
+        "nodes = [cluster.add_node(num_cpus=1) for _ in range(2)]\n"
+        "print('two nodes', flush=True)\n"
         "sys.stdin.readline()\n"
         "cluster.remove_node(nodes[0], allow_graceful=False)\n"
         "sys.stdin.readline()\n"
@@ -191,6 +269,13 @@ def test_a_node_that_is_lost_costs_no_clip(short: Path, monkeypatch: pytest.Monk
     try:
         address = next(line for line in cluster.stdout if ":" in line).strip()
         monkeypatch.setenv("RAY_AUTH_TOKEN", token["RAY_AUTH_TOKEN"])
+        # No node could hold a worker: Ray itself would wait for one for ever.
+        code, ended, err = Batch(short, "prompt 0\n", "--ray", address).finished()
+        assert (code, ended) == (6, {}), err
+        assert "no CPU that a worker could use" in err
+        cluster.stdin.write("\n")
+        cluster.stdin.flush()
+        assert "two nodes\n" in cluster.stdout
         batch = Batch(short, "".join(f"prompt {n}\n" for n in range(200)), "--ray", address)
         batch.until("started prompt 20")
         cluster.stdin.write("\n")

@@ -36,7 +36,8 @@ from t2vcli.errors import DeviceError, Interrupted, OutputError, T2VError
 if TYPE_CHECKING:
     from t2vcli.jobs.around import Around
 
-CONNECT_S = 8.0
+PROBE_S = 3.0
+CONNECT_S = 60.0  # it is a cluster that answers; a busy machine takes 20 s to join one
 START_TRIES = 3
 GREETING_S = 900.0  # a worker imports torch before it answers
 STOPPING_S = 120.0
@@ -56,7 +57,10 @@ def _variables(address: str | None) -> dict[str, str]:
 
     For a cluster by its address Ray reads a token file only if it is told to (seen in 2.60).
     """
-    told = {"RAY_USAGE_STATS_ENABLED": "0"}
+    told = {
+        "RAY_USAGE_STATS_ENABLED": "0",
+        "RAY_BACKEND_LOG_LEVEL": os.environ.get("RAY_BACKEND_LOG_LEVEL", "error"),  # else warnings, each second
+    }
     if address is None:
         return {**told, "RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": _TOKEN}
     given = [os.environ.get(name) for name in ("RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH")]
@@ -448,20 +452,36 @@ def _is_running(pid: int) -> bool:
 
 
 def _probe(address: str) -> None:
-    """Raises DeviceError if nothing listens at an address: Ray itself would go on trying for minutes."""
+    """Raises DeviceError if nothing listens at an address, or something that is no Ray: Ray itself would try for minutes.
+
+    A cluster's head talks gRPC, whose server answers the beginning of HTTP/2 with its settings (RFC 9113, 3.4).
+    """
     host, _, port = address.rpartition(":")
     try:
-        socket.create_connection((host.strip("[]"), int(port)), 3).close()
+        with socket.create_connection((host.strip("[]"), int(port)), PROBE_S) as connection:
+            if os.environ.get("RAY_USE_TLS", "0") != "0":
+                return
+            connection.settimeout(PROBE_S)
+            connection.sendall(_HTTP2)
+            answer = connection.recv(9, socket.MSG_WAITALL)
     except OSError as error:
-        said = "no answer within 3 s" if isinstance(error, TimeoutError) else error.strerror or str(error)
+        said = f"no answer within {PROBE_S:.0f} s" if isinstance(error, TimeoutError) else error.strerror or str(error)
         raise DeviceError(f"no Ray cluster is at {address} ({said}); `ray start --head` starts one") from None
+    if len(answer) < 9 or answer[3] != _SETTINGS:
+        raise DeviceError(
+            f"no Ray cluster is at {address}: what answers there is something else; `ray start --head` tells its address"
+        )
 
 
-def _connected(connect: Callable[[], Any], what: str) -> None:
+_SETTINGS = 4
+_HTTP2 = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + bytes([0, 0, 0, _SETTINGS, 0, 0, 0, 0, 0])
+
+
+def _connected(connect: Callable[[], Any], what: str, *, way_out: str = "") -> None:
     try:
         connect()
     except Exception as error:
-        raise DeviceError(f"{what} could not be used: {_short(str(error))}") from None
+        raise DeviceError(f"{what} could not be used: {_short(str(error))}{way_out}") from None
 
 
 def _started(start: Callable[[], Any], end: Callable[[], Any]) -> None:
@@ -479,10 +499,11 @@ def _started(start: Callable[[], Any], end: Callable[[], Any]) -> None:
 def _within(limit_s: float, connect: Callable[[], Any], what: str) -> None:
     """Connects in a thread of its own, as Ray's own limits are minutes. Raises DeviceError."""
     failed: list[BaseException] = []
+    token = "if it asks for a token, set RAY_AUTH_TOKEN or RAY_AUTH_TOKEN_PATH to that of the cluster"
 
     def attempt() -> None:
         try:
-            _connected(connect, what)
+            _connected(connect, what, way_out=f"; {token}")
         except BaseException as error:
             failed.append(error)
 
@@ -491,8 +512,7 @@ def _within(limit_s: float, connect: Callable[[], Any], what: str) -> None:
     thread.join(limit_s)
     if thread.is_alive():
         raise DeviceError(
-            f"{what} did not answer within {limit_s:.0f} s: what listens there is no Ray of this version,"
-            " or it wants a token (RAY_AUTH_TOKEN, RAY_AUTH_TOKEN_PATH)"
+            f"{what} did not let t2v join within {limit_s:.0f} s: it is overloaded, or no Ray of this version; {token}"
         )
     if failed:
         raise failed[0]
