@@ -14,6 +14,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
+from fractions import Fraction
 from os import PathLike
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -21,6 +22,8 @@ from typing import TYPE_CHECKING, Any
 from t2vcli.asking.job import Job, Policy
 from t2vcli.asking.result import Result
 from t2vcli.asking.work import planned, work_for
+from t2vcli.errors import UsageError
+from t2vcli.paths import expanded
 from t2vcli.planning.outlook import Outlook
 from t2vcli.report import Report
 from t2vcli.stopping import Stop
@@ -31,6 +34,7 @@ if TYPE_CHECKING:
     from t2vcli.galleries.make import Gallery
     from t2vcli.jobs.around import Around, Seen
     from t2vcli.jobs.models import Models
+    from t2vcli.video.convert import Converted
 
 PathText = str | PathLike[str]
 
@@ -106,6 +110,41 @@ def resume(
 
     policy = Policy(overwrite=overwrite, offline=offline, keep_every_s=keep_every_s)
     return go_on(Path(folder), policy, _around(report, watch, stop, models))
+
+
+def convert(
+    source: PathText,
+    output: PathText,
+    *,
+    report: Report | None = None,
+    fps: Fraction | str | int | None = None,
+    width: int | None = None,
+    start: float | None = None,
+    duration: float | None = None,
+    max_bytes: int | None = None,
+    audio: PathText | None = None,
+    overwrite: bool = False,
+) -> Converted:
+    """Writes a finished clip, or a part of it, as another kind of file, as `t2v convert` does. Raises a T2VError."""
+    from t2vcli.request import check_fps
+    from t2vcli.video.convert import convert as make_other
+
+    try:
+        rate = None if fps is None else check_fps(fps)
+    except ValueError as error:
+        raise UsageError(f"fps {fps} {error}") from None
+    return make_other(
+        expanded(source),
+        expanded(output),
+        fps=rate,
+        width=width,
+        start=start,
+        duration=duration,
+        max_bytes=max_bytes,
+        audio=None if audio is None else expanded(audio),
+        overwrite=overwrite,
+        report=report,
+    )
 
 
 def batch(

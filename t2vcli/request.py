@@ -79,7 +79,7 @@ def can_be_kept(rate: Fraction) -> bool:
     return max(rate.numerator, rate.denominator) <= MAX_RATE_PART
 
 
-def _check_fps(value: object) -> Fraction:
+def check_fps(value: object) -> Fraction:
     rate = parse_fps(value)
     if not 0 < rate <= 240:
         raise ValueError("must be above 0 and at most 240")
@@ -200,7 +200,7 @@ def _check_tile_overlap(value: object) -> object:
     return value
 
 
-Fps = Annotated[Fraction, BeforeValidator(_check_fps), PlainSerializer(fps_text, return_type=str)]
+Fps = Annotated[Fraction, BeforeValidator(check_fps), PlainSerializer(fps_text, return_type=str)]
 Seconds = Annotated[float, BeforeValidator(parse_seconds), Field(ge=0, le=MAX_SECONDS, allow_inf_nan=False)]
 Side = Annotated[int, BeforeValidator(_check_side)]
 DeviceName = Annotated[str, BeforeValidator(_check_device)]

@@ -230,3 +230,34 @@ def test_a_stage_that_counts_nothing_has_no_rate(monkeypatch: pytest.MonkeyPatch
     start, denoise, find = (place / "screen").read_text().splitlines()
     assert "/" not in start + find
     assert "40 of 40" in denoise
+
+
+# A length in time
+
+
+def planned_frames(*arguments: str) -> str:
+    done = t2v("generate", "a boat", *DEMO, *arguments)
+    assert done.code == 0, done
+    return done.stdout.splitlines()[0]
+
+
+def test_a_duration_is_frames_at_the_rate_that_the_clip_has() -> None:
+    assert planned_frames("--duration", "2").startswith("demo, 16 frames of")  # at the preset's 8
+    assert planned_frames("--duration", "0:01.5", "--fps", "24").startswith("demo, 36 frames of")
+    assert planned_frames("--duration", "0.01").startswith("demo, 1 frame of")
+    assert planned_frames("--extend", "in.mp4", "--context", "2", "--duration", "1").startswith("demo, 26 frames of")
+    assert planned_frames("--init-video", "in.mp4", "--duration", "0.04").startswith("demo, 1 frame of")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (("--duration", "soon"), "--duration soon must be seconds"),
+        (("--duration", "0"), "--duration 0 must be above 0 seconds"),
+        (("--duration", "9:00:00"), "frames; the most is"),
+        (("--duration", "2", "--frames", "8"), "give --frames or --duration, not both"),
+        (("--duration", "2", "--fps", "0"), "--fps"),
+    ],
+)
+def test_a_duration_that_cannot_be_is_refused(arguments: tuple[str, ...], said: str) -> None:
+    assert said in refusal("generate", "a boat", *DEMO, *arguments)

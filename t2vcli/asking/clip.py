@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ from t2vcli.asking.work import Stage, Work
 from t2vcli.errors import UsageError
 from t2vcli.presets import load_preset
 from t2vcli.report import counted
-from t2vcli.request import TRAITS, GenerateRequest
+from t2vcli.request import MAX_FRAMES, MAX_SECONDS, TRAITS, GenerateRequest, parse_seconds
 
 DEFAULT_PRESET = "ms-1.7b"
 DEFAULT_STRENGTH = 0.6  # of --init-video, where neither flag nor preset has one; as the presets that upscale have
@@ -27,6 +28,10 @@ def clip(job: Job) -> Work:
     _refuse_what_does_not_go_together(job)
     if job.init_video is not None:
         return _begun_with(job.init_video, job)
+    if job.given("duration") is not None and job.extend is None:
+        rest = {name: value for name, value in job.values.items() if name != "duration"}
+        preset = load_preset(job.preset or DEFAULT_PRESET)
+        job = _in_frames(job, build(GenerateRequest, preset, {**rest, "prompt": job.prompt or ""}).fps)
     remarks = check_prompt(job.prompt, allow_empty=job.allow_empty_prompt)
     if job.extend is not None:
         return _extending(job.extend, job, remarks)
@@ -49,6 +54,8 @@ def clip(job: Job) -> Work:
 def _refuse_what_does_not_go_together(job: Job) -> None:
     if job.init_video is not None and job.extend is not None:
         raise UsageError("give --init-video or --extend, not both")
+    if job.given("duration") is not None and job.given("frames") is not None:
+        raise UsageError("give --frames or --duration, not both: one follows from the other")
     source = "--init-video" if job.init_video is not None else "--extend" if job.extend is not None else None
     if source and job.upscale is not None:
         raise UsageError(f"--upscale does not go with {source}; give the finished video to t2v upscale")
@@ -64,6 +71,27 @@ def _refuse_what_does_not_go_together(job: Job) -> None:
         raise UsageError("--upscale-strength has no effect without --upscale")
     if job.upscale is None and job.keep_draft:
         raise UsageError("--keep-draft has no effect without --upscale: there is one stage")
+
+
+def _in_frames(job: Job, fps: Fraction) -> Job:
+    """Returns the job with the frames that its duration takes at a rate, at least one. Raises UsageError."""
+    given = job.given("duration")
+    try:
+        seconds = parse_seconds(given)
+        if not isinstance(seconds, float):
+            raise ValueError("must be a time")
+    except ValueError as error:
+        raise UsageError(f"--duration {given} {error}") from None
+    if not 0 < seconds <= MAX_SECONDS:
+        raise UsageError(f"--duration {given} must be above 0 seconds, and at most {MAX_SECONDS:,}")
+    frames = max(1, round(Fraction(str(seconds)) * fps))
+    if frames > MAX_FRAMES:
+        raise UsageError(
+            f"--duration {given} at {float(fps):g} frames per second is {frames:,} frames; the most is {MAX_FRAMES:,}"
+        )
+    return job.model_copy(
+        update={"values": {**{k: v for k, v in job.values.items() if k != "duration"}, "frames": frames}}
+    )
 
 
 def _begun_with(path: Path, job: Job) -> Work:
@@ -104,9 +132,12 @@ def _extending(path: Path, job: Job, remarks: list[str]) -> Work:
 
     preset, whole, suits = named_or_suited(job.preset, path, "generate", DEFAULT_PRESET)
     # The flags, before the video is opened, if that was not needed to choose the preset
-    build(GenerateRequest, preset, {**job.values, "prompt": job.prompt or ""})
+    given = {name: value for name, value in job.values.items() if name != "duration"}
+    build(GenerateRequest, preset, {**given, "prompt": job.prompt or ""})
     source = whole or Source.opened(path)
     check_input(source)
+    if job.given("duration") is not None:
+        job = _in_frames(job, source.video.fps)
     words, video = words_for(source, job), source.video
     remarks = [*suits, *remarks, *words.remarks, *remarks_on(path, video, Along(path))]
     if any(stream.kind == "audio" for stream in video.streams):

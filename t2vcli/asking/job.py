@@ -104,7 +104,7 @@ def keys_of(command: str) -> frozenset[str]:
     others = {name for each, names in _ONLY_FOR.items() if each != command for name in names}
     fields = set(REQUESTS[command].model_fields) - set(_NOT_GIVEN)
     if command == "generate":
-        fields |= {"strength"}  # of --init-video
+        fields |= {"strength", "duration"}  # of --init-video; of any clip, in place of frames
     return frozenset((_OWN - others) | fields)
 
 

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 
 WISH: opt.Options = {
     **opt.SIZE_OPTIONS,
+    "duration": (opt.DurationOpt, None),
     **opt.BEGINNING_OPTIONS,
     **opt.REQUEST_OPTIONS,
     "prompt": (opt.PromptArg, None),

@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 from t2vcli import __version__
-from t2vcli.cli import batch, doctor, gallery, generate, info, models, presets, pull, resume, upscale
+from t2vcli.cli import batch, convert, doctor, gallery, generate, info, models, presets, pull, resume, upscale
 from t2vcli.cli.boundary import ErrorBoundary, exit_code_table
 from t2vcli.cli.console import prepare_streams, result
 
@@ -55,6 +55,7 @@ app.add_typer(batch.app, name="batch")
 app.add_typer(presets.app, name="presets")
 app.command()(pull.pull)
 app.add_typer(models.app, name="models")
+app.command()(convert.convert)
 app.command()(info.info)
 app.command()(info.sheet)
 app.command()(gallery.gallery)

@@ -359,6 +359,14 @@ SIZE_OPTIONS: Options = {
         None,
     ),
 }
+DurationOpt = Annotated[
+    str | None,
+    typer.Option(
+        metavar="TIME",
+        help="Length in time, in place of --frames: 2.5 or 1:30. With --init-video: so much of it.",
+        rich_help_panel=SAMPLING,
+    ),
+]
 STRENGTH_OPTIONS: Options = {
     "strength": (
         Annotated[

@@ -26,6 +26,7 @@ COMMANDS: tuple[list[str], ...] = (
     ["models", "rm"],
     ["presets"],
     ["presets", "show"],
+    ["convert"],
     ["info"],
     ["sheet"],
     ["gallery"],

@@ -5,7 +5,7 @@ from __future__ import annotations
 import errno
 import functools
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from fractions import Fraction
 from pathlib import Path
@@ -15,6 +15,7 @@ from t2vcli.video import ffmpeg
 from t2vcli.video.ffmpeg import QUIET, file_url, how_it_ended, input_arguments, messages, shown
 from t2vcli.video.formats import MKV, MP4, Format, keeping
 from t2vcli.video.reader import Stream, VideoInfo
+from t2vcli.video.sound import ENCODERS, Sound
 from t2vcli.video.tags import METADATA_KEY, OWN_KEYS
 
 _TRIAL_LIMIT_S = 60.0
@@ -41,7 +42,7 @@ class Along:
     """What to take from `source`: streams by their number there, whether its chapters, and its tags.
 
     `labels` are what the streams are called and marked as, sounds first. Its times are `delay_s` later in the output, so that sound stays with the pictures. `dropped` says in sentences what
-    is not taken, and why. `retold` are those of the subtitles that only an mp4 can hold as they are.
+    is not taken, and why. `cut` is a sound that is encoded anew, to be as long as the pictures. `retold` are those of the subtitles that only an mp4 can hold as they are.
     """
 
     source: Path
@@ -54,17 +55,21 @@ class Along:
     container: Format = MP4
     retold: tuple[int, ...] = ()
     labels: tuple[Label, ...] = ()
+    cut: Sound | None = None
 
     def opened(self) -> list[str]:
-        """Returns ffmpeg's arguments that open the source as an input; none if only its tags go along."""
+        """Returns ffmpeg's arguments that open what is needed as inputs; none if only the tags go along."""
+        cut = self.cut.opened() if self.cut else []
         if not (self.sounds or self.subtitles or self.chapters):
-            return []
-        return ["-itsoffset", f"{float(self.delay_s):.6f}", *input_arguments(self.source)]
+            return cut
+        return ["-itsoffset", f"{float(self.delay_s):.6f}", *input_arguments(self.source), *cut]
 
     def put(self, number: int) -> list[str]:
-        """Returns ffmpeg's arguments that put what goes along from input `number` into the container."""
-        if not self.opened():
-            return []
+        """Returns ffmpeg's arguments that put what goes along from the inputs from `number` on into the container."""
+        as_it_is = bool(self.sounds or self.subtitles or self.chapters)
+        cut = self.cut.put(number + as_it_is, self.container) if self.cut else []
+        if not as_it_is:
+            return [*cut, "-map_chapters", "-1"] if cut else []
         maps = [part for index in self.sounds + self.subtitles for part in ("-map", f"{number}:{index}")]
         chapters = ["-map_chapters", str(number) if self.chapters else "-1"]
         text = [
@@ -73,7 +78,8 @@ class Along:
             if index in self.retold
             for part in (f"-c:s:{place}", "srt")
         ]
-        return [*maps, *self.container.along_options, *text, *self._labelled(), *chapters, *self.container.along_muxing]
+        options = [*self.container.along_options, *text, *self._labelled(), *chapters, *self.container.along_muxing]
+        return [*maps, *options, *cut]
 
     def _labelled(self) -> list[str]:
         """Returns ffmpeg's arguments that label each track: left alone, it may make another one the default."""
@@ -93,16 +99,22 @@ class Along:
         return arguments
 
 
-def along_with(source: Path, video: VideoInfo, *, container: Format = MP4) -> Along:
+def along_with(source: Path, video: VideoInfo, *, container: Format = MP4, without: Collection[str] = ()) -> Along:
     """Returns what can go along from `source`, of which `video` is all or a part, into a `container`.
 
-    Streams only with the whole: of a part they would last longer than its pictures. Each is tried on a first second.
+    Streams of a kind in `without` are left out, and nothing is said of them.
+    Streams as they are only with the whole: of a part they would last longer than its pictures, so that its first sound
+    is cut, and encoded anew. Each of the others is tried on a first second.
     """
     tags, dropped = _kept_tags(video.tags)
     if not container.keeps_tags:
         dropped = [f"the tags are dropped: {_no_room(container)}"] if tags else []
         tags = {}
     streams = [s for s in video.streams if not (s.codec == "bin_data" and video.chapters)]  # the chapters' own titles
+    streams = [stream for stream in streams if stream.kind not in without]
+    cut = None if video.whole or "audio" in without else _cut(source, video, container)
+    if cut is not None:
+        streams = [stream for stream in streams if stream.index != cut.stream]
     reasons = {stream.index: _obstacle(video, stream, container) for stream in streams}
     unsure = [stream for stream in streams if not (reasons[stream.index] or _surely_fits(video, stream, container))]
     reasons |= _misfits(source, tuple(unsure), container)
@@ -133,7 +145,18 @@ def along_with(source: Path, video: VideoInfo, *, container: Format = MP4) -> Al
         container=container,
         retold=_retold(video.streams, container),
         labels=labels,
+        cut=cut,
     )
+
+
+def _cut(source: Path, video: VideoInfo, container: Format) -> Sound | None:
+    """Returns the first sound of a video as it is in the part that is taken; None where there is none, or no room."""
+    own = next((stream for stream in video.streams if stream.kind == "audio"), None)
+    if own is None or container not in ENCODERS:
+        return None
+    begins = video.times_s[video.skipped] if video.times_s else float(video.skipped / video.fps)
+    start = video.starts_s + Fraction(str(round(begins, 6)))
+    return Sound(source, start, video.frames / video.fps, own.index)
 
 
 def _surely_fits(video: VideoInfo, stream: Stream, container: Format) -> bool:

@@ -48,6 +48,8 @@ def remarks_on(source: Path, video: VideoInfo, along: Along) -> list[str]:
         lines.append(f"the transparent parts of {name} are laid over black")
     if along.sounds and video.starts_s > _NOTICED_S:
         lines.append(f"the first {float(video.starts_s):.2f} s of the sound, before the first picture, are not heard")
+    if along.cut and along.cut.source == source:
+        lines.append("the sound is cut with its pictures, and encoded again")
     return [*lines, *along.dropped]
 
 

@@ -65,7 +65,9 @@ def verify(
         (
             "sound and subtitles",
             kinds,
-            ["audio"] * len(along.sounds) + ["subtitle"] * len(along.subtitles) if along else [],
+            ["audio"] * (len(along.sounds) + (along.cut is not None)) + ["subtitle"] * len(along.subtitles)
+            if along
+            else [],
         ),
     ]
     for what, found, wanted in checks:
