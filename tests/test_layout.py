@@ -15,7 +15,7 @@ PACKAGE = ROOT / "t2vcli"
 MAY_IMPORT = {
     "cli": {"asking", "batches", "galleries", "health", "jobs", "video"},
     "batches": {"asking", "jobs", "video"},
-    "api": {"asking", "batches", "galleries", "jobs"},
+    "api": {"asking", "batches", "galleries", "jobs", "video"},
     "galleries": {"asking", "video"},
     "health": {"video"},
     "jobs": {"asking", "engine", "video"},
