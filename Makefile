@@ -68,8 +68,10 @@ bench: $(READY)  ## measure, and write benchmarks/report.md
 bench-windows: $(READY)  ## measure windows, loops, tiles and joints on the embedded model (most of an hour)
 	OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.windows
 
-bench-batch: $(READY)  ## measure batches: beside the bare loop, and long lists and journals
+bench-batch: $(READY)  ## measure batches: beside the bare loop, over Ray, and long lists and journals
+	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[dev,ray]'
 	OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.batch
+	OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.batch_ray
 
 bench-gallery: $(READY)  ## measure t2v gallery's page in Chromium: 1,000 and 10,000 clips (some ten minutes)
 	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[dev,browser]'

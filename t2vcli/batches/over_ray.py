@@ -57,10 +57,7 @@ def _variables(address: str | None) -> dict[str, str]:
 
     For a cluster by its address Ray reads a token file only if it is told to (seen in 2.60).
     """
-    told = {
-        "RAY_USAGE_STATS_ENABLED": "0",
-        "RAY_BACKEND_LOG_LEVEL": os.environ.get("RAY_BACKEND_LOG_LEVEL", "error"),  # else warnings, each second
-    }
+    told = {"RAY_USAGE_STATS_ENABLED": "0"}
     if address is None:
         return {**told, "RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": _TOKEN}
     given = [os.environ.get(name) for name in ("RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH")]
