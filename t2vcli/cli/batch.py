@@ -12,6 +12,7 @@ from t2vcli import stopping
 from t2vcli.cli import options as opt
 from t2vcli.cli.boundary import ErrorBoundary
 from t2vcli.cli.console import printable, result, result_json, say
+from t2vcli.cli.helping import HelpfulCommand
 from t2vcli.errors import BatchError, UsageError
 
 if TYPE_CHECKING:
@@ -155,7 +156,7 @@ JobTimeoutOpt = Annotated[
 ]
 
 
-@app.command(RUN)
+@app.command(RUN, cls=HelpfulCommand)
 def run(
     jobs: JobsArg,
     output: FolderOpt,
@@ -291,7 +292,7 @@ def _print_jobs(jobs: Path, settings: Settings) -> None:
         raise BatchError(f"{wrong:,} lines are wrong, and would be left out")
 
 
-@app.command()
+@app.command(cls=HelpfulCommand)
 def status(
     folder: Annotated[
         Path, typer.Argument(metavar="FOLDER", help="The folder that the batch was given.", show_default=False)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import difflib
 import os
 import re
 import shlex
@@ -14,10 +15,11 @@ from types import FrameType
 from typing import Any, NoReturn
 
 import typer
-from typer.core import TyperCommand, TyperGroup
+from typer.core import TyperGroup
 
 from t2vcli import stopping
 from t2vcli.cli.console import printable, say, say_error
+from t2vcli.cli.helping import Helpful, HelpfulCommand
 from t2vcli.errors import EXIT_CODES, HOW_IT_STOPPED, Interrupted, ModelError, T2VError, UsageError
 from t2vcli.limits import limit_met
 from t2vcli.quiet import keep_warnings_quiet
@@ -64,7 +66,7 @@ def _on_signal(number: int, frame: FrameType | None) -> None:
     stopping.interrupt(KeyboardInterrupt() if number == signal.SIGINT else _Terminated())
 
 
-class ErrorBoundary(TyperGroup):
+class ErrorBoundary(Helpful, TyperGroup):
     """Runs a command and ends the process as errors.py documents."""
 
     def make_context(self, *args: Any, **extra: Any) -> Any:  # here `--help` and `--version` print
@@ -121,7 +123,7 @@ class ErrorBoundary(TyperGroup):
             stopping.forget()
 
 
-class OneTextCommand(TyperCommand):
+class OneTextCommand(HelpfulCommand):
     """A command that says what to do with words that belong to nothing: texts of several words that lack quotes."""
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
@@ -174,6 +176,8 @@ def _ending() -> Iterator[None]:
 
 def _usage_sentence(error: Any) -> str:
     """Returns what Typer's parser met as the other errors are told."""
+    if getattr(error, "possibilities", None):  # the parser's own are anything that shares a few letters
+        error.possibilities = difflib.get_close_matches(error.option_name, error.possibilities, n=2, cutoff=0.75)
     said = printable(error.format_message()).rstrip(".")
     for clutter, plain in _PLAIN.items():
         said = re.sub(clutter, plain, said)

@@ -10,6 +10,7 @@ from t2vcli import __version__
 from t2vcli.cli import batch, convert, doctor, gallery, generate, info, models, presets, pull, resume, upscale
 from t2vcli.cli.boundary import ErrorBoundary, exit_code_table
 from t2vcli.cli.console import prepare_streams, result
+from t2vcli.cli.helping import HelpfulCommand
 
 app = typer.Typer(
     name="t2v",
@@ -48,18 +49,18 @@ plan_app.command("upscale", cls=upscale.UpscaleCommand)(upscale.plan_upscale)
 
 app.command(cls=generate.GenerateCommand)(generate.generate)
 app.command(cls=upscale.UpscaleCommand)(upscale.upscale)
-app.command()(resume.resume)
-app.command()(resume.decode)
+app.command(cls=HelpfulCommand)(resume.resume)
+app.command(cls=HelpfulCommand)(resume.decode)
 app.add_typer(plan_app, name="plan")
 app.add_typer(batch.app, name="batch")
 app.add_typer(presets.app, name="presets")
-app.command()(pull.pull)
+app.command(cls=HelpfulCommand)(pull.pull)
 app.add_typer(models.app, name="models")
-app.command()(convert.convert)
-app.command()(info.info)
-app.command()(info.sheet)
-app.command()(gallery.gallery)
-app.command()(doctor.doctor)
+app.command(cls=HelpfulCommand)(convert.convert)
+app.command(cls=HelpfulCommand)(info.info)
+app.command(cls=HelpfulCommand)(info.sheet)
+app.command(cls=HelpfulCommand)(gallery.gallery)
+app.command(cls=HelpfulCommand)(doctor.doctor)
 
 
 def main() -> None:

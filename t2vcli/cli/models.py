@@ -10,6 +10,7 @@ from rich.table import Table
 
 from t2vcli.cli.boundary import ErrorBoundary
 from t2vcli.cli.console import printable, result, result_console, result_json, result_path, say
+from t2vcli.cli.helping import HelpfulCommand
 from t2vcli.cli.options import DebugOpt, JsonOpt
 from t2vcli.errors import UsageError
 
@@ -63,7 +64,7 @@ def _named(each: OnDisk) -> str:
     return ", ".join(each.presets) or each.model.rpartition("/")[2]
 
 
-@app.command()
+@app.command(cls=HelpfulCommand)
 def rm(
     name: Annotated[
         str,

@@ -9,6 +9,7 @@ from rich.table import Table
 
 from t2vcli.cli.boundary import ErrorBoundary
 from t2vcli.cli.console import printable, result, result_console, result_json, say
+from t2vcli.cli.helping import HelpfulCommand
 from t2vcli.cli.options import DebugOpt, JsonOpt
 
 app = typer.Typer(cls=ErrorBoundary, help="List the presets, or show one.", rich_markup_mode="rich")
@@ -39,7 +40,7 @@ def list_all(ctx: typer.Context, as_json: JsonOpt = False, debug: DebugOpt = Fal
     result_console().print(table)
 
 
-@app.command()
+@app.command(cls=HelpfulCommand)
 def show(
     name: Annotated[str, typer.Argument(help="A preset's name or a YAML file.")],
     as_json: JsonOpt = False,

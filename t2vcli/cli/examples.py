@@ -1,0 +1,34 @@
+"""Three commands to begin with, for the help of each command: each is run or planned by the tests."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+EXAMPLES: Mapping[str, tuple[str, ...]] = {
+    "": (
+        't2v generate "a red boat moving right on the sea" --preset demo -o boat.mp4',
+        "t2v upscale boat.mp4 -o large.mp4",
+        "t2v doctor",
+    ),
+    "generate": (
+        't2v generate "a red boat moving right on the sea" --preset demo -o boat.mp4',
+        't2v generate "a panda eats bamboo" --frames 24 --seed 7',
+        't2v generate "a yellow star falling at night" -p demo --upscale -o star.gif',
+    ),
+    "upscale": (
+        "t2v upscale boat.mp4 -o large.mp4",
+        "t2v upscale boat.mp4 --scale 2 --strength 0.5",
+        "t2v upscale boat.mp4 --dry-run",
+    ),
+    "convert": (
+        "t2v convert boat.mp4 -o boat.gif --max-size 1MB",
+        "t2v convert boat.mp4 -o part.mp4 --start 0.5 --duration 1",
+        "t2v convert boat.mp4 -o song.mp4 --audio song.mp3",
+    ),
+    "batch": (
+        "t2v batch prompts.txt --preset demo -o clips",
+        "t2v batch status clips",
+    ),
+    "models": ("t2v models", "t2v models rm zeroscope-XL"),
+    "pull": ("t2v pull zeroscope-576w", "t2v pull ali-vilab/text-to-video-ms-1.7b --variant fp16"),
+}
