@@ -14,6 +14,7 @@ from typing import Any
 import typer
 from typer.core import TyperCommand, TyperOption
 
+from t2vcli.cli.console import result
 from t2vcli.cli.examples import EXAMPLES
 
 LEAST_COLUMNS, MOST_COLUMNS = 50, 100
@@ -87,10 +88,16 @@ class Helpful:
                 is_flag=True,
                 is_eager=True,
                 expose_value=False,
-                callback=_show_all,
+                callback=_show,
                 help="Show the options for experts, too.",
             )
         return [*params, self._help_all]
+
+    def get_help_option(self, ctx: Any) -> Any:
+        """Returns --help, which prints as all results are printed: a full disk is told, a reader that left is no fault."""
+        option = super().get_help_option(ctx)  # type: ignore[misc]
+        option.callback = _show
+        return option
 
     def format_help(self, ctx: Any, formatter: Any) -> None:
         formatter.write("\n".join(help_lines(self, ctx)) + "\n")
@@ -100,10 +107,9 @@ class HelpfulCommand(Helpful, TyperCommand):
     """A command with such a help."""
 
 
-def _show_all(ctx: Any, param: Any, value: bool) -> None:
+def _show(ctx: Any, param: Any, value: bool) -> None:
     if value and not ctx.resilient_parsing:
-        lines = "\n".join(help_lines(ctx.command, ctx, everything=True))
-        typer.echo(lines, color=ctx.color)
+        result("\n".join(help_lines(ctx.command, ctx, everything="--help-all" in param.opts)))
         ctx.exit()
 
 
