@@ -31,6 +31,20 @@ def expanded(text: str | os.PathLike[str]) -> Path:
     return Path(whole)
 
 
+ANY_NAME = "*"
+"""As the last part of an output: the folder is given, and t2v chooses the name."""
+
+
+def output_path(text: str | os.PathLike[str]) -> Path:
+    """Returns the output that is meant: of `FOLDER/`, or a folder that is there, a file of its own in it (ANY_NAME).
+
+    Raises UsageError as `expanded` does.
+    """
+    path = expanded(text)
+    is_folder = os.fspath(text).endswith("/") or (not path.suffix and os.path.isdir(path))
+    return path / ANY_NAME if is_folder else path
+
+
 def expanded_model(name: str) -> str:
     """Returns the name of a model's repository, or the path of its folder as `expanded`. Raises UsageError as that does."""
     path = expanded(name)

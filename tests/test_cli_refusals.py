@@ -156,7 +156,7 @@ CASES = [
     Case(2, ("generate", "a boat \udcff"), ("--prompt", "not valid text")),
     generate(2, "--negative-prompt", "\udcff", words=("--negative-prompt", "not valid text")),
     # Outputs
-    Case(8, ("generate", "x", "-o", "missing/new.mp4"), ("missing", "mkdir")),
+    Case(8, ("generate", "x", "-o", "/proc/missing/new.mp4"), ("/proc/missing", "choose another folder")),
     Case(8, ("generate", "x", "-o", "/proc/new.mp4"), ("/proc/new.mp4", "cannot be written")),
     Case(8, ("generate", "x", "-o", "text.txt/new.mp4"), ("text.txt is not a folder",)),
     Case(10, ("generate", "x", "-o", "old.mp4"), ("old.mp4", "--overwrite")),

@@ -21,18 +21,20 @@ def claimed(job: Job, policy: Policy) -> Iterator[tuple[Work, runs.Run | None]]:
     Whoever else would choose the same name, or go on with the same run, meanwhile takes the next. Raises UsageError,
     InputError or OutputError.
     """
-    work, folder = _claim(job, policy)
-    try:
-        yield work, folder
-    finally:
+    with contextlib.ExitStack() as afterwards:
+        work, folder = _claim(job, policy, afterwards)
         if folder is not None:
-            folder.leave()
+            afterwards.callback(folder.leave)
+        yield work, folder
 
 
-def _claim(job: Job, policy: Policy) -> tuple[Work, runs.Run | None]:
+def _claim(job: Job, policy: Policy, afterwards: contextlib.ExitStack) -> tuple[Work, runs.Run | None]:
+    from t2vcli.video.files import made_folder
+
     asked = unnamed(job)
     while True:
         work = named(asked, job, take_up=policy.keep)
+        afterwards.enter_context(made_folder(work.target.parent, work.target))
         if not work.output_chosen:
             finishing = not (policy.overwrite or work.taken_up)
             return done_already(work) if finishing else work, None

@@ -7,6 +7,7 @@ from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
+from t2vcli.asking.environment import default_preset
 from t2vcli.asking.job import Job
 from t2vcli.asking.larger import check_input, enlarged, nearest_side, second_stage, words_for
 from t2vcli.asking.misread import check_prompt, no_prompt, size_remarks
@@ -14,11 +15,10 @@ from t2vcli.asking.suited import named_or_suited
 from t2vcli.asking.values import build
 from t2vcli.asking.work import Stage, Work
 from t2vcli.errors import UsageError
-from t2vcli.presets import load_preset
+from t2vcli.presets import Preset, load_preset
 from t2vcli.report import counted
 from t2vcli.request import MAX_FRAMES, MAX_SECONDS, TRAITS, GenerateRequest, parse_seconds
 
-DEFAULT_PRESET = "ms-1.7b"
 DEFAULT_STRENGTH = 0.6  # of --init-video, where neither flag nor preset has one; as the presets that upscale have
 CONTEXT_FRAMES = 8  # of --extend, for a model whose trained length is not known
 
@@ -30,12 +30,12 @@ def clip(job: Job) -> Work:
         return _begun_with(job.init_video, job)
     if job.given("duration") is not None and job.extend is None:
         rest = {name: value for name, value in job.values.items() if name != "duration"}
-        preset = load_preset(job.preset or DEFAULT_PRESET)
+        preset = _preset_of(job)
         job = _in_frames(job, build(GenerateRequest, preset, {**rest, "prompt": job.prompt or ""}).fps)
     remarks = check_prompt(job.prompt, allow_empty=job.allow_empty_prompt)
     if job.extend is not None:
         return _extending(job.extend, job, remarks)
-    preset = load_preset(job.preset or DEFAULT_PRESET)
+    preset = _preset_of(job)
     if job.prompt is None:
         raise no_prompt(job.upscale)
     given = {"prompt": job.prompt, **job.values}
@@ -49,6 +49,10 @@ def clip(job: Job) -> Work:
     remarks += size_remarks(*sides, preset=second.request.preset, size_given=False, draft=True)
     stages = Stage(draft, preset), second
     return Work("generate", stages, draft.frames, draft.fps, Path(), remarks=tuple(remarks))
+
+
+def _preset_of(job: Job) -> Preset:
+    return load_preset(job.preset) if job.preset else default_preset("generate")
 
 
 def _refuse_what_does_not_go_together(job: Job) -> None:
@@ -96,7 +100,7 @@ def _in_frames(job: Job, fps: Fraction) -> Job:
 
 def _begun_with(path: Path, job: Job) -> Work:
     """Returns the work for a video made anew at the preset's size, frame by frame, as `t2v upscale` would."""
-    preset, whole, remarks = named_or_suited(job.preset, path, "generate", DEFAULT_PRESET)
+    preset, whole, remarks = named_or_suited(job.preset, path, "generate")
     own: dict[str, Any] = {name: value for name, value in job.values.items() if name not in ("frames", "context")}
     for side in ("width", "height"):
         own.setdefault(side, preset.values.get(side))
@@ -130,7 +134,7 @@ def _extending(path: Path, job: Job, remarks: list[str]) -> Work:
     from t2vcli.video.along import Along
     from t2vcli.video.remarks import remarks_on
 
-    preset, whole, suits = named_or_suited(job.preset, path, "generate", DEFAULT_PRESET)
+    preset, whole, suits = named_or_suited(job.preset, path, "generate")
     # The flags, before the video is opened, if that was not needed to choose the preset
     given = {name: value for name, value in job.values.items() if name != "duration"}
     build(GenerateRequest, preset, {**given, "prompt": job.prompt or ""})

@@ -13,7 +13,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 
 from t2vcli.errors import UsageError
-from t2vcli.paths import expanded, expanded_model
+from t2vcli.paths import ANY_NAME, expanded, expanded_model, output_path
 from t2vcli.presets import REQUESTS
 from t2vcli.request import describe_problem, flag_name
 
@@ -26,11 +26,16 @@ _ONLY_FOR = {
 }
 
 
+def _as_output(value: object) -> object:
+    return output_path(value) if isinstance(value, str) else value
+
+
 def _as_path(value: object) -> object:
     return expanded(value) if isinstance(value, str) else value
 
 
 PathText = Annotated[Path, BeforeValidator(_as_path)]
+OutputText = Annotated[Path, BeforeValidator(_as_output)]
 
 
 class Job(BaseModel):
@@ -52,7 +57,7 @@ class Job(BaseModel):
     upscale_strength: Annotated[float, Field(allow_inf_nan=True)] | None = None
     keep_draft: bool = False
     scale: float | None = None
-    output: PathText | None = None
+    output: OutputText | None = None
     values: Mapping[str, Any] = Field(default_factory=dict)
 
     @classmethod
@@ -90,6 +95,11 @@ class Job(BaseModel):
         """Returns the job as JSON values, for `read`."""
         own = {name: value for name, value in self if name != "values" and value is not None and value is not False}
         return {**{name: _plain(value) for name, value in own.items()}, **self.values}
+
+    @property
+    def into(self) -> Path | None:
+        """Returns the folder of the output, where that is all that was said of it."""
+        return self.output.parent if self.output is not None and self.output.name == ANY_NAME else None
 
     def given(self, name: str) -> Any:
         """Returns the value of a field of the request, None if it was not given."""

@@ -33,8 +33,8 @@ def enlarged(job: Job, whole: Source | None = None) -> Work:
 
     if job.source is None:
         raise UsageError("give the video that is to be made anew, as in: t2v upscale clip.mp4")
-    container = format_of(job.output) if job.output else MP4
-    preset, whole, suits = named_or_suited(job.preset, job.source, "upscale", DEFAULT_UPSCALER, whole)
+    container = format_of(job.output) if job.output and not job.into else MP4
+    preset, whole, suits = named_or_suited(job.preset, job.source, "upscale", whole)
     check_enlarges(
         preset, job.given("strength"), better=_upscaler_of(preset), chosen_by="-p", strength_flag="--strength"
     )

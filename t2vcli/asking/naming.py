@@ -10,6 +10,7 @@ from glob import escape
 from pathlib import Path
 
 from t2vcli import runs
+from t2vcli.asking.environment import output_folder
 from t2vcli.asking.job import Job
 from t2vcli.asking.work import Work
 
@@ -20,19 +21,21 @@ def named(work: Work, job: Job, *, take_up: bool) -> Work:
 
     if job.command == "upscale" and work.source is not None:
         last = work.last
-        folder, begins = work.source.path.parent, f"{work.source.path.stem}-{last.width}x{last.height}"
+        folder = job.into or output_folder() or work.source.path.parent
+        begins = f"{work.source.path.stem}-{last.width}x{last.height}"
         pattern = f"{escape(begins)}*.mp4"
     else:
-        folder, name = Path(), slug(work.first.prompt) or "video"
+        folder, name = job.into or output_folder() or Path(), slug(work.first.prompt) or "video"
         begins, pattern = f"{name}-{work.seed}", f"{name}-*.mp4"
-    work = replace(work, seed_drawn=job.given("seed") is None, output_chosen=job.output is None)
+    given = None if job.into else job.output
+    work = replace(work, seed_drawn=job.given("seed") is None, output_chosen=given is None)
     unfinished = None
     if take_up:
-        found = [runs.folder_for(place_of(job.output))] if job.output else sorted(folder.glob(pattern + runs.SUFFIX))
+        found = [runs.folder_for(place_of(given))] if given else sorted(folder.glob(pattern + runs.SUFFIX))
         unfinished = find_unfinished(work, found)
         if unfinished is not None:
             work = replace(work.with_seed(unfinished.seed), taken_up=True)
-    output = job.output or (unfinished.output if unfinished else free_name(folder, begins))
+    output = given or (unfinished.output if unfinished else free_name(folder, begins))
     work = replace(work, output=output, draft=draft_beside(output) if job.keep_draft else None)
     about_rate = format_of(output).about_rate(work.last.smooth or work.fps)
     return replace(work, remarks=(*work.remarks, *filter(None, [about_rate])))

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from t2vcli.asking.environment import default_preset
 from t2vcli.errors import InputError, T2VError
 from t2vcli.presets import Preset, known_preset, load_preset
 
@@ -16,7 +17,7 @@ DEPTH = 16  # recipes inside a recipe that are looked through
 
 
 def named_or_suited(
-    named: str | None, path: Path, task: str, default: str, source: Source | None = None
+    named: str | None, path: Path, task: str, source: Source | None = None
 ) -> tuple[Preset, Source | None, tuple[str, ...]]:
     """Returns the preset that is named, else the one that suits the video at `path`; and what was found out on the way.
 
@@ -27,22 +28,23 @@ def named_or_suited(
     from t2vcli.asking.source import Source
 
     source = source or Source.opened(path)
-    preset, remarks = _suited(source, task, default)
+    preset, remarks = _suited(source, task)
     return preset, source, remarks
 
 
-def _suited(source: Source, task: str, default: str) -> tuple[Preset, tuple[str, ...]]:
-    """Returns the preset for going on with `source`, and a line that says so; `default` if its recipe names none.
+def _suited(source: Source, task: str) -> tuple[Preset, tuple[str, ...]]:
+    """Returns the preset for going on with `source`, and a line that says so; the default if its recipe names none.
 
     To enlarge it ("upscale") it is the upscaler of the preset that made it, else ("generate") that preset itself.
     """
     name = _maker(source, task)
     if name is None:
-        return load_preset(default), ()
+        return default_preset(task), ()
     shown = name if len(name) <= 60 else name[:57] + "..."
     maker = _of_name(name)
     if maker is None:
-        return load_preset(default), (f"{source.path} was made by {shown}, which is no preset here; taking {default}",)
+        default = default_preset(task)
+        return default, (f"{source.path} was made by {shown}, which is no preset here; taking {default.name}",)
     if task == "generate":
         chosen = maker if maker.task == "generate" else None
     elif maker.upscaler is not None:
@@ -50,7 +52,7 @@ def _suited(source: Source, task: str, default: str) -> tuple[Preset, tuple[str,
     else:
         chosen = maker if "strength" in maker.values else None
     if chosen is None:
-        return load_preset(default), ()
+        return default_preset(task), ()
     return chosen, (f"preset {chosen.name}, as {source.path} was made by {maker.name}",)
 
 

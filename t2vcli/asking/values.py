@@ -6,6 +6,7 @@ import secrets
 from collections.abc import Mapping
 from typing import Any
 
+from t2vcli.asking.environment import FIELDS, fields_of
 from t2vcli.presets import Preset
 from t2vcli.request import AnyRequest, Request, build_request
 
@@ -15,7 +16,7 @@ def merged_values(preset: Preset, given: Mapping[str, Any], kind: type[Request])
 
     A seed that nobody gave is drawn here.
     """
-    values = {**preset.values_for(kind), **_without_none(given)}
+    values = {**preset.values_for(kind), **fields_of(kind), **_without_none(given)}
     if given.get("model") is not None:
         # Another model's revision and variant are not this one's.
         values["revision"], values["variant"] = given.get("revision"), given.get("variant")
@@ -29,7 +30,8 @@ def merged_values(preset: Preset, given: Mapping[str, Any], kind: type[Request])
 
 def build(kind: type[AnyRequest], preset: Preset, given: Mapping[str, Any]) -> AnyRequest:
     """Returns the request that a preset and the given values make. Raises UsageError that says where each is from."""
-    sources = {name: where for name, where in preset.sources.items() if given.get(name) is None}
+    named = {**preset.sources, **{name: FIELDS[name] for name in fields_of(kind)}}
+    sources = {name: where for name, where in named.items() if given.get(name) is None}
     return build_request(kind, merged_values(preset, given, kind), sources)
 
 

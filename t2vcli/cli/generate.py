@@ -22,7 +22,7 @@ WISH: opt.Options = {
     "prompt": (opt.PromptArg, None),
     "prompt_file": (opt.PromptFileOpt, None),
     "allow_empty_prompt": (opt.AllowEmptyPromptOpt, False),
-    **opt.preset_option("ms-1.7b"),
+    **opt.preset_option("ms-1.7b", "T2V_PRESET"),
     "init_video": (opt.InitVideoOpt, None),
     "extend": (opt.ExtendOpt, None),
     "upscale": (opt.UpscaleOpt, None),

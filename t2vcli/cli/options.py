@@ -13,7 +13,7 @@ import typer
 from t2vcli.choices import Blend, DType, Forward, Memory, Noise, Offload, Schedule, Weights
 from t2vcli.cli.boundary import enable_debug
 from t2vcli.cli.words import read_prompt
-from t2vcli.paths import expanded, expanded_model
+from t2vcli.paths import expanded, expanded_model, output_path
 from t2vcli.schedulers import SCHEDULERS
 
 if TYPE_CHECKING:
@@ -40,7 +40,12 @@ VariantOpt = Annotated[
 
 OfflineOpt = Annotated[
     bool,
-    typer.Option("--offline", help="Use only what is in the cache; never ask the network.", rich_help_panel=MODEL),
+    typer.Option(
+        "--offline",
+        envvar="T2V_OFFLINE",
+        help="Use only what is in the cache; never ask the network.",
+        rich_help_panel=MODEL,
+    ),
 ]
 
 # --- sampling
@@ -131,17 +136,21 @@ DTypeOpt = Annotated[
     DType | None,
     typer.Option("--dtype", help="Auto: fp16 on a GPU, fp32 on a CPU.", rich_help_panel=MEMORY),
 ]
-DeviceOpt = Annotated[str | None, typer.Option(help="auto, cpu, cuda, cuda:N or mps.", rich_help_panel=MEMORY)]
+DeviceOpt = Annotated[
+    str | None, typer.Option(help="auto, cpu, cuda, cuda:N or mps. [T2V_DEVICE]", rich_help_panel=MEMORY)
+]
 MemoryOpt = Annotated[
     Memory | None,
     typer.Option(
-        help="Auto: the fastest plan that is predicted to fit; else where to begin, down to lowest. The picture stays.",
+        help="Auto: the fastest plan that is predicted to fit; else where to begin, down to lowest. The picture stays. [T2V_MEMORY]",
         rich_help_panel=MEMORY,
     ),
 ]
 VramOpt = Annotated[
     str | None,
-    typer.Option(metavar="SIZE", help="Plan for this much GPU memory, not what is free: 6GiB.", rich_help_panel=MEMORY),
+    typer.Option(
+        metavar="SIZE", help="Plan for this much GPU memory, not what is free: 6GiB. [T2V_VRAM]", rich_help_panel=MEMORY
+    ),
 ]
 OffloadOpt = Annotated[
     Offload | None,
@@ -217,10 +226,10 @@ OutputOpt = Annotated[
     typer.Option(
         "--output",
         "-o",
-        parser=expanded,
+        parser=output_path,
         metavar="PATH",
         help="What to write, by its extension: mp4, webm, mov, mkv, gif, webp, or folder/%04d.png for pictures;"
-        " an mp4 with a name of its own if not given.",
+        " FOLDER/ or nothing: an mp4 with a name of its own (there, in T2V_OUTPUT_DIR, or here).",
         rich_help_panel=OUTPUT,
     ),
 ]
@@ -469,13 +478,13 @@ POLICY_OPTIONS: Options = {
 }
 
 
-def preset_option(default: str) -> Options:
-    """Returns --preset, of a command that takes `default` where it is not given."""
+def preset_option(default: str, variable: str) -> Options:
+    """Returns --preset, of a command that takes that of `variable`, or else `default`, where it is not given."""
     option = typer.Option(
         "--preset",
         "-p",
         help=f"A preset's name (t2v presets) or a YAML file. By default the one that suits the video, if t2v made that;"
-        f" else {default}.",
+        f" else that of {variable}, else {default}.",
         rich_help_panel=MODEL,
     )
     return {"preset": (Annotated[str | None, option], None)}

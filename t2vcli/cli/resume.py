@@ -10,7 +10,7 @@ import typer
 from t2vcli.cli import options as opt
 from t2vcli.cli.running import show_run
 from t2vcli.errors import InputError
-from t2vcli.paths import expanded
+from t2vcli.paths import ANY_NAME, expanded
 
 if TYPE_CHECKING:
     from t2vcli.asking.result import Result
@@ -69,9 +69,17 @@ def decode(
     def make(around: Around) -> Result:
         from t2vcli.jobs.run import decode as from_latents
 
-        return from_latents(run, output, Policy(overwrite=overwrite, offline=offline), around)
+        place = output if output is None or output.name != ANY_NAME else output.parent / _video_of(run)
+        return from_latents(run, place, Policy(overwrite=overwrite, offline=offline), around)
 
     show_run(make, quiet=quiet, as_json=as_json)
+
+
+def _video_of(run: Path) -> str:
+    """Returns the name of the video that a run is of."""
+    from t2vcli.runs import read_record
+
+    return Path(read_record(run).output).name
 
 
 def _check(run: Path) -> None:

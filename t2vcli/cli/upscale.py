@@ -22,7 +22,7 @@ WISH: opt.Options = {
     "prompt": (opt.PromptOpt, None),
     "prompt_file": (opt.PromptFileOpt, None),
     "allow_empty_prompt": (opt.AllowEmptyPromptOpt, False),
-    **opt.preset_option("zeroscope-XL"),
+    **opt.preset_option("zeroscope-XL", "T2V_UPSCALE_PRESET"),
     "scale": (opt.ScaleOpt, None),
 }
 

@@ -17,7 +17,7 @@ from t2vcli.request import fps_text
 from t2vcli.video import Frame
 from t2vcli.video.along import Along, along_with
 from t2vcli.video.ffmpeg import shown
-from t2vcli.video.files import refuse_input_as_output
+from t2vcli.video.files import made_folder, refuse_input_as_output
 from t2vcli.video.formats import MP4, PNG, WEBM, Format, format_of, place_of
 from t2vcli.video.marking import CHANGED_BY_MODEL, MADE_BY_MODEL
 from t2vcli.video.part import part_of
@@ -90,55 +90,56 @@ def convert(
     rate = fps or video.fps
     picked = _picked(video.frames, video.fps, rate)
     size = _size(video, kind, width)
-    check_writable(output, overwrite=overwrite, width=size[0], height=size[1], fps=rate)
-    recipe = read_metadata(source, whole)
-    length_s = len(picked) / rate
-    along = _beside(source, video, kind, audio, length_s, output, report)
-    for line in remarks_on(source, video, along):
-        report.say(line)
-    changed = size != (video.width, video.height) or rate != video.fps or not video.whole
-    if recipe is not None and changed:
-        what = {"width": size[0], "height": size[1], "fps": fps_text(rate), "frames": len(picked)}
-        recipe = {**recipe, "converted": {**what, **({} if video.whole else {"first_frame": video.skipped})}}
-    mark = None
-    if recipe is not None:  # of what t2v has not made, nobody here knows
-        mark = MADE_BY_MODEL if made_by_model_alone(recipe) else CHANGED_BY_MODEL
+    with made_folder(place_of(output).parent, output):
+        check_writable(output, overwrite=overwrite, width=size[0], height=size[1], fps=rate)
+        recipe = read_metadata(source, whole)
+        length_s = len(picked) / rate
+        along = _beside(source, video, kind, audio, length_s, output, report)
+        for line in remarks_on(source, video, along):
+            report.say(line)
+        changed = size != (video.width, video.height) or rate != video.fps or not video.whole
+        if recipe is not None and changed:
+            what = {"width": size[0], "height": size[1], "fps": fps_text(rate), "frames": len(picked)}
+            recipe = {**recipe, "converted": {**what, **({} if video.whole else {"first_frame": video.skipped})}}
+        mark = None
+        if recipe is not None:  # of what t2v has not made, nobody here knows
+            mark = MADE_BY_MODEL if made_by_model_alone(recipe) else CHANGED_BY_MODEL
 
-    def write(path: Path, how: _Try, *, replacing: bool) -> VideoInfo:
-        report.stage("write", len(picked))
-        return write_video(
-            path,
-            _frames(source, video, picked, how),
-            count=len(picked),
-            width=how.width,
-            height=how.height,
-            fps=rate,
-            metadata=recipe,
-            comment=video.tags.get("comment", ""),
-            source_type=mark,
-            crf=how.crf,
-            overwrite=replacing,
-            along=along,
-            on_frame=report.advance,
-        )
+        def write(path: Path, how: _Try, *, replacing: bool) -> VideoInfo:
+            report.stage("write", len(picked))
+            return write_video(
+                path,
+                _frames(source, video, picked, how),
+                count=len(picked),
+                width=how.width,
+                height=how.height,
+                fps=rate,
+                metadata=recipe,
+                comment=video.tags.get("comment", ""),
+                source_type=mark,
+                crf=how.crf,
+                overwrite=replacing,
+                along=along,
+                on_frame=report.advance,
+            )
 
-    how = _Try(*size, CRF)
-    if max_bytes is not None:
-        with tempfile.TemporaryDirectory(prefix="t2v-convert-") as folder:
+        how = _Try(*size, CRF)
+        if max_bytes is not None:
+            with tempfile.TemporaryDirectory(prefix="t2v-convert-") as folder:
 
-            def tried(how: _Try) -> _Try:
-                path = Path(folder) / f"try{output.suffix}"
-                write(path, how, replacing=True)
-                found = replace(how, size_bytes=path.stat().st_size)
-                fits = "fits" if found.size_bytes <= max_bytes else "is too large"
-                report.say(f"{how.told(kind)}: {bytes_text(found.size_bytes)} {fits}")
-                return found
+                def tried(how: _Try) -> _Try:
+                    path = Path(folder) / f"try{output.suffix}"
+                    write(path, how, replacing=True)
+                    found = replace(how, size_bytes=path.stat().st_size)
+                    fits = "fits" if found.size_bytes <= max_bytes else "is too large"
+                    report.say(f"{how.told(kind)}: {bytes_text(found.size_bytes)} {fits}")
+                    return found
 
-            how = _smaller(how, max_bytes, kind, tried, output)
-    info = write(output, how, replacing=overwrite)
-    place = place_of(output)
-    files = list(place.iterdir()) if place.is_dir() else [place]
-    return Converted(place, info, recipe, sum(file.stat().st_size for file in files))
+                how = _smaller(how, max_bytes, kind, tried, output)
+        info = write(output, how, replacing=overwrite)
+        place = place_of(output)
+        files = list(place.iterdir()) if place.is_dir() else [place]
+        return Converted(place, info, recipe, sum(file.stat().st_size for file in files))
 
 
 def _picked(frames: int, fps: Fraction, rate: Fraction) -> list[int]:

@@ -109,6 +109,24 @@ def _remove_unless_held(path: str) -> None:
         os.close(handle)
 
 
+@contextlib.contextmanager
+def made_folder(folder: Path, path: Path) -> Iterator[None]:
+    """Makes the folder for an output, and those above it, where they are missing; what is empty afterwards goes again.
+
+    Raises OutputError, calling the output `path`, if it cannot be made.
+    """
+    missing = [each for each in (folder, *folder.parents) if not os.path.lexists(each)]
+    try:
+        if missing:
+            with explained(path):
+                folder.mkdir(parents=True, exist_ok=True)
+        yield
+    finally:
+        for each in missing:
+            with contextlib.suppress(OSError):
+                each.rmdir()
+
+
 def check_parent(path: Path, folder: Path) -> None:
     """Raises OutputError if `folder`, into which `path` is to be written, is not there or no folder."""
     try:
