@@ -29,9 +29,9 @@ def claimed(job: Job, policy: Policy) -> Iterator[tuple[Work, runs.Run | None]]:
 
 
 def _claim(job: Job, policy: Policy, afterwards: contextlib.ExitStack) -> tuple[Work, runs.Run | None]:
-    from t2vcli.video.files import made_folder
-
     asked = unnamed(job)
+    from t2vcli.video.files import made_folder  # with numpy, for which a wrong flag does not wait
+
     while True:
         work = named(asked, job, take_up=policy.keep)
         afterwards.enter_context(made_folder(work.target.parent, work.target))
