@@ -8,7 +8,7 @@ READY := $(VENV)/.ready
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-slow test-browser check fix docs fuzz kill-test golden bench bench-windows bench-batch bench-gallery train-demo evaluate-demo memory-table memory-report clean
+.PHONY: help demo test test-slow test-browser check fix docs man fuzz kill-test golden bench bench-windows bench-batch bench-gallery train-demo evaluate-demo memory-table memory-report clean
 
 help:  ## list the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 16
@@ -58,6 +58,9 @@ fix: $(READY)  ## apply the formatter and the linter's fixes
 
 docs: $(READY)  ## write docs/cli.md anew from the help texts
 	$(BIN)/python -m t2vcli.cli.reference docs/cli.md
+
+man: $(READY)  ## write man pages into man/ (man -l man/t2v.1 shows one; copy them to a man1 folder of MANPATH)
+	$(BIN)/python -m t2vcli.cli.man man
 
 golden: $(READY)  ## write the golden numbers anew, from diffusers' own pipelines
 	$(BIN)/python tests/make_goldens.py

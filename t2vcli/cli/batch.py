@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from t2vcli import stopping
+from t2vcli.cli import completing
 from t2vcli.cli import options as opt
 from t2vcli.cli.boundary import ErrorBoundary
 from t2vcli.cli.console import printable, result, result_json, say
@@ -61,7 +62,14 @@ FolderOpt = Annotated[
     typer.Option("--output", "-o", metavar="FOLDER", help="Where the clips and the journal go.", show_default=False),
 ]
 PresetForAllOpt = Annotated[
-    str | None, typer.Option("--preset", "-p", help="The preset of jobs that name none.", rich_help_panel=LIST)
+    str | None,
+    typer.Option(
+        "--preset",
+        "-p",
+        autocompletion=completing.presets,
+        help="The preset of jobs that name none.",
+        rich_help_panel=LIST,
+    ),
 ]
 SetOpt = Annotated[
     list[str] | None,

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from rich.table import Table
 
+from t2vcli.cli import completing
 from t2vcli.cli.boundary import ErrorBoundary
 from t2vcli.cli.console import printable, result, result_console, result_json, result_path, say
 from t2vcli.cli.helping import HelpfulCommand
@@ -69,7 +70,10 @@ def rm(
     name: Annotated[
         str,
         typer.Argument(
-            metavar="PRESET|REPOSITORY", help="A preset, or a repository id as owner/name.", show_default=False
+            autocompletion=completing.presets_and_models,
+            metavar="PRESET|REPOSITORY",
+            help="A preset, or a repository id as owner/name.",
+            show_default=False,
         ),
     ],
     yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")] = False,

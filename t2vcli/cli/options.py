@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from t2vcli.choices import Blend, DType, Forward, Memory, Noise, Offload, Schedule, Weights
+from t2vcli.cli import completing
 from t2vcli.cli.boundary import enable_debug
 from t2vcli.cli.words import read_prompt
 from t2vcli.paths import expanded, expanded_model, output_path
@@ -28,6 +29,7 @@ ModelOpt = Annotated[
     str | None,
     typer.Option(
         parser=expanded_model,
+        autocompletion=completing.models,
         metavar="NAME",
         help="A repository id or a local folder, in place of the preset's.",
         rich_help_panel=MODEL,
@@ -65,7 +67,10 @@ GuidanceOpt = Annotated[
     ),
 ]
 SchedulerOpt = Annotated[
-    str | None, typer.Option(help="One of: " + ", ".join(SCHEDULERS) + ".", rich_help_panel=SAMPLING)
+    str | None,
+    typer.Option(
+        autocompletion=completing.schedulers, help="One of: " + ", ".join(SCHEDULERS) + ".", rich_help_panel=SAMPLING
+    ),
 ]
 SeedOpt = Annotated[
     int | None, typer.Option(help="The noise's seed; drawn, shown and kept if not given.", rich_help_panel=SAMPLING)
@@ -137,7 +142,10 @@ DTypeOpt = Annotated[
     typer.Option("--dtype", help="Auto: fp16 on a GPU, fp32 on a CPU.", rich_help_panel=MEMORY),
 ]
 DeviceOpt = Annotated[
-    str | None, typer.Option(help="auto, cpu, cuda, cuda:N or mps. [T2V_DEVICE]", rich_help_panel=MEMORY)
+    str | None,
+    typer.Option(
+        autocompletion=completing.devices, help="auto, cpu, cuda, cuda:N or mps. [T2V_DEVICE]", rich_help_panel=MEMORY
+    ),
 ]
 MemoryOpt = Annotated[
     Memory | None,
@@ -483,6 +491,7 @@ def preset_option(default: str, variable: str) -> Options:
     option = typer.Option(
         "--preset",
         "-p",
+        autocompletion=completing.presets,
         help=f"A preset's name (t2v presets) or a YAML file. By default the one that suits the video, if t2v made that;"
         f" else that of {variable}, else {default}.",
         rich_help_panel=MODEL,

@@ -7,6 +7,7 @@ from typing import Annotated
 import typer
 from rich.table import Table
 
+from t2vcli.cli import completing
 from t2vcli.cli.boundary import ErrorBoundary
 from t2vcli.cli.console import printable, result, result_console, result_json, say
 from t2vcli.cli.helping import HelpfulCommand
@@ -42,7 +43,7 @@ def list_all(ctx: typer.Context, as_json: JsonOpt = False, debug: DebugOpt = Fal
 
 @app.command(cls=HelpfulCommand)
 def show(
-    name: Annotated[str, typer.Argument(help="A preset's name or a YAML file.")],
+    name: Annotated[str, typer.Argument(autocompletion=completing.presets, help="A preset's name or a YAML file.")],
     as_json: JsonOpt = False,
     debug: DebugOpt = False,
 ) -> None:

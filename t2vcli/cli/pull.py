@@ -7,6 +7,7 @@ from typing import Annotated
 
 import typer
 
+from t2vcli.cli import completing
 from t2vcli.cli import options as opt
 from t2vcli.cli.console import result_json, result_path, say
 from t2vcli.cli.progress import choose_report, clock
@@ -17,6 +18,7 @@ def pull(
     name: Annotated[
         str,
         typer.Argument(
+            autocompletion=completing.presets_and_models,
             metavar="PRESET|REPOSITORY",
             help="A preset (t2v presets), or a repository id as owner/name.",
             show_default=False,

@@ -112,6 +112,13 @@ def folder_bytes(folder: Path) -> int:
     return total
 
 
+def names_in_cache() -> list[str]:
+    """Returns the names of the models in the hub's cache, of whatever kind. Raises ModelError or OSError."""
+    cache = Hub.from_environment().cache
+    names = ("/".join(folder.name.split("--")[1:]) for folder in sorted(cache.glob("models--*--*")))
+    return [name for name in names if is_repository_id(name)]
+
+
 def _others(cache: Path) -> Iterator[str]:
     """Yields the models in the cache that are of the kind that t2v runs."""
     for folder in sorted(cache.glob("models--*--*")) if cache.is_dir() else []:
