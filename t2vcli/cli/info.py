@@ -13,6 +13,7 @@ import typer
 from t2vcli.cli.console import printable, result, result_json, result_path, say
 from t2vcli.cli.options import DebugOpt, JsonOpt
 from t2vcli.cli.progress import late_report
+from t2vcli.cli.runs import run_of, show_run_folder
 from t2vcli.errors import OutputError, UsageError
 from t2vcli.paths import expanded
 from t2vcli.report import counted
@@ -26,10 +27,17 @@ MAX_INDENT = 20  # deeper, a recipe's values are shown as JSON: a stranger's fil
 MAX_SHEET_PIXELS = 100_000_000
 
 FileArg = Annotated[Path, typer.Argument(metavar="FILE", parser=expanded, help="A video.", show_default=False)]
+FileOrRunArg = Annotated[
+    Path,
+    typer.Argument(metavar="FILE", parser=expanded, help="A video, or an unfinished run.", show_default=False),
+]
 
 
-def info(file: FileArg, as_json: JsonOpt = False, debug: DebugOpt = False) -> None:
-    """Print what a video is, and the recipe inside it if t2v made it."""
+def info(file: FileOrRunArg, as_json: JsonOpt = False, debug: DebugOpt = False) -> None:
+    """Print what a video is, and the recipe inside it if t2v made it; of an unfinished run, how far it is."""
+    if not file.is_file() and (run := run_of(file)) is not None:
+        show_run_folder(run, as_json=as_json)
+        return
     from t2vcli.video.reader import probe, read_metadata
 
     with late_report():

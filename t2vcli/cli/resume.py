@@ -21,14 +21,23 @@ RunArg = Annotated[
     typer.Argument(
         metavar="RUN",
         parser=expanded,
-        help="The folder of an unfinished run: OUTPUT.t2v-run.",
+        help="The folder of an unfinished run, OUTPUT.t2v-run, or that OUTPUT.",
+        show_default=False,
+    ),
+]
+RunOrNoneArg = Annotated[
+    Path | None,
+    typer.Argument(
+        metavar="RUN",
+        parser=expanded,
+        help="The folder of an unfinished run, OUTPUT.t2v-run, or that OUTPUT; without it those here are listed.",
         show_default=False,
     ),
 ]
 
 
 def resume(
-    run: RunArg,
+    run: RunOrNoneArg = None,
     offline: opt.OfflineOpt = False,
     overwrite: opt.OverwriteOpt = False,
     keep_every: opt.KeepEveryOpt = 10,
@@ -40,14 +49,19 @@ def resume(
 
     The same command again does the same. The folder is removed when the video is complete and verified.
     """
+    if run is None:
+        from t2vcli.cli.runs import list_runs
+
+        list_runs(as_json=as_json)
+        return
     from t2vcli.asking.job import Policy
 
-    _check(run)
+    folder = _checked(run)
 
     def make(around: Around) -> Result:
         from t2vcli.jobs.run import resume as go_on
 
-        return go_on(run, Policy(overwrite=overwrite, offline=offline, keep_every_s=keep_every), around)
+        return go_on(folder, Policy(overwrite=overwrite, offline=offline, keep_every_s=keep_every), around)
 
     show_run(make, quiet=quiet, as_json=as_json)
 
@@ -64,13 +78,13 @@ def decode(
     """Make the video of an unfinished run from its final latents alone; the folder stays."""
     from t2vcli.asking.job import Policy
 
-    _check(run)
+    folder = _checked(run)
 
     def make(around: Around) -> Result:
         from t2vcli.jobs.run import decode as from_latents
 
-        place = output if output is None or output.name != ANY_NAME else output.parent / _video_of(run)
-        return from_latents(run, place, Policy(overwrite=overwrite, offline=offline), around)
+        place = output if output is None or output.name != ANY_NAME else output.parent / _video_of(folder)
+        return from_latents(folder, place, Policy(overwrite=overwrite, offline=offline), around)
 
     show_run(make, quiet=quiet, as_json=as_json)
 
@@ -82,13 +96,16 @@ def _video_of(run: Path) -> str:
     return Path(read_record(run).output).name
 
 
-def _check(run: Path) -> None:
-    """Raises InputError for what is no run, before torch is imported."""
+def _checked(run: Path) -> Path:
+    """Returns the folder of a run. Raises InputError for what is none, before torch is imported."""
     from t2vcli.asking.finished import finished_beside
+    from t2vcli.asking.runs_here import run_folder_of
     from t2vcli.runs import read_record
 
+    folder = run_folder_of(run)
     try:
-        read_record(run)
+        read_record(folder)
     except InputError:
-        if finished_beside(run) is None:
+        if finished_beside(folder) is None:
             raise
+    return folder
