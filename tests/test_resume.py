@@ -8,7 +8,7 @@ import json
 import os
 import re
 import shutil
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -110,10 +110,10 @@ class InterruptedIn(Listening):
 def models(monkeypatch: pytest.MonkeyPatch) -> None:
     """Loads each model once (jobs leave it as it was, on the CPU), and takes ffmpeg for granted."""
 
-    def load(files: ModelFiles, dtype: torch.dtype, shared: Mapping[str, Any]) -> Model:
-        key = (files.weights["unet"], dtype)
+    def load(files: ModelFiles, dtype: torch.dtype, shared: Mapping[str, Any], *, theirs: Collection[str]) -> Model:
+        key = (files.weights["unet"], dtype, tuple(sorted(theirs)))
         if key not in _MODELS:
-            _MODELS[key] = load_model(files, dtype)
+            _MODELS[key] = load_model(files, dtype, theirs=theirs)
         return _MODELS[key]
 
     def load_words(files: ModelFiles) -> Any:
@@ -934,8 +934,8 @@ def test_a_failure_says_how_to_go_on(job: Job, folder: Path, monkeypatch: pytest
 def spoiling(monkeypatch: pytest.MonkeyPatch, call: int) -> None:
     """Lets the UNet of the next models return a NaN in its `call`-th call."""
 
-    def load(files: ModelFiles, dtype: torch.dtype, shared: Mapping[str, Any]) -> Model:
-        model, calls = load_model(files, dtype), 0
+    def load(files: ModelFiles, dtype: torch.dtype, shared: Mapping[str, Any], *, theirs: Collection[str]) -> Model:
+        model, calls = load_model(files, dtype, theirs=theirs), 0
 
         def spoil(module: Any, inputs: Any, output: torch.Tensor) -> torch.Tensor:
             nonlocal calls
@@ -1001,8 +1001,8 @@ def test_a_vae_that_overflows_in_half_precision_is_run_in_float32(overflowing: P
 
 
 def test_a_vae_at_fault_in_float32_makes_no_video(small: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
-    def load(files: ModelFiles, dtype: torch.dtype, shared: Mapping[str, Any]) -> Model:
-        model = load_model(files, dtype)
+    def load(files: ModelFiles, dtype: torch.dtype, shared: Mapping[str, Any], *, theirs: Collection[str]) -> Model:
+        model = load_model(files, dtype, theirs=theirs)
         torch.nn.init.constant_(model.vae.decoder.conv_out.bias, torch.inf)
         return model
 
