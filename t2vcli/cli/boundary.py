@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import difflib
+import json
 import os
 import re
 import shlex
@@ -18,7 +19,7 @@ import typer
 from typer.core import TyperGroup
 
 from t2vcli import stopping
-from t2vcli.cli.console import printable, say, say_error
+from t2vcli.cli.console import printable, say, say_error, speak_json, speaks_json
 from t2vcli.cli.helping import Helpful, HelpfulCommand
 from t2vcli.errors import EXIT_CODES, HOW_IT_STOPPED, Interrupted, ModelError, T2VError, UsageError
 from t2vcli.limits import limit_met
@@ -56,8 +57,10 @@ def _on_signal(number: int, frame: FrameType | None) -> None:
     """Stops at the next step where there are steps, and at once elsewhere and the second time."""
     global _interrupted_s
     if stopping.by_signals().ask(signal.Signals(number).name):
+        said = "stopping after this step; once more stops at once"
+        line = json.dumps({"event": "say", "message": said}) if speaks_json() else f"t2v: {said}"
         with contextlib.suppress(OSError):  # not by a stream: the signal may have come in the middle of a write
-            os.write(2, b"\nt2v: stopping after this step; once more stops at once\n")
+            os.write(2, f"\n{line}\n".encode())
         return
     now_s = time.monotonic()
     if _interrupted_s is not None and now_s - _interrupted_s < CLEANING_S:
@@ -109,6 +112,7 @@ class ErrorBoundary(Helpful, TyperGroup):
     def invoke(self, ctx: Any) -> Any:
         global _interrupted_s
         _interrupted_s = None
+        speak_json(False)
         stopping.forget()
         keep_warnings_quiet()
         for number in (signal.SIGTERM, signal.SIGHUP):
@@ -196,7 +200,7 @@ def _leave(message: str, code: int) -> NoReturn:
     if _show_traceback:
         for line in traceback.format_exc().splitlines():
             say(line)
-    say_error(message)
+    say_error(message, code)
     raise typer.Exit(code) from None
 
 

@@ -8,6 +8,7 @@ import os
 import re
 import sys
 from collections.abc import Callable, Mapping
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import IO, Any, TextIO, TypeAlias, cast
 
@@ -121,12 +122,38 @@ def printable(text: str) -> str:
     return "".join(c if c.isprintable() or c == " " else c.encode("unicode_escape").decode() for c in text)
 
 
+_events = False
+
+
+def speak_json(wanted: bool) -> None:
+    """Has everything that goes to stderr from now on be one JSON object a line (`--progress json`), or not."""
+    global _events
+    _events = wanted
+
+
+def speaks_json() -> bool:
+    return _events
+
+
+def event(kind: str, **values: Any) -> None:
+    """Prints one event to stderr: a JSON object on a line, in ASCII, with the time in UTC."""
+    moment = datetime.now(UTC).isoformat(timespec="milliseconds")
+    error_console().print(Text(json.dumps({"event": kind, "time": moment, **values})))
+
+
 def say(line: str) -> None:
     """Prints a line of talk to stderr, nothing in it interpreted as markup or as a terminal escape."""
+    if _events:
+        kind = "warning" if line.startswith("warning: ") else "say"
+        event(kind, message=line.removeprefix("warning: "))
+        return
     error_console().print(Text(printable(line)))
 
 
-def say_error(line: str) -> None:
+def say_error(line: str, code: int = 1) -> None:
+    if _events:
+        event("error", message=line, exit_code=code)
+        return
     error_console().print(Text.assemble(("t2v:", "bold red"), " ", printable(line)))
 
 

@@ -54,6 +54,7 @@ def convert(
     ] = None,
     overwrite: opt.OverwriteOpt = False,
     quiet: opt.QuietOpt = False,
+    progress: opt.ProgressOpt = None,
     as_json: opt.JsonOpt = False,
     debug: opt.DebugOpt = False,
 ) -> None:

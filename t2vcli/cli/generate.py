@@ -37,6 +37,7 @@ def generate(
     policy: Policy,
     dry_run: opt.DryRunOpt = False,
     quiet: opt.QuietOpt = False,
+    progress: opt.ProgressOpt = None,
     as_json: opt.JsonOpt = False,
     debug: opt.DebugOpt = False,
 ) -> None:

@@ -54,6 +54,7 @@ EXPERT = (
     "upscale_strength",
     "keep_draft",
     "no_resume",
+    "progress",
     "keep_every",
     "debug",
 )

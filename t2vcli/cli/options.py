@@ -6,13 +6,14 @@ import functools
 import inspect
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
 from t2vcli.choices import Blend, DType, Forward, Memory, Noise, Offload, Schedule, Weights
 from t2vcli.cli import completing
 from t2vcli.cli.boundary import enable_debug
+from t2vcli.cli.console import speak_json
 from t2vcli.cli.words import read_prompt
 from t2vcli.paths import expanded, expanded_model, output_path
 from t2vcli.schedulers import SCHEDULERS
@@ -23,6 +24,14 @@ if TYPE_CHECKING:
 
 LARGE, BEGINNING, SECOND_STAGE = "Long clips and large frames", "A video to begin with", "Second stage"
 MODEL, SAMPLING, MEMORY, OUTPUT = "Model", "Sampling", "Memory and device", "Output"
+
+
+def _choose_progress(value: str | None) -> str | None:
+    """Option callback of `--progress`."""
+    if value is not None:
+        speak_json(value == "json")
+    return value
+
 
 # --- model
 ModelOpt = Annotated[
@@ -265,6 +274,15 @@ KeepEveryOpt = Annotated[
     ),
 ]
 QuietOpt = Annotated[bool, typer.Option("--quiet", "-q", help="No progress and no warnings.", rich_help_panel=OUTPUT)]
+ProgressOpt = Annotated[
+    Literal["auto", "json"] | None,
+    typer.Option(
+        "--progress",
+        help="How to tell it: for people, or as JSON, an object a line on stderr (docs/progress.md).",
+        callback=_choose_progress,
+        rich_help_panel=OUTPUT,
+    ),
+]
 JsonOpt = Annotated[
     bool, typer.Option("--json", help="Print one JSON object in place of the path.", rich_help_panel=OUTPUT)
 ]

@@ -7,7 +7,7 @@ import sys
 import time
 from collections.abc import Iterator
 from types import TracebackType
-from typing import Self
+from typing import Any, Self
 
 from rich.progress import (
     BarColumn,
@@ -21,13 +21,15 @@ from rich.progress import (
 )
 from rich.text import Text
 
-from t2vcli.cli.console import error_console, printable, say
+from t2vcli.cli.console import error_console, event, printable, say, speaks_json
 from t2vcli.report import Report, Silent, counted, reading_told
 
 
-def choose_report(*, quiet: bool) -> LiveReport | PlainReport | QuietReport:
+def choose_report(*, quiet: bool) -> LiveReport | PlainReport | QuietReport | JsonReport:
     if quiet:
         return QuietReport()
+    if speaks_json():
+        return JsonReport()
     terminal = sys.stderr is not None and sys.stderr.isatty()
     return LiveReport() if terminal and error_console().is_interactive else PlainReport()
 
@@ -149,6 +151,42 @@ class PlainReport:
         say(f"warning: {line}")
 
 
+EVENT_S = 0.1
+"""How long after an event of progress the next one waits, unless it is the last of its stage."""
+
+
+class JsonReport:
+    """An event a line for programs: a stage begins, so much of it is done, something is said (docs/progress.md)."""
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None: ...
+
+    def stage(
+        self, name: str, total: int | None = None, unit: str = "frame", *, begun: int = 0, told: str = ""
+    ) -> None:
+        self._stage: dict[str, Any] = {"stage": name, "total": total, "unit": None if total is None else unit}
+        self._begun, self._began_s, self._told_s = begun, time.monotonic(), 0.0
+        event("stage", **self._stage, begun=begun)
+
+    def advance(self, done: int) -> None:
+        now_s, total = time.monotonic(), self._stage["total"]
+        if now_s - self._told_s < EVENT_S and done != total:
+            return
+        self._told_s, elapsed_s = now_s, now_s - self._began_s
+        left_s = None
+        if total and done > self._begun:
+            left_s = round(max(0, total - done) * elapsed_s / (done - self._begun), 1)
+        event("progress", **self._stage, done=done, elapsed_s=round(elapsed_s, 1), left_s=left_s)
+
+    def say(self, line: str) -> None:
+        event("say", message=line)
+
+    def warn(self, line: str) -> None:
+        event("warning", message=line)
+
+
 class QuietReport(Silent):
     """Nothing but errors, which are not told here."""
 
@@ -196,4 +234,14 @@ def late_report(*, quiet: bool = False) -> Iterator[Report]:
             yield report
 
 
-__all__ = ["LiveReport", "PlainReport", "QuietReport", "Report", "choose_report", "clock", "late_report", "rate_text"]
+__all__ = [
+    "JsonReport",
+    "LiveReport",
+    "PlainReport",
+    "QuietReport",
+    "Report",
+    "choose_report",
+    "clock",
+    "late_report",
+    "rate_text",
+]

@@ -28,6 +28,7 @@ def pull(
     variant: opt.VariantOpt = None,
     offline: opt.OfflineOpt = False,
     quiet: opt.QuietOpt = False,
+    progress: opt.ProgressOpt = None,
     as_json: opt.JsonOpt = False,
     debug: opt.DebugOpt = False,
 ) -> None:

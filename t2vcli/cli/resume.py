@@ -42,6 +42,7 @@ def resume(
     overwrite: opt.OverwriteOpt = False,
     keep_every: opt.KeepEveryOpt = 10,
     quiet: opt.QuietOpt = False,
+    progress: opt.ProgressOpt = None,
     as_json: opt.JsonOpt = False,
     debug: opt.DebugOpt = False,
 ) -> None:
@@ -72,6 +73,7 @@ def decode(
     output: opt.OutputOpt = None,
     overwrite: opt.OverwriteOpt = False,
     quiet: opt.QuietOpt = False,
+    progress: opt.ProgressOpt = None,
     as_json: opt.JsonOpt = False,
     debug: opt.DebugOpt = False,
 ) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import time
 from collections.abc import Callable
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from t2vcli import stopping
@@ -38,6 +39,17 @@ def run_and_report(job: Job, policy: Policy, *, quiet: bool, as_json: bool) -> N
         show_run(make, quiet=quiet, as_json=as_json)
 
 
+def _size_of(place: Path) -> str:
+    """Returns ", 34 kB": what the file takes, or all the pictures of a folder."""
+    from t2vcli.weights.download import bytes_text
+
+    try:
+        files = list(place.iterdir()) if place.is_dir() else [place]
+        return f", {bytes_text(sum(file.stat().st_size for file in files))}"
+    except OSError:  # moved away by now
+        return ""
+
+
 def show_run(make: Callable[[Around], Result], *, quiet: bool, as_json: bool) -> None:
     """Makes something under a progress display, and prints the result: the file, or the folder of its pictures."""
     started_s = time.monotonic()
@@ -51,7 +63,7 @@ def show_run(make: Callable[[Around], Result], *, quiet: bool, as_json: bool) ->
     if not quiet:
         say(
             f"{counted(video.frames, 'frame')} of {video.width}x{video.height} at {float(video.fps):g} fps,"
-            f" seed {done.seed}, in {clock(elapsed_s)}"
+            f" seed {done.seed}, in {clock(elapsed_s)}{_size_of(done.place)}"
         )
     if as_json:
         result_json({**done.written(), "elapsed_s": round(elapsed_s, 3)})

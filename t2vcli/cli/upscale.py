@@ -33,6 +33,7 @@ def upscale(
     policy: Policy,
     dry_run: opt.DryRunOpt = False,
     quiet: opt.QuietOpt = False,
+    progress: opt.ProgressOpt = None,
     as_json: opt.JsonOpt = False,
     debug: opt.DebugOpt = False,
 ) -> None:
