@@ -254,6 +254,7 @@ NO_FIELDS = {
     "no_resume",
     "keep_every",
     "no_metadata",
+    "progress",
     "quiet",
     "allow_empty_prompt",
     "as_json",
