@@ -87,6 +87,13 @@ def test_a_cache_that_cannot_be_read_and_a_preset_that_is_none(tmp_path: Path) -
     assert outcome.stdout.endswith("2 things are wrong\n")
 
 
+def test_a_variable_that_names_nothing_is_wrong(tmp_path: Path) -> None:
+    outcome = doctor(tmp_path, T2V_PRESET="dmeo", T2V_OUTPUT_DIR="made")
+    assert outcome.code == 2
+    [line] = [line for line in outcome.stdout.splitlines() if line.startswith("WRONG")]
+    assert "T2V_PRESET is 'dmeo': there is no preset 'dmeo'; did you mean 'demo'?" in line
+
+
 @pytest.mark.parametrize(
     ("build", "driver", "state", "said"),
     [

@@ -7,13 +7,13 @@ from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
-from t2vcli.asking.environment import default_preset
 from t2vcli.asking.job import Job
 from t2vcli.asking.larger import check_input, enlarged, nearest_side, second_stage, words_for
 from t2vcli.asking.misread import check_prompt, no_prompt, size_remarks
 from t2vcli.asking.suited import named_or_suited
 from t2vcli.asking.values import build
 from t2vcli.asking.work import Stage, Work
+from t2vcli.environment import default_preset
 from t2vcli.errors import UsageError
 from t2vcli.presets import Preset, load_preset
 from t2vcli.report import counted

@@ -10,9 +10,9 @@ from glob import escape
 from pathlib import Path
 
 from t2vcli import runs
-from t2vcli.asking.environment import output_folder
 from t2vcli.asking.job import Job
 from t2vcli.asking.work import Work
+from t2vcli.environment import output_folder
 
 
 def named(work: Work, job: Job, *, take_up: bool) -> Work:

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from t2vcli.asking.environment import default_preset
+from t2vcli.environment import default_preset
 from t2vcli.errors import InputError, T2VError
 from t2vcli.presets import Preset, known_preset, load_preset
 

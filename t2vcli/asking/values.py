@@ -6,7 +6,7 @@ import secrets
 from collections.abc import Mapping
 from typing import Any
 
-from t2vcli.asking.environment import FIELDS, fields_of
+from t2vcli.environment import FIELDS, fields_of
 from t2vcli.presets import Preset
 from t2vcli.request import AnyRequest, Request, build_request
 

@@ -9,8 +9,10 @@ import tempfile
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 
+from t2vcli.environment import OUTPUT_DIR, PRESETS, default_preset, output_folder
 from t2vcli.errors import DeviceError, InputError, ModelError, OutputError, T2VError
 from t2vcli.health.finding import Finding, note, wrong
 from t2vcli.health.libraries import REINSTALL_TORCH, look_at_libraries, torch_build
@@ -89,6 +91,13 @@ def _look_at_presets() -> Iterator[Finding]:
     )
     if len(presets) == len(own):
         yield wrong("presets", "those that come with t2v are not there", "install t2v again", InputError.exit_code)
+    looks: list[Callable[[], object]] = [output_folder, *(partial(default_preset, command) for command in PRESETS)]
+    for look in looks:
+        try:
+            look()
+        except T2VError as error:  # which names the variable
+            if any(os.environ.get(name) for name in (OUTPUT_DIR, *(variable for variable, _ in PRESETS.values()))):
+                yield wrong("variable", str(error), "mend its value, or unset it", error.exit_code)
     for name, problem in broken.items():
         yield wrong("presets", f"{name}: {problem}", "mend the file, or remove it", problem.exit_code)
 
