@@ -66,6 +66,8 @@ def read_record(folder: Path) -> RunRecord:
         raise InputError(f"{path} cannot be read ({error}), so that its run can only begin anew") from None
     except OSError as error:
         raise InputError(f"{folder} cannot be read ({error.strerror})") from None
+    except ValueError as error:  # a name that no file can have
+        raise InputError(f"{folder} cannot be read ({error})") from None
     return parsed(value, path)
 
 

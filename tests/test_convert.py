@@ -11,6 +11,7 @@ import clips
 import numpy as np
 import pytest
 from commandline import contents, sentence, t2v
+from PIL import Image
 from test_outputs import moving
 
 from t2vcli.video.marking import MADE_BY_MODEL, is_marked
@@ -190,6 +191,30 @@ def test_what_cannot_be_is_refused_and_nothing_is_left(
     outcome = t2v("convert", "clip.mkv", *arguments, "-q")
     assert (outcome.code, said in sentence(outcome)) == (code, True), outcome.stderr
     assert contents(clip.parent) == before
+
+
+def test_odd_sizes_and_folders_of_pictures_are_taken(clip: Path) -> None:
+    write_video(
+        Path("odd.mkv"),
+        [frame[:47, :63].copy() for frame in moving(3)],
+        count=3,
+        width=63,
+        height=47,
+        fps=Fraction(30000, 1001),
+        metadata=RECIPE,
+        comment="",
+    )
+    assert t2v("convert", "odd.mkv", "-o", "even.mp4", "-q").code == 0
+    video = probe("even.mp4")
+    assert (video.width, video.height, video.fps, video.frames) == (64, 48, Fraction(30000, 1001), 3)
+    assert t2v("convert", "odd.mkv", "-o", "p/%d.png", "-q").code == 0
+    assert t2v("convert", "p", "-o", "back.mkv", "-q").code == 0
+    assert np.array_equal(frames_of("back.mkv"), frames_of("odd.mkv"))
+    assert probe("back.mkv").fps == Fraction(30000, 1001)
+    (clip.parent / "big").mkdir()
+    Image.new("RGB", (5000, 3000)).save("big/1.png")
+    refused = t2v("convert", "big", "-o", "x.mkv", "--width", "20000")
+    assert (refused.code, "20000x12000" in sentence(refused)) == (2, True)
 
 
 def test_a_strangers_clip_gets_neither_recipe_nor_mark(clip: Path) -> None:

@@ -383,7 +383,13 @@ WORDS = [
     "sheet",
     "presets",
     "show",
+    "convert",
+    "resume",
+    "decode",
+    "models",
+    "rm",
     "--help",
+    "--help-all",
     "--version",
     "",
     "-",
@@ -410,6 +416,11 @@ FLAGS += [
     "--scheduler",
     "--eta",
     "--columns",
+    "--duration",
+    "--start",
+    "--max-size",
+    "--audio",
+    "--progress",
     "--most",
     "--json",
     "--overwrite",
@@ -444,6 +455,8 @@ VALUES += [
     "..",
     "out.mp4",
     "a/b.mp4",
+    "a/b/",
+    "a\0/b.mp4",
     "x" * 100_000,
 ]
 ARGUMENTS = st.lists(
@@ -452,9 +465,12 @@ ARGUMENTS = st.lists(
 RUNS = st.one_of(
     ARGUMENTS,
     st.tuples(
-        st.sampled_from([["generate", "a boat", "-p", "demo"], ["upscale", "in.mp4"], ["sheet", "in.mp4"]]), ARGUMENTS
+        st.sampled_from(
+            [["generate", "a boat", "-p", "demo"], ["upscale", "in.mp4"], ["sheet", "in.mp4"], ["convert", "in.mp4"]]
+        ),
+        ARGUMENTS,
     ).map(lambda pair: pair[0] + pair[1]),
-    st.tuples(st.sampled_from(["generate", "upscale"]), st.sampled_from(FLAGS), st.sampled_from(VALUES)).map(
+    st.tuples(st.sampled_from(["generate", "upscale", "convert"]), st.sampled_from(FLAGS), st.sampled_from(VALUES)).map(
         lambda run: [run[0], "in.mp4", f"{run[1]}={run[2]}"]
     ),
 )
@@ -500,6 +516,13 @@ def run_cut_short(clip: Path, *arguments: str, stdin: bytes | None = None) -> Ou
 @bounded(40)
 @given(arguments=RUNS)
 @example(arguments=["sheet", "in.mp4", "-o", "x" * 300 + ".png"])
+@example(arguments=["convert", "in.mp4", "-o", "a\0/b.mp4"])
+@example(arguments=["convert", "in.mp4", "-o", "x.gif", "--max-size", "1B"])
+@example(arguments=["convert", "in.mp4", "-o", "x.mp4", "--audio", "a\0.wav"])
+@example(arguments=["generate", "a boat", "-p", "demo", "-o", "a\0/"])
+@example(arguments=["resume", "a\0b"])
+@example(arguments=["info", "x" * 5000])
+@example(arguments=["models", "rm", "\ud800/\udc00"])
 @example(arguments=["sheet", "in.mp4", "--most=1024", "--scale=16", "-o", "a\0.png"])
 def test_any_arguments_end_as_documented(arguments: list[str], clip: Path) -> None:
     assert_documented(run_cut_short(clip, *arguments))

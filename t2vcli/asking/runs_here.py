@@ -69,9 +69,9 @@ def run_folder_of(path: Path) -> Path:
         places.append(place_of(path))
     for place in places:
         folder = runs.folder_for(place)
-        if place.name and folder.is_dir():
+        if place.name and os.path.isdir(folder):
             return folder
-    if path.is_file():
+    if os.path.isfile(path):
         raise InputError(f"there is no unfinished run of {path}: {runs.folder_for(path)} is not there")
     return path
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -35,7 +36,7 @@ FileOrRunArg = Annotated[
 
 def info(file: FileOrRunArg, as_json: JsonOpt = False, debug: DebugOpt = False) -> None:
     """Print what a video is, and the recipe inside it if t2v made it; of an unfinished run, how far it is."""
-    if not file.is_file() and (run := run_of(file)) is not None:
+    if not os.path.isfile(file) and (run := run_of(file)) is not None:
         show_run_folder(run, as_json=as_json)
         return
     from t2vcli.video.reader import probe, read_metadata

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 from t2vcli.cli.console import printable, result, result_json, say
@@ -60,4 +61,4 @@ def run_of(path: Path) -> Path | None:
     from t2vcli.runs import RECORD
 
     folder = run_folder_of(path)
-    return folder if (folder / RECORD).exists() else None
+    return folder if os.path.exists(folder / RECORD) else None

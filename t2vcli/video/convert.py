@@ -16,7 +16,7 @@ from t2vcli.report import Report, Silent
 from t2vcli.request import fps_text
 from t2vcli.video import Frame
 from t2vcli.video.along import Along, along_with
-from t2vcli.video.ffmpeg import shown
+from t2vcli.video.ffmpeg import MAX_PIXELS, shown
 from t2vcli.video.files import made_folder, refuse_input_as_output
 from t2vcli.video.formats import MP4, PNG, WEBM, Format, format_of, place_of
 from t2vcli.video.marking import CHANGED_BY_MODEL, MADE_BY_MODEL
@@ -157,7 +157,10 @@ def _size(video: VideoInfo, kind: Format, width: int | None) -> tuple[int, int]:
         raise UsageError(f"--width {width} must be from {LEAST_SIDE} to {4 * video.width}, four times the clip's")
     if width is not None and kind.even[0] and width % 2:
         raise UsageError(f"--width {width} must be even for {kind.called}")
-    return _shaped(video, kind, wide)
+    size = _shaped(video, kind, wide)
+    if math.prod(size) > MAX_PIXELS:
+        raise UsageError(f"--width {wide} makes frames of {size[0]}x{size[1]}, more than {MAX_PIXELS:,} pixels")
+    return size
 
 
 def _shaped(video: VideoInfo, kind: Format, width: int) -> tuple[int, int]:

@@ -118,12 +118,14 @@ def made_folder(folder: Path, path: Path) -> Iterator[None]:
     missing = [each for each in (folder, *folder.parents) if not os.path.lexists(each)]
     try:
         if missing:
-            with explained(path):
+            try:
                 folder.mkdir(parents=True, exist_ok=True)
+            except (OSError, ValueError) as error:
+                refuse(path, error)
         yield
     finally:
         for each in missing:
-            with contextlib.suppress(OSError):
+            with contextlib.suppress(OSError, ValueError):
                 each.rmdir()
 
 

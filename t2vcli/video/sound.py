@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from dataclasses import dataclass
 from fractions import Fraction
@@ -61,8 +62,8 @@ def sound_seconds(source: Path, *, most_s: float) -> float:
 
     Raises InputError if the file is not there, holds no sound, or its sound cannot be decoded.
     """
-    if not source.is_file():
-        what = "is not a file" if source.exists() else "does not exist"
+    if not os.path.isfile(source):
+        what = "is not a file" if os.path.exists(source) else "does not exist"
         raise InputError(f"the sound {shown(source)} {what}")
     done = ffmpeg.run(
         [
