@@ -16,6 +16,8 @@ from commandline import LIMIT_S, Outcome, command, sentence, spawn
 from hub import UNET, Hold
 from test_cli_pull import NAME, Setting
 
+from t2vcli.weights.cached import USE_LOCK
+
 
 @pytest.fixture(scope="module")
 def repository(tmp_path_factory: pytest.TempPathFactory) -> Path:
@@ -116,6 +118,11 @@ def test_what_is_in_use_is_not_removed(setting: Setting) -> None:
     assert (outcome.code, "another process uses owner/name" in sentence(outcome)) == (8, True)
     assert setting.snapshot.exists()
     user.communicate(b"\n", timeout=LIMIT_S)
+    lock = setting.cache.parent / ".locks" / setting.cache.name / USE_LOCK
+    lock.unlink()
+    run = spawn("generate", "a boat", "-p", "ours", "--device", "cpu", folder=setting.folder, env=setting.environment())
+    assert run.code == 5  # a model in form only; but it was in use
+    assert lock.exists()
     assert models(setting, "rm", "ours", "--yes").code == 0
 
 

@@ -73,7 +73,6 @@ def prepare(
     """
     report.stage("find")
     device = choose_device(request.device)
-    hold(request.model)
     files = find_model(
         request.model,
         revision=request.revision,
@@ -83,6 +82,7 @@ def prepare(
         offline=offline,
         say=report.say,
     )
+    hold(request.model)
     if request.device == "auto" and device == "cpu" and not request.model.startswith(EMBEDDED_PREFIX):
         reason = why_no_cuda() if has_nvidia_driver() else "no GPU was found"
         report.warn(f"{reason}; a model of this size takes hours on the CPU (--device cpu says that you know)")
