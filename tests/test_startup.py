@@ -8,7 +8,10 @@ import sys
 from pathlib import Path
 
 import pytest
-from commandline import LIMIT_S, environment
+import typer.main
+from commandline import LIMIT_S, environment, t2v
+
+from t2vcli.cli.main import COMMANDS, app
 
 # By the process itself, when it is done: the packages that it has imported, and of torch the parts that are large.
 _TELL = """
@@ -54,3 +57,34 @@ def test_a_clip_of_the_embedded_model_imports_torch_and_little_else(extra: list[
     assert names & (UNWANTED | set(LARGE)) == set()
     # torch itself has about 1,200, ours are about 150. With diffusers it was 4,500.
     assert count < 2000
+
+
+TALK = {"typer.rich_utils", "typer._adapters", "rich.console", "pydantic", "yaml", "numpy", "torch"}
+
+
+@pytest.mark.parametrize(
+    ("arguments", "status"), [(["--help"], 0), (["generate", "a boat", "--no-such"], 2), (["no-such"], 2)]
+)
+def test_help_and_a_usage_error_import_neither_rich_nor_pydantic(
+    arguments: list[str], status: int, tmp_path: Path
+) -> None:
+    program = _TELL.replace("LARGE", repr(tuple(TALK))).replace("OUT", repr(str(tmp_path / "out.json")))
+    done = subprocess.run(
+        [sys.executable, "-c", program.replace("ARGUMENTS", repr(arguments))],
+        cwd=tmp_path,
+        env=environment(),
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        timeout=LIMIT_S,
+        check=False,
+    )
+    assert done.returncode == status, done.stderr
+    assert set(json.loads((tmp_path / "out.json").read_text())[0]) & TALK == set()
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_the_help_says_of_each_command_what_its_own_help_says(name: str) -> None:
+    command = typer.main.get_command(app).commands[name]  # type: ignore[attr-defined]
+    assert " ".join((command.help or "").split("\n\n")[0].split()) == COMMANDS[name].about
+    assert COMMANDS[name].about in " ".join(t2v("--help").stdout.split())

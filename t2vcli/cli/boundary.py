@@ -22,9 +22,7 @@ from t2vcli import stopping
 from t2vcli.cli.console import printable, say, say_error, speak_json, speaks_json
 from t2vcli.cli.helping import Helpful, HelpfulCommand
 from t2vcli.errors import EXIT_CODES, HOW_IT_STOPPED, Interrupted, ModelError, T2VError, UsageError
-from t2vcli.limits import limit_met
 from t2vcli.quiet import keep_warnings_quiet
-from t2vcli.weights.hub import wrong_in_environment
 
 # What Typer's own parser raises. Its base class is in a module that Typer keeps to itself, so it is reached from here.
 _TyperUsageError: Any = typer.BadParameter.__mro__[1]
@@ -167,6 +165,9 @@ def _ending() -> Iterator[None]:
     except (typer.Exit, typer.Abort):
         raise
     except Exception as error:
+        from t2vcli.limits import limit_met
+        from t2vcli.weights.hub import wrong_in_environment
+
         met = limit_met(error)
         if met is not None:
             _leave(str(met), met.exit_code)

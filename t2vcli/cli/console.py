@@ -10,12 +10,12 @@ import sys
 from collections.abc import Callable, Mapping
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import IO, Any, TextIO, TypeAlias, cast
-
-from rich.console import Console
-from rich.text import Text
+from typing import IO, TYPE_CHECKING, Any, TextIO, TypeAlias, cast
 
 from t2vcli.errors import OutputError
+
+if TYPE_CHECKING:
+    from rich.console import Console
 
 
 def prepare_streams() -> None:
@@ -102,6 +102,8 @@ def _guarded(stream: IO[str], fail: Fail) -> TextIO:
 
 
 def _console(stream: IO[str] | None, fail: Fail, **options: Any) -> Console:
+    from rich.console import Console
+
     stream = getattr(stream, "rich_proxied_file", stream)  # under a live display
     return Console(file=stream and _guarded(stream, fail), highlight=False, emoji=False, **options)
 
@@ -138,7 +140,7 @@ def speaks_json() -> bool:
 def event(kind: str, **values: Any) -> None:
     """Prints one event to stderr: a JSON object on a line, in ASCII, with the time in UTC."""
     moment = datetime.now(UTC).isoformat(timespec="milliseconds")
-    error_console().print(Text(json.dumps({"event": kind, "time": moment, **values})))
+    _say(("", json.dumps({"event": kind, "time": moment, **values})))
 
 
 def say(line: str) -> None:
@@ -147,14 +149,39 @@ def say(line: str) -> None:
         kind = "warning" if line.startswith("warning: ") else "say"
         event(kind, message=line.removeprefix("warning: "))
         return
-    error_console().print(Text(printable(line)))
+    _say(("", printable(line)))
 
 
 def say_error(line: str, code: int = 1) -> None:
     if _events:
         event("error", message=line, exit_code=code)
         return
-    error_console().print(Text.assemble(("t2v:", "bold red"), " ", printable(line)))
+    _say(("bold red", "t2v:"), ("", f" {printable(line)}"))
+
+
+def _say(*parts: tuple[str, str]) -> None:
+    """Prints a line of (style, text) to stderr: by rich, whose import takes a while, only where a terminal shows styles."""
+    stream = sys.stderr
+    if stream is None:
+        return
+    if _shows_styles(stream):
+        from rich.text import Text
+
+        error_console().print(Text.assemble(*((text, style) for style, text in parts)))
+    else:
+        guarded = _guarded(stream, _abandon)
+        guarded.write("".join(text for _, text in parts) + "\n")
+        guarded.flush()
+
+
+def _shows_styles(stream: IO[str]) -> bool:
+    """Returns whether it is for rich to say what is shown: on a terminal, under a live display, and where it is forced to."""
+    if hasattr(stream, "rich_proxied_file") or any(os.environ.get(name) for name in ("FORCE_COLOR", "TTY_COMPATIBLE")):
+        return True
+    try:
+        return stream.isatty()
+    except ValueError:  # it is closed
+        return False
 
 
 def result(line: str) -> None:

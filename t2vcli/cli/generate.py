@@ -8,8 +8,6 @@ from typing import TYPE_CHECKING, Any
 
 from t2vcli.cli import options as opt
 from t2vcli.cli.boundary import OneTextCommand, quoted
-from t2vcli.cli.plan import show_plan
-from t2vcli.cli.running import run_and_report
 
 if TYPE_CHECKING:
     from t2vcli.asking.job import Job, Policy
@@ -46,8 +44,12 @@ def generate(
     The video's path is printed on stdout when the file is complete and verified; everything else goes to stderr.
     """
     if dry_run:
+        from t2vcli.cli.plan import show_plan
+
         show_plan(job, exact=False, quiet=quiet, as_json=as_json)
     else:
+        from t2vcli.cli.running import run_and_report
+
         run_and_report(job, policy, quiet=quiet, as_json=as_json)
 
 
@@ -58,6 +60,8 @@ def plan_generate(
     """Print how `t2v generate` with the same options would run, and the memory that it is predicted to take."""
     if job.prompt is None:
         job = job.model_copy(update={"prompt": "", "allow_empty_prompt": True})  # words decide nothing here
+    from t2vcli.cli.plan import show_plan
+
     show_plan(job, exact=exact, as_json=as_json)
 
 

@@ -141,8 +141,7 @@ def help_lines(command: Any, ctx: Any, *, everything: bool = False, columns: int
         yield from ["", _heading("Examples:"), *(f"  {line}" for line in examples)]
     if commands:
         yield from ["", _heading("Commands:")]
-        for name, each in commands.items():
-            first = next(iter(paragraphs(each.help)), "")
+        for name, first in abouts(command).items():
             yield from _row(name, first, width, left=16)
     if any(each.help for each in arguments):
         yield from ["", _heading("Arguments:")]
@@ -156,6 +155,14 @@ def help_lines(command: Any, ctx: Any, *, everything: bool = False, columns: int
         if paragraph:
             yield ""
             yield from paragraph.removeprefix("\b\n").splitlines()
+
+
+def abouts(group: Any) -> Mapping[str, str]:
+    """Returns what each command of a group is for: of commands that are imported only when they are named, from their list."""
+    listed: Mapping[str, str] | None = getattr(group, "abouts", None)
+    if listed is not None:
+        return listed
+    return {name: next(iter(paragraphs(each.help)), "") for name, each in group.commands.items()}
 
 
 def sections(params: Sequence[Any], options: Sequence[Any], *, everything: bool) -> list[tuple[str, list[Any]]]:

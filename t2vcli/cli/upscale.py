@@ -8,8 +8,6 @@ from typing import TYPE_CHECKING, Any
 
 from t2vcli.cli import options as opt
 from t2vcli.cli.boundary import OneTextCommand, quoted
-from t2vcli.cli.plan import show_plan
-from t2vcli.cli.running import run_and_report
 
 if TYPE_CHECKING:
     from t2vcli.asking.job import Job, Policy
@@ -43,8 +41,12 @@ def upscale(
     many pixels as the preset's size, in the shape of the input.
     """
     if dry_run:
+        from t2vcli.cli.plan import show_plan
+
         show_plan(job, exact=False, quiet=quiet, as_json=as_json)
     else:
+        from t2vcli.cli.running import run_and_report
+
         run_and_report(job, policy, quiet=quiet, as_json=as_json)
 
 
@@ -53,6 +55,8 @@ def plan_upscale(
     job: Job, exact: opt.ExactOpt = False, as_json: opt.JsonOpt = False, debug: opt.DebugOpt = False
 ) -> None:
     """Print how `t2v upscale` with the same options would run, and the memory that it is predicted to take."""
+    from t2vcli.cli.plan import show_plan
+
     show_plan(job, exact=exact, as_json=as_json)
 
 
