@@ -92,10 +92,10 @@ def shortage(monkeypatch: pytest.MonkeyPatch) -> Iterator[Shortage]:
     """Yields what makes the next job's memory run out. Each model is loaded once: jobs leave it as it was, on the CPU."""
     made = Shortage()
 
-    def load(files: ModelFiles, dtype: torch.dtype, *others: Any) -> Model:
-        key = (files.weights["unet"], dtype)
+    def load(files: ModelFiles, dtype: torch.dtype, *others: Any, theirs: frozenset[str]) -> Model:
+        key = (files.weights["unet"], dtype, theirs)
         if key not in _MODELS:
-            _MODELS[key] = load_model(files, dtype, *others)
+            _MODELS[key] = load_model(files, dtype, *others, theirs=theirs)
         made.watch(_MODELS[key])
         return _MODELS[key]
 
@@ -104,7 +104,7 @@ def shortage(monkeypatch: pytest.MonkeyPatch) -> Iterator[Shortage]:
     made.forget()
 
 
-_MODELS: dict[tuple[Path, torch.dtype], Model] = {}
+_MODELS: dict[Any, Model] = {}
 
 
 @pytest.fixture

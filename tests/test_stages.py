@@ -49,15 +49,16 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
     return small, large
 
 
-_MODELS: dict[Path, Model] = {}  # loading one takes longer than running it
+_MODELS: dict[Any, Model] = {}  # loading one takes longer than running it
 
 
 @pytest.fixture(autouse=True)
 def _loaded_once(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
-    def load(files: ModelFiles, dtype: torch.dtype, shared: Mapping[str, Any]) -> Model:
-        if files.weights["unet"] not in _MODELS:
-            _MODELS[files.weights["unet"]] = load_model(files, dtype)
-        return _MODELS[files.weights["unet"]]
+    def load(files: ModelFiles, dtype: torch.dtype, shared: Mapping[str, Any], *, theirs: frozenset[str]) -> Model:
+        key = *files.weights["unet"], theirs
+        if key not in _MODELS:
+            _MODELS[key] = load_model(files, dtype, theirs=theirs)
+        return _MODELS[key]
 
     if request.function is not test_equal_parts_are_loaded_once_and_the_first_model_is_gone_by_then:
         monkeypatch.setattr(loading, "load_model", load)
@@ -165,9 +166,9 @@ def test_equal_parts_are_loaded_once_and_the_first_model_is_gone_by_then(
     loaded: list[Model] = []
     release = PlacedModel.release
 
-    def load(*arguments: Any) -> Model:
+    def load(*arguments: Any, theirs: frozenset[str]) -> Model:
         events.append("load")
-        loaded.append(load_model(*arguments))
+        loaded.append(load_model(*arguments, theirs=theirs))
         return loaded[-1]
 
     def released(placed: PlacedModel) -> None:
