@@ -352,6 +352,14 @@ def _traits() -> dict[str, Traits]:
     return found
 
 
+WORDS_AND_SEED = frozenset({"prompt", "negative_prompt", "seed"})
+
+
+def decides_how_it_runs(field: str) -> bool:
+    """Returns whether a field may change how a request is divided and planned: words and seed do not."""
+    return field not in WORDS_AND_SEED
+
+
 TRAITS = _traits()
 """The traits of every field of a request."""
 

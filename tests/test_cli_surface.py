@@ -238,6 +238,8 @@ FLAGS: dict[str, Flag] = {
 }
 
 NO_FIELDS = {
+    "count",
+    "sweep",
     "prompt_file",
     "source",
     "scale",

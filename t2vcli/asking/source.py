@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 
+from t2vcli.asking.opened import kept_open
 from t2vcli.errors import InputError
 from t2vcli.request import fps_text
 from t2vcli.video.along import Along, along_with
@@ -41,7 +42,7 @@ class Source:
     @classmethod
     def opened(cls, path: Path) -> Source:
         """Returns the whole of the video at `path`. Raises InputError if there is none."""
-        return cls(path, *probe_keeping(path))
+        return kept_open(path, lambda: cls(path, *probe_keeping(path)))
 
     def part(
         self, *, start: float | None = None, duration: float | None = None, max_frames: int | None = None

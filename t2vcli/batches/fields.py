@@ -11,7 +11,7 @@ from typing import Any
 from t2vcli.asking.job import Job, nearest
 from t2vcli.presets import REQUESTS
 
-OF_THE_LIST = ("id", "custom_id", "count", "meta")
+OF_THE_LIST = ("id", "custom_id", "count", "sweep", "meta")
 """Names that are the list's own; a job is made without them."""
 
 _OF_REQUESTS = {name: field for kind in REQUESTS.values() for name, field in kind.model_fields.items()}
@@ -19,6 +19,7 @@ _OF_A_JOB = {name: field for name, field in Job.model_fields.items() if name != 
 KNOWN: Mapping[str, Any] = {
     **dict.fromkeys(OF_THE_LIST, str),
     "count": int,
+    "sweep": dict,
     "meta": dict,
     **{name: field.annotation for name, field in {**_OF_REQUESTS, **_OF_A_JOB}.items()},
 }
@@ -36,6 +37,11 @@ def unknown(name: str) -> str:
 def is_switch(name: str) -> bool:
     """Returns whether a field is one that is on or off."""
     return _kinds(KNOWN[name]) == {bool}
+
+
+def is_number(name: str) -> bool:
+    """Returns whether a field may be a number."""
+    return not _kinds(KNOWN[name]).isdisjoint((int, float))
 
 
 def from_text(name: str, text: str) -> object:

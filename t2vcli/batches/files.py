@@ -191,7 +191,7 @@ def _fields_of(line: str) -> dict[str, Any]:
             name, on = name[3:], False
         if name not in KNOWN or name == "meta":
             raise ValueError(unknown(name))
-        if name in fields:
+        if name in fields and name != "sweep":
             raise ValueError(f"{flag} is given twice" if name != "prompt" else "the prompt is given twice")
         if is_switch(name):
             if equals:
@@ -205,7 +205,10 @@ def _fields_of(line: str) -> dict[str, Any]:
                 value = "auto"
             else:
                 raise ValueError(f"{flag} needs a value")
-        fields[name] = from_text(name, value)
+        if name == "sweep":  # as often as there are names
+            fields.setdefault(name, []).append(value)
+        else:
+            fields[name] = from_text(name, value)
     return fields
 
 

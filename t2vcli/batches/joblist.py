@@ -12,14 +12,15 @@ import re
 import string
 import tempfile
 from array import array
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import PurePosixPath
 from types import MappingProxyType
 from typing import IO, Any
 
 from t2vcli.batches.fields import KNOWN, OF_THE_LIST, unknown
 from t2vcli.batches.files import MAX_JOBS, Entry, Format, Problem, entries
+from t2vcli.batches.spread import Spread, spread_of
 from t2vcli.errors import InputError, T2VError, UsageError
 
 MAX_SHOWN = 50
@@ -192,14 +193,41 @@ def read_list(
     return jobs
 
 
+def list_of(
+    fields: Mapping[str, Any],
+    variants: Iterable[Mapping[str, Any]],
+    decide: Decide,
+    *,
+    template: str,
+    free: Callable[[Planned], bool] | None = None,
+) -> JobList:
+    """Returns the jobs of one that is made several times, each with the fields of its own in `variants`.
+
+    With `free` the template is t2v's own: a name that is another clip's gets the job's hash. Raises T2VError.
+    """
+    jobs = JobList()
+    reading = _Reading(jobs, "these clips", decide, template, free)
+    for own in variants:
+        jobs._add(*reading.planned(Entry(1, {}), {**fields, **own}, {}))
+    return jobs
+
+
 class _Reading:
     """Entries on their way to planned jobs, with what must be known of all of them at once."""
 
-    def __init__(self, jobs: JobList, name: str, decide: Decide, template: str) -> None:
+    def __init__(
+        self,
+        jobs: JobList,
+        name: str,
+        decide: Decide,
+        template: str,
+        free: Callable[[Planned], bool] | None = None,
+    ) -> None:
         self.jobs = jobs
         self.name = name
         self.decide = decide
         self.template = template
+        self.free = free
         self.wrong = 0
         self.exit_code = UsageError.exit_code
         self._sentences: list[str] = []
@@ -221,78 +249,100 @@ class _Reading:
 
     def add(self, entry: Entry) -> None:
         try:
-            for job, decided in self._planned(entry):
+            for job, decided in self._all_planned(entry):
                 self.jobs._add(job, decided)
         except T2VError as error:
             self.add_problem(Problem(entry.line, str(error)), error.exit_code)
         if len(self.jobs) > MAX_JOBS:
             raise InputError(f"{self.name} makes more than {MAX_JOBS:,} jobs, the most for a batch; split it")
 
-    def _planned(self, entry: Entry) -> Iterator[tuple[Planned, Decided]]:
-        """Yields the jobs that an entry makes: one, or as many as its count says. Raises UsageError."""
+    def _all_planned(self, entry: Entry) -> Iterator[tuple[Planned, Decided]]:
+        """Yields the jobs that an entry makes: one, or as many as its count, seeds and sweep say. Raises UsageError."""
         wrong = [unknown(str(name)) for name in entry.fields if name not in KNOWN]
         if wrong:
             raise UsageError("; ".join(wrong))
-        given_id = _id_in(entry.fields)
-        count = _count_in(entry.fields)
-        meta = _meta_in(entry.fields)
-        output = _output_in(entry.fields)
+        own = {"id": _id_in(entry.fields), "output": _output_in(entry.fields), "meta": _meta_in(entry.fields)}
+        spread = spread_of(entry.fields, MAX_JOBS)
         fields = {
             name: value
             for name, value in entry.fields.items()
             if name not in OF_THE_LIST and name != "output" and value is not None
         }
+        for number, variant in enumerate(spread.variants(self._first_seed(fields, spread)), start=1):
+            ending = f"-{number}" if spread.written else ""
+            yield self.planned(entry, {**fields, **variant}, own, ending)
+
+    def _first_seed(self, fields: dict[str, Any], spread: Spread) -> Any:
+        """Takes the seed out of a job's fields; one that has none gets it from its content."""
         first = fields.pop("seed", None)
-        if first is None:
+        if first is None and spread.seeds is None:
             content = int.from_bytes(hashlib.blake2b(canonical(fields), digest_size=8).digest())
             first = drawn_seed(fields, self._alike.get(content, 0))
             self._alike[content] = self._alike.get(content, 0) + 1
-        elif count and (isinstance(first, bool) or not isinstance(first, int)):
-            raise UsageError(f"seed {first!r} must be a whole number")
-        for number in range(count or 1):
-            own = {**fields, "seed": first + number if count else first}
-            decided = self.decide(own)
-            found = identity_hash(decided.identity)
-            ending = f"-{number + 1}" if count else ""
-            planned = Planned(
-                index=len(self.jobs) + 1,
-                line=entry.line,
-                id="",
-                output="",
-                hash=found,
-                seed=own["seed"],
-                fields=own,
-                meta=meta,
-            )
-            yield self._named(planned, decided, given_id and given_id + ending, output, ending), decided
+        return first
 
-    def _named(self, job: Planned, decided: Decided, own_id: str | None, output: str | None, ending: str) -> Planned:
+    def planned(
+        self, entry: Entry, fields: dict[str, Any], own: Mapping[str, Any], ending: str = ""
+    ) -> tuple[Planned, Decided]:
+        """Returns a job with its name; `own` are its id, output and meta, `ending` tells it from those beside it."""
+        decided = self.decide(fields)
+        job = Planned(
+            index=len(self.jobs) + 1,
+            line=entry.line,
+            id="",
+            output="",
+            hash=identity_hash(decided.identity),
+            seed=decided.named.get("seed", fields.get("seed")),
+            fields=fields,
+            meta=own.get("meta") or {},
+        )
+        own_id = own.get("id") and own["id"] + ending
+        name = self._name(job, decided, own_id, own.get("output"), ending)
+        job = replace(job, output=name)
+        if self.free is not None and (self._is_taken("the output", name) or not self.free(job)):
+            place = PurePosixPath(name)
+            name = str(place.with_name(f"{place.stem}-{job.hash[:8]}{place.suffix}"))
+        decided.check(name)
+        job = replace(job, output=name, id=own_id or str(PurePosixPath(name).with_suffix("")))
+        for what, value in (("the output", name), ("the id", job.id)):
+            if not self._take(what, value):
+                raise UsageError(self._twice(what, value, entry.line))
+        return job, decided
+
+    def _name(self, job: Planned, decided: Decided, own_id: str | None, output: str | None, ending: str) -> str:
         if output is not None:
             path = PurePosixPath(output)
-            name = str(path.with_name(path.stem + ending + path.suffix)) if ending else output
-        elif own_id is not None and self.template == DEFAULT_NAME:
-            name = own_id + ".mp4"
-        else:
-            values = {**decided.named, "index": job.index, "line": job.line, "hash": job.hash[:8], "seed": job.seed}
-            name = filled(self.template, {**values, "id": own_id or job.hash[:8]})
-            name = name if re.search(r"\.[a-z0-9]{2,4}$", self.template) else name + ".mp4"
-        decided.check(name)
-        job_id = own_id or str(PurePosixPath(name).with_suffix(""))
-        for what, value in (("the output", name), ("the id", job_id)):
-            if not self._take(what, value):
-                other = self._who_has(what, value)
-                raise UsageError(f"{what} {_short(value)} is also that of the job on line {other}")
-        return Planned(job.index, job.line, job_id, name, job.hash, job.seed, job.fields, job.meta)
+            return str(path.with_name(path.stem + ending + path.suffix)) if ending else output
+        if own_id is not None and self.template == DEFAULT_NAME:
+            return own_id + ".mp4"
+        values = {**job.fields, **decided.named, "index": job.index, "line": job.line, "hash": job.hash[:8]}
+        name = filled(self.template, {**values, "seed": job.seed, "id": own_id or job.hash[:8]})
+        return name if re.search(r"\.[a-z0-9]{2,4}$", self.template) else name + ".mp4"
+
+    def _twice(self, what: str, value: str, line: int) -> str:
+        other = self._who_has(what, value)
+        if other == line:
+            return (
+                f"two of the clips would have one name, {_short(value)}; put what differs between them into the pattern"
+                f" of their names ({self.template}), such as {{seed}} or {{index}}"
+            )
+        return f"{what} {_short(value)} is also that of the job on line {other}"
 
     def _take(self, what: str, value: str) -> bool:
-        mark = int.from_bytes(hashlib.blake2b(f"{what} {value}".encode(), digest_size=8).digest())
-        if mark in self._taken:
+        if self._is_taken(what, value):
             return False
-        self._taken.add(mark)
+        self._taken.add(_mark(what, value))
         return True
+
+    def _is_taken(self, what: str, value: str) -> bool:
+        return _mark(what, value) in self._taken
 
     def _who_has(self, what: str, value: str) -> int:
         return next((job.line for job in self.jobs if value == (job.output if what == "the output" else job.id)), 0)
+
+
+def _mark(what: str, value: str) -> int:
+    return int.from_bytes(hashlib.blake2b(f"{what} {value}".encode(), digest_size=8).digest())
 
 
 def _short(value: object) -> str:
@@ -313,16 +363,6 @@ def _id_in(fields: Mapping[str, Any]) -> str | None:
             f"{given[0]} {_short(value)} must be 1 to 100 letters, digits, dots, dashes or underscores: it names the file"
         )
     return value
-
-
-def _count_in(fields: Mapping[str, Any]) -> int | None:
-    """Returns how many clips a job makes, None if it does not say."""
-    count = fields.get("count")
-    if count is None:
-        return None
-    if isinstance(count, bool) or not isinstance(count, int) or not 1 <= count <= MAX_JOBS:
-        raise UsageError(f"count {_short(count)} must be a whole number from 1 to {MAX_JOBS:,}")
-    return count
 
 
 def _meta_in(fields: Mapping[str, Any]) -> dict[str, Any]:
@@ -361,16 +401,16 @@ def _parts(template: str) -> list[tuple[str, str | None, str]]:
     try:
         parsed = list(string.Formatter().parse(template))
     except ValueError as error:
-        raise UsageError(f"--name {template!r} cannot be read: {error}") from None
+        raise UsageError(f"the pattern of names {template!r} cannot be read: {error}") from None
     found = []
     for text, name, spec, conversion in parsed:
         if name is not None:
             if name not in _OWN_NAMES and name not in KNOWN:
                 raise UsageError(
-                    f"--name {template!r} names {name!r}; {', '.join(_OWN_NAMES)} and a job's fields are known"
+                    f"the pattern of names {template!r} has {name!r}; {', '.join(_OWN_NAMES)} and a job's fields are known"
                 )
             if conversion or not re.fullmatch(r"0?[0-9]{0,2}", spec or ""):
-                raise UsageError(f"--name {template!r}: after {name}: only a width such as 04 is known")
+                raise UsageError(f"the pattern of names {template!r}: after {name}: only a width such as 04 is known")
         found.append((text, name, spec or ""))
     return found
 
@@ -379,10 +419,10 @@ def check_template(template: str) -> None:
     """Raises UsageError if a template cannot name the clips of a batch."""
     parts = _parts(template)
     if "/" in template or template.startswith(".") or "\0" in template or not template:
-        raise UsageError(f"--name {template!r} must name a file in the batch's folder")
+        raise UsageError(f"the pattern of names {template!r} must name a file in the batch's folder")
     if not any(name for _, name, _ in parts):
         raise UsageError(
-            f"--name {template!r} would give every clip the same name; put {{index:04}} or {{hash}} into it"
+            f"the pattern of names {template!r} would give every clip the same name; put {{index:04}} or {{hash}} into it"
         )
 
 
@@ -393,11 +433,12 @@ def filled(template: str, values: Mapping[str, Any]) -> str:
         name += text
         if key is not None:
             value = values.get(key)
+            value = f"{value:g}" if isinstance(value, float) else value
             if isinstance(value, int) and not isinstance(value, bool):
                 name += format(value, spec + "d")
             else:
                 name += re.sub(r"[^A-Za-z0-9._-]+", "-", "" if value is None else str(value)).strip("-.")[:MAX_PART]
     name = name.lstrip("-.")
     if len(name) > MAX_NAME_BYTES:
-        raise UsageError(f"--name makes names of {len(name)} characters; the most is {MAX_NAME_BYTES}")
+        raise UsageError(f"the pattern of names makes names of {len(name)} characters; the most is {MAX_NAME_BYTES}")
     return name

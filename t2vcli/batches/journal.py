@@ -183,6 +183,16 @@ def journals_in(folder: Path) -> list[Path]:
         raise InputError(f"{folder} cannot be read ({error.strerror})") from None
 
 
+class NoJournal:
+    """In place of a journal, where the clips alone are to tell what is done."""
+
+    def begin(self, header: Mapping[str, Any]) -> None: ...
+
+    def add(self, records: Iterable[Record]) -> None: ...
+
+    def close(self) -> None: ...
+
+
 class Journal:
     """A journal to write to, which no other process writes to unless all of them share it."""
 

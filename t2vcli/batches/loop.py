@@ -18,7 +18,7 @@ from typing import Any, Protocol
 
 from t2vcli.batches.claims import Claims
 from t2vcli.batches.joblist import JobList, Planned
-from t2vcli.batches.journal import MAX_ERROR, Journal, Record
+from t2vcli.batches.journal import MAX_ERROR, Journal, NoJournal, Record
 from t2vcli.batches.workers import Died, Event, Failed, Finished, Made, Ready, Stopped, Task, Unfit, Workers
 from t2vcli.errors import ModelError, OutOfMemoryError, OutputError, T2VError
 
@@ -106,7 +106,7 @@ class Driver:
     jobs: JobList
     todo: Iterable[int]
     workers: Workers
-    journal: Journal
+    journal: Journal | NoJournal
     rules: Rules
     tally: Tally
     _: KW_ONLY

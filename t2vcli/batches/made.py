@@ -8,10 +8,13 @@ from array import array
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 from t2vcli.batches.joblist import Planned
 from t2vcli.batches.journal import Reader, Record, journals_in
+
+if TYPE_CHECKING:
+    from t2vcli.asking.result import Result
 
 RecipeIs = Callable[[Planned, Path], bool]
 """Whether the video at a path is whole and its recipe is the job's, but for versions. False where it has none."""
@@ -41,7 +44,7 @@ class Known:
 class Ledger:
     """The last record of each job, from all journals of a folder; a few bytes each."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path | None) -> None:  # None: there are no journals to be heeded
         self.folder = folder
         self._readers: dict[Path, Reader] = {}
         self._rows: dict[int, int] = {}
@@ -61,7 +64,7 @@ class Ledger:
 
     def refresh(self) -> None:
         """Reads what has been added to the journals. Raises InputError for one that cannot be read."""
-        for path in journals_in(self.folder):
+        for path in journals_in(self.folder) if self.folder else ():
             reader = self._readers.setdefault(path, Reader(path))
             for record in reader.records():
                 self._note(record)
@@ -105,6 +108,15 @@ class Ledger:
         if row is None:
             return None
         return Known(bool(self._done[row]), self._hashes[row], self._sizes[row], self._times[row])
+
+
+def result_at(path: Path, *, seed: int) -> Result:
+    """Returns the finished clip at `path`; one that was written without a recipe has the seed that it was made with."""
+    from t2vcli.asking.result import Result
+    from t2vcli.video.reader import probe, read_metadata
+
+    video = probe(path)
+    return Result(path, video, read_metadata(path, video) or {"request": {"seed": seed}})
 
 
 def short_hash(digits: str) -> int:

@@ -11,15 +11,17 @@ from collections.abc import Callable, Iterable, Mapping
 from contextlib import ExitStack, closing
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import MappingProxyType
 from typing import IO, Any
 
 from t2vcli import __version__, presets
 from t2vcli.asking.job import Policy
+from t2vcli.asking.opened import opened_once
 from t2vcli.batches.claims import Claims
 from t2vcli.batches.cluster import Cluster
 from t2vcli.batches.files import MAX_FILE_BYTES, Format, format_of
 from t2vcli.batches.joblist import DEFAULT_NAME, JobList, Planned, read_list
-from t2vcli.batches.journal import Journal, Record, journal_name
+from t2vcli.batches.journal import Journal, NoJournal, Record, journal_name
 from t2vcli.batches.loop import Driver, Elsewhere, Rules, Tally, Unwatched, Watch, now
 from t2vcli.batches.made import Ledger, stat_of, state_of
 from t2vcli.batches.wanted import decide, recipe_is
@@ -32,7 +34,10 @@ MAX_NAMED = 5
 
 @dataclass(frozen=True)
 class Settings:
-    """How a batch goes about it. `name` is the template of the clips' names, `shard` its number from 1 and of how many."""
+    """How a batch goes about it. `name` is the template of the clips' names, `shard` its number from 1 and of how many.
+
+    Without `journal` nothing is written but the clips: they alone tell what is done.
+    """
 
     kind: Format | None = None
     defaults: Mapping[str, Any] | None = None
@@ -40,6 +45,7 @@ class Settings:
     skip_invalid: bool = False
     shard: tuple[int, int] = (1, 1)
     verify: bool = False
+    journal: bool = True
     rules: Rules = field(default_factory=Rules)
     policy: Policy = field(default_factory=Policy)
 
@@ -89,16 +95,39 @@ def run_batch(
 
     Raises T2VError for what keeps all of them from being made, Interrupted with what is done kept.
     """
-    watch, stop = watch or Unwatched(), stop or Stop()
+    watch = watch or Unwatched()
     with ExitStack() as afterwards:
+        afterwards.enter_context(opened_once())
         jobs, listed = read(source, settings, watch)
         afterwards.callback(jobs.close)
         for line in jobs.problems:
             watch.say(line)
-        journal = Journal.open(folder / journal_name(settings.shard), share=settings.rules.share)
-        afterwards.callback(journal.close)
-        claims = afterwards.enter_context(closing(Claims(folder)))
-        ledger = Ledger(folder)
+        return make_missing(jobs, folder, settings, listed, workers=workers, watch=watch, stop=stop)
+
+
+def make_missing(
+    jobs: JobList,
+    folder: Path,
+    settings: Settings,
+    listed: Mapping[str, Any] = MappingProxyType({}),
+    *,
+    workers: MakeWorkers = this_process,
+    watch: Watch | None = None,
+    stop: Stop | None = None,
+) -> Tally:
+    """Returns how it went, when every job has ended. `listed` is what the journal says of the list.
+
+    Raises T2VError for what keeps all of them from being made, Interrupted with what is done kept.
+    """
+    watch, stop = watch or Unwatched(), stop or Stop()
+    with ExitStack() as afterwards:
+        journal: Journal | NoJournal = NoJournal()
+        claims = None
+        if settings.journal:
+            journal = Journal.open(folder / journal_name(settings.shard), share=settings.rules.share)
+            afterwards.callback(journal.close)
+            claims = afterwards.enter_context(closing(Claims(folder)))
+        ledger = Ledger(folder if settings.journal else None)
         if ledger.torn:
             watch.say(f"{ledger.torn} lines of the journal are torn or no records, and are not heeded")
         ahead = look(jobs, folder, ledger, settings, journal, watch)
@@ -234,9 +263,9 @@ def _text(value: object) -> str:
 
 
 def look(
-    jobs: JobList, folder: Path, ledger: Ledger, settings: Settings, journal: Journal | None, watch: Watch
+    jobs: JobList, folder: Path, ledger: Ledger, settings: Settings, journal: Journal | NoJournal, watch: Watch
 ) -> Ahead:
-    """Returns what is to be done. Clips that are there without a record get one, if there is a `journal`.
+    """Returns what is to be done. Clips that are there without a record get one.
 
     Raises ExistsError if a file that is not ours is where a clip is to be.
     """
@@ -250,7 +279,7 @@ def look(
         if state == "made":
             made += 1
             known = ledger.known(job.id)
-            if journal is not None and (known is None or not known.done):
+            if known is None or not known.done:
                 journal.add([_found(job, folder)])
             tally.skipped = made
             watch.skipped(job, tally)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from types import TracebackType
 from typing import Self
 
@@ -40,8 +40,20 @@ def counts(tally: Tally, elapsed_s: float, left: bool = True) -> str:
     return f"{', '.join(parts)} of {tally.total:,}" + (f"; {rate}" if rate else "")
 
 
+Printed = Callable[[Planned, Record | None], None]
+"""Prints the end of a job on stdout; of one that was skipped there is no record."""
+
+
+def as_json_line(job: Planned, record: Record | None) -> None:
+    skipped = {"job": job.id, "status": "skipped", "hash": job.hash, "output": job.output, "line": job.line}
+    result_json(skipped if record is None else record.as_json())
+
+
 class Results(Unwatched):
-    """Prints each job's end on stdout, one JSON object a line, and nothing else: the display of `--quiet`."""
+    """Prints each job's end on stdout, and nothing else: the display of `--quiet`."""
+
+    def __init__(self, printed: Printed = as_json_line) -> None:
+        self._printed = printed
 
     def __enter__(self) -> Self:
         self.started_s = time.monotonic()
@@ -56,10 +68,10 @@ class Results(Unwatched):
         return time.monotonic() - self.started_s
 
     def ended(self, job: Planned, record: Record, tally: Tally) -> None:
-        result_json(record.as_json())
+        self._printed(job, record)
 
     def skipped(self, job: Planned, tally: Tally) -> None:
-        result_json({"job": job.id, "status": "skipped", "hash": job.hash, "output": job.output, "line": job.line})
+        self._printed(job, None)
 
 
 class PlainBatch(Results):
@@ -90,7 +102,8 @@ class PlainBatch(Results):
 class LiveBatch(Results):
     """A line that counts, and a line for each worker with its job, its step and its rate."""
 
-    def __init__(self) -> None:
+    def __init__(self, printed: Printed = as_json_line) -> None:
+        super().__init__(printed)
         self._tally: Tally | None = None
         self._at_work: dict[str, tuple[str, str, float]] = {}  # worker -> (job, where it is, since when)
         self._live = Live(
@@ -160,8 +173,8 @@ class LiveBatch(Results):
         self._live.console.print(printable(line), markup=False, style="dim", soft_wrap=True)
 
 
-def choose_batch_display(*, quiet: bool) -> Results:
+def choose_batch_display(*, quiet: bool, printed: Printed = as_json_line) -> Results:
     if quiet:
-        return Results()
+        return Results(printed)
     terminal = sys.stderr is not None and sys.stderr.isatty()
-    return LiveBatch() if terminal and error_console().is_interactive else PlainBatch()
+    return LiveBatch(printed) if terminal and error_console().is_interactive else PlainBatch(printed)

@@ -33,6 +33,7 @@ OUTPUTS: opt.Options = {"keep_draft": (opt.KeepDraftOpt, False), "output": (opt.
 def generate(
     job: Job,
     policy: Policy,
+    several: opt.Several,
     dry_run: opt.DryRunOpt = False,
     quiet: opt.QuietOpt = False,
     progress: opt.ProgressOpt = None,
@@ -42,27 +43,34 @@ def generate(
     """Make a clip from a prompt, or from a prompt and a video.
 
     The video's path is printed on stdout when the file is complete and verified; everything else goes to stderr.
+
+    With --count, --sweep or several seeds the model is loaded once, and each clip is printed; those that are there already
+    are not made again. -o is then a folder, or a pattern such as 'boat-{steps}-{seed}.mp4'.
     """
     if dry_run:
-        from t2vcli.cli.plan import show_plan
+        from t2vcli.cli.plan import show_plans
 
-        show_plan(job, exact=False, quiet=quiet, as_json=as_json)
+        show_plans(job, several, exact=False, quiet=quiet, as_json=as_json)
     else:
         from t2vcli.cli.running import run_and_report
 
-        run_and_report(job, policy, quiet=quiet, as_json=as_json)
+        run_and_report(job, policy, several, quiet=quiet, as_json=as_json)
 
 
 @opt.takes("generate", WISH)
 def plan_generate(
-    job: Job, exact: opt.ExactOpt = False, as_json: opt.JsonOpt = False, debug: opt.DebugOpt = False
+    job: Job,
+    several: opt.Several,
+    exact: opt.ExactOpt = False,
+    as_json: opt.JsonOpt = False,
+    debug: opt.DebugOpt = False,
 ) -> None:
     """Print how `t2v generate` with the same options would run, and the memory that it is predicted to take."""
     if job.prompt is None:
         job = job.model_copy(update={"prompt": "", "allow_empty_prompt": True})  # words decide nothing here
-    from t2vcli.cli.plan import show_plan
+    from t2vcli.cli.plan import show_plans
 
-    show_plan(job, exact=exact, as_json=as_json)
+    show_plans(job, several, exact=exact, as_json=as_json)
 
 
 class GenerateCommand(OneTextCommand):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import inspect
+import re
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
@@ -15,6 +16,7 @@ from t2vcli.cli import completing
 from t2vcli.cli.boundary import enable_debug
 from t2vcli.cli.console import speak_json
 from t2vcli.cli.words import read_prompt
+from t2vcli.errors import UsageError
 from t2vcli.paths import expanded, expanded_model, output_path
 from t2vcli.schedulers import SCHEDULERS
 
@@ -24,6 +26,7 @@ if TYPE_CHECKING:
 
 LARGE, BEGINNING, SECOND_STAGE = "Long clips and large frames", "A video to begin with", "Second stage"
 MODEL, SAMPLING, MEMORY, OUTPUT = "Model", "Sampling", "Memory and device", "Output"
+VARIANTS = "Several clips"
 
 
 def _choose_progress(value: str | None) -> str | None:
@@ -81,8 +84,40 @@ SchedulerOpt = Annotated[
         autocompletion=completing.schedulers, help="One of: " + ", ".join(SCHEDULERS) + ".", rich_help_panel=SAMPLING
     ),
 ]
+
+
+def seed_or_seeds(text: str) -> int | str:
+    """Returns the seed, or the text of several, which is read with the other variants. Raises UsageError."""
+    written = str(text).strip()
+    if re.fullmatch("[+-]?[0-9]{1,30}", written, re.ASCII):
+        return int(written)
+    if ".." in written or "," in written:
+        return written
+    shown = written if len(written) <= 60 else written[:57] + "..."
+    raise UsageError(f"--seed {shown!r} must be a whole number, or several such as 1..4 or 1,5,9")
+
+
 SeedOpt = Annotated[
-    int | None, typer.Option(help="The noise's seed; drawn, shown and kept if not given.", rich_help_panel=SAMPLING)
+    Any,
+    typer.Option(
+        parser=seed_or_seeds,
+        metavar="N|A..B|N,N",
+        help="The noise's seed; drawn, shown and kept if not given. Of several each makes a clip.",
+        rich_help_panel=SAMPLING,
+    ),
+]
+CountOpt = Annotated[
+    int | None,
+    typer.Option(metavar="N", help="Make so many clips, of seeds that follow each other.", rich_help_panel=VARIANTS),
+]
+SweepOpt = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--sweep",
+        metavar="NAME=VALUES",
+        help="Make a clip for each value of an option: steps=10,25 or frames=8..12. More sweeps: each combination.",
+        rich_help_panel=VARIANTS,
+    ),
 ]
 EtaOpt = Annotated[
     float | None,
@@ -386,6 +421,7 @@ ScaleOpt = Annotated[
 # --- the options of a request, each as (annotation, default), in the order of --help
 
 Options = Mapping[str, tuple[Any, Any]]
+Several = dict[str, Any]  # what makes several clips of a job, as it was given: count, sweep, seed
 
 SIZE_OPTIONS: Options = {
     "frames": (Annotated[int | None, typer.Option(help="Length in frames.", rich_help_panel=SAMPLING)], None),
@@ -504,6 +540,9 @@ POLICY_OPTIONS: Options = {
 }
 
 
+SEVERAL_OPTIONS: Options = {"count": (CountOpt, None), "sweep": (SweepOpt, None)}
+
+
 def preset_option(default: str, variable: str) -> Options:
     """Returns --preset, of a command that takes that of `variable`, or else `default`, where it is not given."""
     option = typer.Option(
@@ -520,13 +559,14 @@ def preset_option(default: str, variable: str) -> Options:
 def takes(command: str, options: Options) -> Callable[[Callable[..., None]], Callable[..., None]]:
     """Returns the decorator that puts `options` where a function has the parameter `job`, and what they say into it.
 
-    In the same way those of a Policy are put where it has `policy`. So each option is listed once, however many commands
+    In the same way those of a Policy are put where it has `policy`, and what makes several clips of a job where it has
+    `several`. So each option is listed once, however many commands
     take it.
     """
 
     def decorate(function: Callable[..., None]) -> Callable[..., None]:
         signature = inspect.signature(function)
-        expanded: dict[str, Options] = {"job": options, "policy": POLICY_OPTIONS}
+        expanded: dict[str, Options] = {"job": options, "policy": POLICY_OPTIONS, "several": SEVERAL_OPTIONS}
         parameters = []
         for parameter in signature.parameters.values():
             if parameter.name in expanded:
@@ -540,7 +580,12 @@ def takes(command: str, options: Options) -> Callable[[Callable[..., None]], Cal
 
         @functools.wraps(function)
         def called(**values: Any) -> None:
-            job = job_of(command, {name: values.pop(name) for name in options})
+            given = {name: values.pop(name) for name in options}
+            if "several" in signature.parameters:
+                values["several"] = {name: values.pop(name) for name in SEVERAL_OPTIONS}
+                if isinstance(given["seed"], str):
+                    values["several"]["seed"] = given.pop("seed")
+            job = job_of(command, given)
             if "policy" in signature.parameters:
                 values["policy"] = _policy(**{name: values.pop(name) for name in POLICY_OPTIONS})
             function(job=job, **values)

@@ -18,6 +18,29 @@ if TYPE_CHECKING:
     from t2vcli.planning.outlook import Alternative, Outlook
 
 
+def show_plans(job: Job, several: dict[str, Any], *, exact: bool, as_json: bool, quiet: bool = False) -> None:
+    """Prints how a job would run, and each of its variants that may run in another way."""
+    from t2vcli.asking.job import Job as ReadJob
+    from t2vcli.batches.variants import only_one, spread_for, variants_of
+    from t2vcli.request import decides_how_it_runs
+
+    spread = spread_for(job, several)
+    if len(spread) == 1:
+        show_plan(only_one(job, spread), exact=exact, as_json=as_json, quiet=quiet)
+        return
+    shown: set[str] = set()
+    with variants_of(job, spread) as variants:
+        for each in variants.jobs:
+            alike = repr(sorted((name, value) for name, value in each.fields.items() if decides_how_it_runs(name)))
+            if alike not in shown:
+                if shown and not as_json:
+                    result("")
+                shown.add(alike)
+                if not quiet:
+                    say(f"for {variants.label(each)}:")
+                show_plan(ReadJob.read(each.fields), exact=exact, as_json=as_json, quiet=quiet)
+
+
 def show_plan(job: Job, *, exact: bool, as_json: bool, quiet: bool = False) -> None:
     """Prints how each stage of a job would run. Raises OutOfMemoryError, after printing, if no plan fits."""
     from t2vcli.asking.work import planned, work_for

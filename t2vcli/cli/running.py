@@ -6,21 +6,80 @@ import contextlib
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from t2vcli import stopping
 from t2vcli.cli.console import result_json, result_path, say
 from t2vcli.cli.progress import choose_report, clock, late_report
+from t2vcli.errors import BatchError
 from t2vcli.report import counted
 
 if TYPE_CHECKING:
     from t2vcli.asking.job import Job, Policy
     from t2vcli.asking.result import Result
+    from t2vcli.batches.joblist import Planned
+    from t2vcli.batches.journal import Record
+    from t2vcli.batches.spread import Spread
+    from t2vcli.batches.variants import Variants
     from t2vcli.jobs.around import Around
 
 
-def run_and_report(job: Job, policy: Policy, *, quiet: bool, as_json: bool) -> None:
-    """Makes what a job asks for, and prints where it is."""
+def run_and_report(job: Job, policy: Policy, several: dict[str, Any], *, quiet: bool, as_json: bool) -> None:
+    """Makes what a job asks for, or each of its variants, and prints where it is."""
+    if any(value is not None for value in several.values()):
+        from t2vcli.batches.variants import only_one, spread_for
+
+        spread = spread_for(job, several)
+        if len(spread) > 1:
+            _run_variants(job, spread, policy, quiet=quiet, as_json=as_json)
+            return
+        job = only_one(job, spread)
+    _run_one(job, policy, quiet=quiet, as_json=as_json)
+
+
+def _run_variants(job: Job, spread: Spread, policy: Policy, *, quiet: bool, as_json: bool) -> None:
+    """Makes the variants that are not there yet. Raises BatchError if some failed."""
+    from t2vcli.batches.run import Settings
+    from t2vcli.batches.variants import make_variants, variants_of
+    from t2vcli.cli.batch_progress import choose_batch_display, counts
+
+    with contextlib.ExitStack() as afterwards:
+        with late_report(quiet=quiet):
+            variants = afterwards.enter_context(variants_of(job, spread))
+        if variants.seed is not None and not quiet:
+            say(f"seed {variants.seed}; --seed {variants.seed} makes the same clips")
+        display = afterwards.enter_context(choose_batch_display(quiet=quiet, printed=_printed(variants, as_json)))
+        tally = make_variants(variants, Settings(policy=policy), watch=display, stop=stopping.by_signals())
+        elapsed_s = display.elapsed_s
+    if not quiet:
+        say(counts(tally, elapsed_s, left=False))
+    if tally.failed:
+        raise BatchError(
+            f"{tally.failed:,} of {tally.total:,} clips failed: {tally.failures[0].error};"
+            f" the same command{f' with --seed {variants.seed}' if variants.seed is not None else ''} makes what is missing"
+        )
+
+
+def _printed(variants: Variants, as_json: bool) -> Callable[[Planned, Record | None], None]:
+    """Returns what prints the end of a clip: its path, or one JSON object; `None` for one that was there already."""
+    from t2vcli.batches.made import result_at
+
+    def printed(job: Planned, record: Record | None) -> None:
+        path = variants.folder / job.output
+        failed = record is not None and record.status == "failed"
+        if not as_json:
+            if not failed:
+                result_path(path)
+        elif failed and record is not None:
+            result_json({"path": str(path), "seed": job.seed, "error": record.error, "exit_code": record.exit_code})
+        else:
+            elapsed_s = record.elapsed_s if record is not None else 0.0
+            result_json({**result_at(path, seed=job.seed).written(), "elapsed_s": elapsed_s})
+
+    return printed
+
+
+def _run_one(job: Job, policy: Policy, *, quiet: bool, as_json: bool) -> None:
     from t2vcli.asking.claim import claimed
     from t2vcli.asking.work import check_place
 

@@ -29,6 +29,7 @@ WISH: opt.Options = {
 def upscale(
     job: Job,
     policy: Policy,
+    several: opt.Several,
     dry_run: opt.DryRunOpt = False,
     quiet: opt.QuietOpt = False,
     progress: opt.ProgressOpt = None,
@@ -41,23 +42,27 @@ def upscale(
     many pixels as the preset's size, in the shape of the input.
     """
     if dry_run:
-        from t2vcli.cli.plan import show_plan
+        from t2vcli.cli.plan import show_plans
 
-        show_plan(job, exact=False, quiet=quiet, as_json=as_json)
+        show_plans(job, several, exact=False, quiet=quiet, as_json=as_json)
     else:
         from t2vcli.cli.running import run_and_report
 
-        run_and_report(job, policy, quiet=quiet, as_json=as_json)
+        run_and_report(job, policy, several, quiet=quiet, as_json=as_json)
 
 
 @opt.takes("upscale", WISH)
 def plan_upscale(
-    job: Job, exact: opt.ExactOpt = False, as_json: opt.JsonOpt = False, debug: opt.DebugOpt = False
+    job: Job,
+    several: opt.Several,
+    exact: opt.ExactOpt = False,
+    as_json: opt.JsonOpt = False,
+    debug: opt.DebugOpt = False,
 ) -> None:
     """Print how `t2v upscale` with the same options would run, and the memory that it is predicted to take."""
-    from t2vcli.cli.plan import show_plan
+    from t2vcli.cli.plan import show_plans
 
-    show_plan(job, exact=exact, as_json=as_json)
+    show_plans(job, several, exact=exact, as_json=as_json)
 
 
 class UpscaleCommand(OneTextCommand):
