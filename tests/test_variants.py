@@ -52,7 +52,7 @@ def test_variants_are_the_clips_of_commands_of_their_own_and_are_not_made_twice(
 @pytest.mark.parametrize(
     ("arguments", "told"),
     [
-        (("--count", "0"), "count 0 must be a whole number, 1 or more"),
+        (("--count", "0"), "count 0 must be a whole number from 1 to 1,000"),
         (("--count", "1000000"), "1,000,000 clips; the most is 1,000"),
         (("--seed", "1..999999999999"), "999,999,999,999 clips; the most is"),
         (("--sweep", "stepz=1,2"), "did you mean 'steps'?"),

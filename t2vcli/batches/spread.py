@@ -57,7 +57,7 @@ def spread_of(fields: Mapping[str, Any], most: int) -> Spread:
     """Returns what the fields of a job say of several clips. Raises UsageError, also for more than `most`."""
     count = fields.get("count")
     if count is not None and (isinstance(count, bool) or not isinstance(count, int) or count < 1):
-        raise UsageError(f"count {_short(count)} must be a whole number, 1 or more")
+        raise UsageError(f"count {_short(count)} must be a whole number from 1 to {most:,}")
     axes = _axes(fields.get("sweep"))
     for name in axes:
         if fields.get(name) is not None:
