@@ -371,7 +371,7 @@ def test_a_signal_ends_it_with_its_code_and_leaves_only_what_it_can_go_on_from(
     before = contents(place)
     writing = at.startswith("decode")
     changes = {"IMAGEIO_FFMPEG_EXE": stuck_ffmpeg(tmp_path)} if writing else {}
-    steps = "1" if writing else "50"
+    steps = "1" if writing else "300"  # it is not to be done before the signal comes
     arguments = ("generate", "a boat", "--model", few_layers, *SMALL, "--steps", steps, "-o", "old.mp4", "--overwrite")
     process = begun(*arguments, folder=place, env=environment(**changes), fresh=at == "start")
     said = heard(process, at)
@@ -393,7 +393,7 @@ def test_a_signal_ends_it_with_its_code_and_leaves_only_what_it_can_go_on_from(
 
 
 def test_the_second_signal_does_not_wait_and_the_terminal_is_left_as_it_was_found(
-    few_layers: Path, place: Path, monkeypatch: pytest.MonkeyPatch
+    ms_checkpoint: Path, place: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with terminal(columns=200) as (ours, theirs):
         before = termios.tcgetattr(theirs)
@@ -402,7 +402,7 @@ def test_the_second_signal_does_not_wait_and_the_terminal_is_left_as_it_was_foun
                 "generate",
                 "a boat",
                 "--model",
-                few_layers,
+                ms_checkpoint,
                 *SMALL,
                 "--steps",
                 "20",
@@ -437,7 +437,7 @@ def test_the_second_signal_does_not_wait_and_the_terminal_is_left_as_it_was_foun
     assert b"Traceback" not in seen
     # The step may have ended before the second came.
     last = without_escapes(seen.decode()).splitlines()[-1]
-    assert re.fullmatch(rf"t2v: (interrupted|stopped after step \d+ of 20); {WAY_ON}", last)
+    assert re.fullmatch(rf"t2v: (interrupted|stopped after step \d+ of 30); {WAY_ON}", last)
     monkeypatch.chdir(place)
     done = t2v("resume", RUN)
     assert (done.code, done.stdout) == (0, "old.mp4\n"), done.stderr

@@ -58,6 +58,10 @@ def loss_of(predicted: torch.Tensor, target: torch.Tensor, mask: torch.Tensor) -
     return loss
 
 
+HELD_OUT = {64: 24, 128: 8}
+"""Of each size of frames, the clips that it is checked on, and never trained."""
+
+
 def decoder_parts(vae: AutoencoderKL) -> torch.nn.ModuleDict:
     return torch.nn.ModuleDict({"post_quant_conv": vae.post_quant_conv, "decoder": vae.decoder})
 
@@ -91,7 +95,7 @@ def work(rank: int, workers: int, arguments: argparse.Namespace) -> None:
     clips = {s: LatentClips(run / f"decoder-{s}-{rank}.f16", vae, size=s) for s in (64, 128)}
     sets = []
     if is_first():
-        for size, count in ((64, 24), (128, 8)):
+        for size, count in HELD_OUT.items():
             held = LatentClips(run / f"decoder-held-{size}.f16", vae, size=size, held_out=True)
             held.grow(count)
             sets.append(draw_frames(held, random.Random(0), count * 2, count))
