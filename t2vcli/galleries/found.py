@@ -11,7 +11,6 @@ from pathlib import Path
 
 from t2vcli import runs
 from t2vcli.errors import InputError
-from t2vcli.report import counted
 from t2vcli.video.ffmpeg import shown
 from t2vcli.video.formats import FORMATS, PNG
 
@@ -45,7 +44,7 @@ def videos_in(
         taken = list(islice(videos, MOST))
         if more := sum(1 for _ in videos):
             raise InputError(
-                f"{shown(folder)} holds {counted(len(taken) + more, 'video')}, and a page shows at most {MOST:,}:"
+                f"{shown(folder)} holds {len(taken) + more:,} videos, and a page shows at most {MOST:,}:"
                 f" take the last ones with --newest {MOST}, or make a page of each subfolder"
             )
     if not taken:
