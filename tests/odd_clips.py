@@ -236,6 +236,28 @@ def mp3_in_avi(folder: Path) -> tuple[Path, str]:
 
 
 @odd
+def animated_png(folder: Path) -> tuple[Path, str]:
+    return made(folder / "a.apng", *source(), "-f", "apng"), "24"
+
+
+def rounded_period_in_avi(period_us: int, rate: str) -> Odd:
+    def make(folder: Path) -> tuple[Path, str]:
+        whole = made(folder / "w.avi", *source(rate), "-c:v", "mpeg4")
+        scale, per_s = (
+            struct.pack("<II", *Fraction(rate).as_integer_ratio()[::-1]),
+            struct.pack("<II", period_us, 10**6),
+        )
+        (folder / "a.avi").write_bytes(whole.read_bytes().replace(scale, per_s, 1))
+        return folder / "a.avi", rate
+
+    return make
+
+
+for _period_us, _rate in ((41667, "24"), (33366, "30000/1001"), (41708, "24000/1001")):
+    ODD[f"a period of {_period_us} us in avi"] = rounded_period_in_avi(_period_us, _rate)
+
+
+@odd
 def h264_in_avi(folder: Path) -> tuple[Path, str]:
     return made(folder / "a.avi", *source("25"), *H264, "-bf", "2"), "25"
 

@@ -126,6 +126,8 @@ def _constant_rate(
     in_milliseconds = _whole_milliseconds(times, time_base)
     if min(steps) == max(steps) > 0 and not rounded:
         exact = 1 / (steps[0] * time_base)
+        if rate := _rounded_period(steps[0] * time_base, time_base):
+            return rate, 0
         if exact in _STANDARD_RATES or not (in_milliseconds or time_base == _MPEG):
             return exact, 0
     usual = sorted(steps)[len(steps) // 2]
@@ -161,6 +163,16 @@ def _candidates(
     yield from (average.limit_denominator(most) for most in (1, 2, 3, 4, 6, 12, 100, 1001) if average > Fraction(1, 2))
     yield average
     yield 1 / (usual * time_base)
+
+
+def _rounded_period(period_s: Fraction, time_base: Fraction) -> Fraction | None:
+    """Returns the standard rate whose period was rounded, up or down, to this one; None if it is of none.
+
+    Many AVI files hold a period in whole microseconds, animated PNGs one in 1/100000 s: each frame lasts as long.
+    """
+    unit_s = time_base if time_base == Fraction(1, 100_000) else Fraction(1, 1_000_000)
+    nearest = _nearest(float(1 / period_s))[0]
+    return nearest if (period_s / unit_s).denominator == 1 and abs(1 / nearest - period_s) < unit_s else None
 
 
 def _nearest(rate: float) -> list[Fraction]:
