@@ -109,7 +109,7 @@ def resume(
     from t2vcli.jobs.run import resume as go_on
 
     policy = Policy(overwrite=overwrite, offline=offline, keep_every_s=keep_every_s)
-    return go_on(Path(folder), policy, _around(report, watch, stop, models))
+    return go_on(expanded(folder), policy, _around(report, watch, stop, models))
 
 
 def convert(
@@ -185,9 +185,9 @@ def batch(
         rules=Rules(retries=retries, fail_fast=fail_fast, share=share),
         policy=Policy(overwrite=overwrite, strict=strict, offline=offline, keep=keep, keep_every_s=keep_every_s),
     )
-    source = Path(jobs) if isinstance(jobs, str | PathLike) else jobs
+    source = expanded(jobs) if isinstance(jobs, str | PathLike) else jobs
     cluster = None if workers is None else Cluster(workers=workers)
-    return run_batch(source, Path(output), settings, workers=over(cluster), watch=watch, stop=stop)
+    return run_batch(source, expanded(output), settings, workers=over(cluster), watch=watch, stop=stop)
 
 
 def gallery(
@@ -204,7 +204,7 @@ def gallery(
     """
     from t2vcli.galleries.make import make_gallery
 
-    return make_gallery(Path(folder), _path(output), newest=newest, overwrite=overwrite, report=report)
+    return make_gallery(expanded(folder), _path(output), newest=newest, overwrite=overwrite, report=report)
 
 
 def make(job: Job | Mapping[str, Any], policy: Policy | None = None, around: Around | None = None) -> Result:
@@ -232,11 +232,11 @@ def read_recipe(path: PathText) -> dict[str, Any] | None:
     """Returns the recipe inside a video, None if it holds none. Raises InputError for what is no video."""
     from t2vcli.asking.source import Source
 
-    return Source.opened(Path(path)).recipe
+    return Source.opened(expanded(path)).recipe
 
 
 def _path(path: PathText | None) -> Path | None:
-    return None if path is None else Path(path)
+    return None if path is None else expanded(path)
 
 
 def _around(

@@ -4,13 +4,18 @@ from __future__ import annotations
 
 import os
 import shutil
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
+import typer
 from clips import make_clip
 from commandline import contents, environment, sentence, spawn, t2v
 
+import t2vcli
+from t2vcli.cli.main import app
 from t2vcli.errors import UsageError
 from t2vcli.paths import expanded
 from t2vcli.presets import load_preset, preset_folders
@@ -67,6 +72,33 @@ def test_the_home_folder_is_where_every_flag_looks_and_writes(home: Path) -> Non
     assert {"new.mp4", "on.mp4", "new.png"} <= set(os.listdir(home))
     for command in ("resume", "decode"):
         assert f"{home}/new.mp4" in refusal(4, command, "~/new.mp4")
+
+
+def parameters(command: Any, name: str = "t2v") -> Iterator[tuple[str, Any]]:
+    """Yields what each parameter of each command takes, by the command's name and its own."""
+    for parameter in command.params:
+        yield f"{name} {parameter.name}", parameter.get_runtime_param()
+    for inner, subcommand in getattr(command, "commands", {}).items():
+        yield from parameters(subcommand, f"{name} {inner}")
+
+
+def test_no_path_of_any_command_is_left_as_it_is_written(home: Path) -> None:
+    paths = {name: each for name, each in parameters(typer.main.get_command(app)) if each.annotation is Path}
+    assert len(paths) > 20
+    parsers = {name: each.parameter_info.parser or Path for name, each in paths.items()}
+    assert [name for name, parser in parsers.items() if parser("~/x.mp4") != home / "x.mp4"] == []
+
+
+def test_a_list_and_its_folder_are_in_the_home_folder_too(home: Path) -> None:
+    (home / "jobs.txt").write_text("a red ball --preset demo --steps 1 --frames 1 --width 16 --height 16\n")
+    assert t2v("batch", "~/jobs.txt", "--output=~/clips").code == 0
+    assert t2v("batch", "status", "~/clips").code == 0
+    t2vcli.batch("~/jobs.txt", "~/more")
+    (clip,) = (home / "more").glob("*.mp4")
+    recipe = t2vcli.read_recipe(f"~/more/{clip.name}")
+    assert recipe is not None
+    assert recipe["command"] == "generate"
+    assert contents(Path()) == {}
 
 
 def test_the_home_folder_in_presets_and_variables(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:

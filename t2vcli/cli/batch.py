@@ -15,6 +15,7 @@ from t2vcli.cli.boundary import ErrorBoundary
 from t2vcli.cli.console import printable, result, result_json, say
 from t2vcli.cli.helping import HelpfulCommand
 from t2vcli.errors import BatchError, UsageError
+from t2vcli.paths import expanded
 
 if TYPE_CHECKING:
     from t2vcli.batches.cluster import Cluster
@@ -53,13 +54,21 @@ JobsArg = Annotated[
     Path,
     typer.Argument(
         metavar="JOBS",
+        parser=expanded,
         help="A list: .txt (a prompt a line, options after it), .jsonl, .yaml, .csv; '-' reads stdin.",
         show_default=False,
     ),
 ]
 FolderOpt = Annotated[
     Path,
-    typer.Option("--output", "-o", metavar="FOLDER", help="Where the clips and the journal go.", show_default=False),
+    typer.Option(
+        "--output",
+        "-o",
+        metavar="FOLDER",
+        parser=expanded,
+        help="Where the clips and the journal go.",
+        show_default=False,
+    ),
 ]
 PresetForAllOpt = Annotated[
     str | None,
@@ -303,7 +312,10 @@ def _print_jobs(jobs: Path, settings: Settings) -> None:
 @app.command(cls=HelpfulCommand)
 def status(
     folder: Annotated[
-        Path, typer.Argument(metavar="FOLDER", help="The folder that the batch was given.", show_default=False)
+        Path,
+        typer.Argument(
+            metavar="FOLDER", parser=expanded, help="The folder that the batch was given.", show_default=False
+        ),
     ],
     verify: VerifyOpt = False,
     as_json: opt.JsonOpt = False,
