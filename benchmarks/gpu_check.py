@@ -60,7 +60,8 @@ def measured(arguments: argparse.Namespace, number: int, frames_to: Path) -> dic
         torch.cuda.reset_peak_memory_stats(plan.device)
     guided = needs_guidance(request.guidance_scale)
     embeds = attempts.run("encoding", lambda placed: encode_words(placed, prepared, guided=guided, clip_skip=None))
-    generator, scheduler = make_generator(request.seed), make_scheduler(request.scheduler, prepared.files)
+    generator = make_generator(request.seed)
+    scheduler = make_scheduler(request.scheduler, prepared.files, request.spacing)
     scheduler.set_timesteps(request.steps, device=plan.device)
     state = noise_state(
         scheduler,

@@ -130,9 +130,8 @@ What holds this up (tests/test_estimate_*.py): on CPU runs in float32 the tracke
 the process's high-water mark within 2 %, but for kernels with scratch of their own, which are named and modelled there; the
 same method lands within 2 % of the published A100 peaks of SD 1.5 and SDXL in bf16.
 
-The forward in pieces on a CPU, full-size weights in float32, beside diffusers' own in one run, takes 0.96 times as long in
-chunks of 256 and 16 MiB, 1.00 times at 8 MiB and 1.08 times at 1 MiB (`python -m benchmarks.chunked`, one thread, CPU
-time); its output differs by 5e-6 of the standard deviation at the most (`make test-slow`).
+`python -m benchmarks.forward full` times the forward in pieces beside diffusers' own, full-size weights in float32 on a CPU;
+its output differs by 5e-6 of the standard deviation at the most (`make test-slow`).
 
 The table has no VAE strips smaller than 8 MiB, so `lowest`, whose strips are of 2 MiB, is shown with a decoding that takes
 more than it does: for 24 frames of 1024x576 a trace of 2 MiB strips reserves 0.57 GiB to decode and 0.55 to encode, without

@@ -24,7 +24,7 @@ from pydantic import (
     model_validator,
 )
 
-from t2vcli.choices import Blend, DType, Forward, Memory, Noise, Offload, Schedule, Weights
+from t2vcli.choices import Blend, DType, Forward, Memory, Noise, Offload, Schedule, Spacing, Weights
 from t2vcli.errors import UsageError
 from t2vcli.schedulers import SCHEDULERS
 from t2vcli.sizes import parse_size
@@ -32,6 +32,7 @@ from t2vcli.sizes import parse_size
 MAX_SEED = 2**63 - 1
 MAX_SIDE = 8192
 MAX_STEPS = 1000
+MAX_LEVEL = 15  # of a UNet: models have four
 MAX_FRAMES = 10_000
 MAX_SECONDS = 1_000_000
 MAX_TEXT = 20_000  # a prompt of that length still fits into an mp4, whatever its characters
@@ -225,7 +226,7 @@ BOTH, DRAFT, LAST = Traits(), Traits(stage="draft"), Traits(stage="last")
 OF_A_RUN, DRAFT_OF_A_RUN = Traits(in_presets=False), Traits(stage="draft", in_presets=False)
 HOW = Traits(decides=False)
 DEVICE = Traits(decides=False, in_presets=False)
-NAME = Traits(decides=False, in_presets=False)  # of the preset that the values are from
+NAME = Traits(decides=False, in_presets=False)  # of what the values are from
 
 
 class Request(BaseModel):
@@ -247,8 +248,17 @@ class Request(BaseModel):
     scheduler: Annotated[SchedulerName, DRAFT]
     seed: Annotated[int, BeforeValidator(_check_seed), DRAFT_OF_A_RUN]
     eta: Annotated[float, Field(ge=0, le=1, allow_inf_nan=False), DRAFT] = 0.0
+    spacing: Annotated[Spacing, DRAFT] = "auto"  # of the timesteps; auto: as the model's own configuration has it
     clip_skip: Annotated[Annotated[int, Field(ge=1, le=48)] | None, BOTH] = None
     noise: Annotated[Noise, BOTH] = "whole"
+
+    # Fewer operations. Guidance from and until which share of the steps that run (arXiv:2404.07724); deep features made at
+    # every `cache`-th of them and used again at the others (DeepCache, arXiv:2312.00858), but at each of the first so many.
+    guidance_from: Annotated[float, Field(ge=0, le=1, allow_inf_nan=False), DRAFT] = 0.0
+    guidance_until: Annotated[float, Field(ge=0, le=1, allow_inf_nan=False), DRAFT] = 1.0
+    cache: Annotated[int, Field(ge=1, le=MAX_STEPS), DRAFT] = 1
+    cache_level: Annotated[int, Field(ge=0, le=MAX_LEVEL), DRAFT] = 0
+    cache_first: Annotated[int, Field(ge=1, le=MAX_STEPS), DRAFT] = 1
 
     # Long clips and large frames (windows.py). Overlaps in frames and in pixels; None: a share of the window or tile.
     window: Annotated[int | Literal["auto", "off"], BeforeValidator(_check_window), BOTH] = "auto"
@@ -284,6 +294,51 @@ class Request(BaseModel):
             raise ValueError(f"--overlap {self.overlap} must be below --window {self.window}")
         if self.tile_overlap is not None and self.tile_sides and self.tile_overlap >= min(self.tile_sides):
             raise ValueError(f"--tile-overlap {self.tile_overlap} must be below the sides of --tile {self.tile}")
+        return self
+
+    @property
+    def steps_run(self) -> int:
+        """Returns how many of the steps run."""
+        return self.steps
+
+    def is_guided(self, step: int) -> bool:
+        """Returns whether step `step` of those that run, from 0, is in the interval with guidance."""
+        return self.guidance_from <= step / self.steps_run < self.guidance_until
+
+    @model_validator(mode="after")
+    def _interval_holds_steps(self) -> Self:
+        if self.guidance_from >= self.guidance_until:
+            raise ValueError(
+                f"--guidance-from {self.guidance_from:g} must be below --guidance-until {self.guidance_until:g}"
+                " (for no guidance at all: --guidance-scale 1)"
+            )
+        if self.steps_run and not any(map(self.is_guided, range(self.steps_run))):
+            raise ValueError(
+                f"from --guidance-from {self.guidance_from:g} until --guidance-until {self.guidance_until:g} lies none"
+                f" of the {self.steps_run} steps; widen the interval, or take more --steps"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _cache_has_an_effect(self) -> Self:
+        run = self.steps_run
+        if run and self.cache > run:
+            raise ValueError(f"--cache {self.cache} must be at most the number of steps that run, {run}")
+        if run and self.cache > 1 and self.cache_first >= run:
+            raise ValueError(
+                f"--cache-first {self.cache_first} leaves none of the {run} steps that run to use features again;"
+                f" use {'--cache 1' if run == 1 else f'{run - 1} or less'}"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _spacing_has_an_effect(self) -> Self:
+        if self.spacing != "auto" and not SCHEDULERS[self.scheduler].takes_spacing:
+            takers = ", ".join(name for name, choice in SCHEDULERS.items() if choice.takes_spacing)
+            raise ValueError(
+                f"--spacing {self.spacing} has no effect with --scheduler '{self.scheduler}'; those that have it:"
+                f" {takers}"
+            )
         return self
 
     @model_validator(mode="after")

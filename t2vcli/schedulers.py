@@ -1,6 +1,7 @@
 """The schedulers by the names that people use, and the diffusers class and settings behind each. No torch here.
 
-`stochastic` ones draw new noise at every step. Only DDIM has an `eta` to set.
+`stochastic` ones draw new noise at every step. Only DDIM has an `eta` to set. Those with `takes_spacing` can have their
+timesteps spaced in another way than the model's own; what a few of them do with that setting is nothing.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ class SchedulerChoice:
     settings: dict[str, Any] = field(default_factory=dict)
     stochastic: bool = False
     takes_eta: bool = False
+    takes_spacing: bool = True
 
 
 SCHEDULERS: dict[str, SchedulerChoice] = {
@@ -24,7 +26,9 @@ SCHEDULERS: dict[str, SchedulerChoice] = {
     "ddpm": SchedulerChoice("DDPMScheduler", stochastic=True),
     "dpm++ 2M": SchedulerChoice("DPMSolverMultistepScheduler", {"algorithm_type": "dpmsolver++"}),
     "dpm++ 2M karras": SchedulerChoice(
-        "DPMSolverMultistepScheduler", {"algorithm_type": "dpmsolver++", "use_karras_sigmas": True}
+        "DPMSolverMultistepScheduler",
+        {"algorithm_type": "dpmsolver++", "use_karras_sigmas": True},
+        takes_spacing=False,
     ),
     "dpm++ 2M sde": SchedulerChoice(
         "DPMSolverMultistepScheduler", {"algorithm_type": "sde-dpmsolver++"}, stochastic=True
@@ -33,13 +37,14 @@ SCHEDULERS: dict[str, SchedulerChoice] = {
         "DPMSolverMultistepScheduler",
         {"algorithm_type": "sde-dpmsolver++", "use_karras_sigmas": True},
         stochastic=True,
+        takes_spacing=False,
     ),
-    "dpm++ 2S": SchedulerChoice("DPMSolverSinglestepScheduler"),
+    "dpm++ 2S": SchedulerChoice("DPMSolverSinglestepScheduler", takes_spacing=False),
     "dpm2": SchedulerChoice("KDPM2DiscreteScheduler"),
     "dpm2-a": SchedulerChoice("KDPM2AncestralDiscreteScheduler", stochastic=True),
     "deis": SchedulerChoice("DEISMultistepScheduler"),
     "unipc": SchedulerChoice("UniPCMultistepScheduler"),
-    "unipc karras": SchedulerChoice("UniPCMultistepScheduler", {"use_karras_sigmas": True}),
+    "unipc karras": SchedulerChoice("UniPCMultistepScheduler", {"use_karras_sigmas": True}, takes_spacing=False),
     "euler": SchedulerChoice("EulerDiscreteScheduler"),
     "euler karras": SchedulerChoice("EulerDiscreteScheduler", {"use_karras_sigmas": True}),
     "euler-a": SchedulerChoice("EulerAncestralDiscreteScheduler", stochastic=True),

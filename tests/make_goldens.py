@@ -260,7 +260,7 @@ def run_once(
     guided = needs_guidance(request.guidance_scale)
     embeds = encode_words(attempts.placed, prepared, guided=guided, clip_skip=request.clip_skip)
     generator = make_generator(request.seed)
-    scheduler = make_scheduler(request.scheduler, prepared.files)
+    scheduler = make_scheduler(request.scheduler, prepared.files, request.spacing)
     scheduler.set_timesteps(request.steps, device=plan.device)
     if isinstance(request, GenerateRequest):
         scale = model.vae_scale

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-from t2vcli.choices import Blend, DType, Forward, Memory, Noise, Offload, Schedule, Weights
+from t2vcli.choices import Blend, DType, Forward, Memory, Noise, Offload, Schedule, Spacing, Weights
 from t2vcli.cli import completing
 from t2vcli.cli.boundary import enable_debug
 from t2vcli.cli.console import speak_json
@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 
 
 LARGE, BEGINNING, SECOND_STAGE = "Long clips and large frames", "A video to begin with", "Second stage"
+FEWER = "Fewer operations"
 MODEL, SAMPLING, MEMORY, OUTPUT = "Model", "Sampling", "Memory and device", "Output"
 VARIANTS = "Several clips"
 
@@ -136,6 +137,52 @@ NoiseOpt = Annotated[
         help="Whole: diffusers' draw; per-frame: a frame's depends on seed and number alone; freenoise: shuffled windows.",
         rich_help_panel=SAMPLING,
     ),
+]
+
+SpacingOpt = Annotated[
+    Spacing | None,
+    typer.Option(
+        help="Where the steps lie: trailing begins at pure noise, leading below it; auto: as the model's configuration"
+        " has it.",
+        rich_help_panel=SAMPLING,
+    ),
+]
+
+# --- fewer operations
+GuidanceFromOpt = Annotated[
+    float | None,
+    typer.Option(
+        "--guidance-from", metavar="SHARE", help="Guide from this share of the steps on, 0 to 1.", rich_help_panel=FEWER
+    ),
+]
+GuidanceUntilOpt = Annotated[
+    float | None,
+    typer.Option(
+        "--guidance-until",
+        metavar="SHARE",
+        help="Guide until this share of the steps, 0 to 1; a step without is half the work.",
+        rich_help_panel=FEWER,
+    ),
+]
+CacheOpt = Annotated[
+    int | None,
+    typer.Option(
+        metavar="N",
+        help="Run the whole UNet at every N-th step, and use its deep features at the others (DeepCache); 1: at every.",
+        rich_help_panel=FEWER,
+    ),
+]
+CacheLevelOpt = Annotated[
+    int | None,
+    typer.Option(
+        metavar="L",
+        help="With --cache: how many of the UNet's levels run at every step; 0: its first and last layers alone.",
+        rich_help_panel=FEWER,
+    ),
+]
+CacheFirstOpt = Annotated[
+    int | None,
+    typer.Option(metavar="K", help="With --cache: run the whole UNet at the first K steps.", rich_help_panel=FEWER),
 ]
 
 # --- long clips and large frames
@@ -461,6 +508,12 @@ REQUEST_OPTIONS: Options = {
     "eta": (EtaOpt, None),
     "clip_skip": (ClipSkipOpt, None),
     "noise": (NoiseOpt, None),
+    "spacing": (SpacingOpt, None),
+    "guidance_from": (GuidanceFromOpt, None),
+    "guidance_until": (GuidanceUntilOpt, None),
+    "cache": (CacheOpt, None),
+    "cache_level": (CacheLevelOpt, None),
+    "cache_first": (CacheFirstOpt, None),
     "window": (WindowOpt, None),
     "overlap": (OverlapOpt, None),
     "blend": (BlendOpt, None),

@@ -29,18 +29,24 @@ def in_blocks(
     *,
     on_block: Callable[[], None] = lambda: None,
     spot: Spot | None = None,
+    places: Sequence[int] | None = None,
 ) -> PredictNoise:
     """Returns the prediction (1, C, F, H, W) blended from those of the blocks, which need memory for one at a time.
 
-    `timesteps` is the whole schedule. `spot` is told of each block before it is predicted, `on_block` is called after it. One block that is the whole clip is
-    predicted as it is.
+    `timesteps` is the whole schedule. `spot` is told of each block before it is predicted, `on_block` is called after it.
+    One block that is the whole clip is predicted as it is. `places` has for each step of `spot` the number of the one
+    where whose blocks its own lie; None: each has its own place.
     """
     numbers = step_numbers(timesteps)
     spot = spot or Spot()
 
+    def place(timestep: torch.Tensor) -> int:
+        if blocks == UNDIVIDED:
+            return 0  # looking would make the device wait
+        return numbers[timestep.item()] if places is None else places[spot.step]
+
     def predict(latents: torch.Tensor, timestep: torch.Tensor) -> torch.Tensor:
-        step = 0 if blocks == UNDIVIDED else numbers[timestep.item()]  # looking would make the device wait
-        axes = blocks.axes(latents.shape, step)
+        axes = blocks.axes(latents.shape, place(timestep))
         if all(spans == [list(range(size))] for spans, size in zip(axes, latents.shape[-3:], strict=True)):
             _point(spot, *(spans[0] for spans in axes))
             noise_pred = predict_noise(latents, timestep)
@@ -84,10 +90,12 @@ def _summed(spans: Sequence[Sequence[int]], weight: torch.Tensor, size: int) -> 
     return total
 
 
-def blocks_per_step(blocks: Blocks, shape: Sequence[int], timesteps: torch.Tensor) -> list[int]:
+def blocks_per_step(
+    blocks: Blocks, shape: Sequence[int], timesteps: torch.Tensor, places: Sequence[int] | None = None
+) -> list[int]:
     """Returns how many blocks each step of a schedule predicts, of latents with `shape` (1, C, F, H, W)."""
     numbers = step_numbers(timesteps)
-    return [blocks.count(shape, numbers[t]) for t in timesteps.tolist()]
+    return [blocks.count(shape, place) for place in places or [numbers[t] for t in timesteps.tolist()]]
 
 
 CARRIED_FRAMES = 8

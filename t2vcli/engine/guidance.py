@@ -66,6 +66,15 @@ def with_guidance(predict_noise: PredictNoise, scale: float) -> PredictNoise:
     return guided
 
 
+def guided_where(guided: PredictNoise, alone: PredictNoise, is_guided: Callable[[], bool]) -> PredictNoise:
+    """Returns the guided prediction where `is_guided` says so, elsewhere that of the prompt `alone` (arXiv:2404.07724)."""
+
+    def predict_noise(latents: torch.Tensor, timestep: torch.Tensor) -> torch.Tensor:
+        return guided(latents, timestep) if is_guided() else alone(latents, timestep)
+
+    return predict_noise
+
+
 def needs_guidance(scale: float) -> bool:
     """Returns whether guidance does anything: at 1 and below, diffusers leaves the negative half out."""
     return scale > 1.0

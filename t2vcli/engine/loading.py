@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 
+from t2vcli.choices import Spacing
 from t2vcli.engine import dpm_solver, picture_vae, video_unet
 from t2vcli.engine.layerwise.unet import LayerwiseUNet
 from t2vcli.engine.picture_vae import PictureVAE
@@ -275,22 +276,24 @@ def scheduler_class(name: str) -> Any:
     return getattr(diffusers(), SCHEDULERS[name].class_name)
 
 
-def make_scheduler(name: str, files: ModelFiles) -> Any:
+def make_scheduler(name: str, files: ModelFiles, spacing: Spacing = "auto") -> Any:
     """Returns the scheduler called `name`, with the noise schedule that the model was trained with.
 
+    Its timesteps are spaced as the model's configuration has it ("auto"), or in that way (arXiv:2305.08891, table 2).
     Where ours gives the same numbers as diffusers' class (engine/dpm_solver.py), it is ours.
     """
     choice, config = SCHEDULERS[name], files.config("scheduler")
+    laid_over = choice.settings if spacing == "auto" else {**choice.settings, "timestep_spacing": spacing}
     with reading(str(files.config_path("scheduler")), files):
         trained = config.get("num_train_timesteps", 1000)
         if not isinstance(trained, int) or not 0 < trained <= MAX_TRAINED_STEPS:
             raise ValueError(f"num_train_timesteps is {trained!r:.80}")
         if choice.class_name == dpm_solver.DIFFUSERS_CLASS:
-            settings = {key: value for key, value in config.items() if key in dpm_solver.SETTINGS} | choice.settings
+            settings = {key: value for key, value in config.items() if key in dpm_solver.SETTINGS} | laid_over
             if dpm_solver.knows(settings):
                 return dpm_solver.DPMSolver(settings)
         kind = scheduler_class(name)
-        return kind.from_config({**known_settings(kind, config), **choice.settings})
+        return kind.from_config({**known_settings(kind, config), **laid_over})
 
 
 def schedule_remark(name: str, files: ModelFiles) -> str | None:
@@ -317,9 +320,9 @@ def _suits_pure_noise(name: str) -> bool:
     return "rescale_betas_zero_snr" in inspect.signature(scheduler_class(name).__init__).parameters
 
 
-def check_steps(name: str, files: ModelFiles, steps: int) -> None:
+def check_steps(name: str, files: ModelFiles, steps: int, spacing: Spacing = "auto") -> None:
     """Raises UsageError if the scheduler called `name` has no sound schedule of `steps` for this model."""
-    scheduler = make_scheduler(name, files)
+    scheduler = make_scheduler(name, files, spacing)
     if SCHEDULERS[name].class_name == "PNDMScheduler":
         least = 1 if scheduler.config.skip_prk_steps else scheduler.pndm_order
         if steps < least:  # it begins with that many Runge-Kutta steps

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 from t2vcli.engine.estimate import estimate
 from t2vcli.engine.estimate.stages import Stage
-from t2vcli.planning.forecast import configs_of, whole_clip_bytes
+from t2vcli.planning.forecast import cached_bytes, configs_of, vae_scale_of, whole_clip_bytes
 from t2vcli.planning.plan import Forecast, MemoryPlan, StageForecast
 from t2vcli.planning.shape import Shape
 
@@ -38,20 +38,23 @@ def exact_forecast(architecture: str, shape: Shape) -> Forecast:
 
     def forecast(plan: MemoryPlan) -> Sequence[StageForecast]:
         if plan not in traced:
+            cached = {"denoise": cached_bytes(configs["unet"], vae_scale_of(architecture), shape, plan)}
             whole = shape.frames, shape.width, shape.height
             if shape.block is None or not shape.divided:
-                traced[plan] = stages_of(plan, None, *whole)
+                traced[plan] = [_with(stage, cached) for stage in stages_of(plan, None, *whole)]
             else:
                 others = stages_of(plan, ["text encode", "video encode", "decode"], *whole)
                 latents = {**whole_clip_bytes(architecture, shape, plan), "decode": 0}  # where the trace has them
                 traced[plan] = [
-                    replace(
-                        stage,
-                        live_bytes=stage.live_bytes + latents.get(stage.name, 0),
-                        reserved_bytes=stage.reserved_bytes + latents.get(stage.name, 0),
-                    )
+                    _with(_with(stage, latents), cached)
                     for stage in [*others[:-1], *stages_of(plan, ["denoise"], *shape.block), others[-1]]
                 ]
         return traced[plan]
 
     return forecast
+
+
+def _with(stage: StageForecast, more: Mapping[str, int]) -> StageForecast:
+    """Returns the forecast of a stage with so many bytes more."""
+    added = more.get(stage.name, 0)
+    return replace(stage, live_bytes=stage.live_bytes + added, reserved_bytes=stage.reserved_bytes + added)

@@ -87,7 +87,7 @@ def prepare(
         reason = why_no_cuda() if has_nvidia_driver() else "no GPU was found"
         report.warn(f"{reason}; a model of this size takes hours on the CPU (--device cpu says that you know)")
 
-    check_steps(request.scheduler, files, request.steps)
+    check_steps(request.scheduler, files, request.steps, request.spacing)
     if off := schedule_remark(request.scheduler, files):
         report.warn(off)
     way = decided
@@ -107,6 +107,8 @@ def prepare(
         report.warn(
             f"the negative prompt has no effect at --guidance-scale {request.guidance_scale:g}; use more than 1"
         )
+    for remark in _flags_without_effect(request):
+        report.warn(remark)
     shared = first is not None and same_tokenizer(first.files, files)
     tokenizer = first.tokenizer if first is not None and shared else load_tokenizer(files)
     _check_clip_skip(request, files)
@@ -179,6 +181,15 @@ def host_bytes(plan: MemoryPlan, files: ModelFiles) -> int:
 
 
 PINNED_ROUNDING = 1.33  # of the weights of a ModelScope UNet, each rounded up to a power of two bytes
+
+
+def _flags_without_effect(request: Request) -> list[str]:
+    remarks = []
+    if not needs_guidance(request.guidance_scale) and (request.guidance_from, request.guidance_until) != (0, 1):
+        remarks.append(f"the interval of guidance has no effect at --guidance-scale {request.guidance_scale:g}")
+    if request.cache == 1 and (request.cache_level, request.cache_first) != (0, 1):
+        remarks.append("--cache-level and --cache-first have no effect without --cache")
+    return remarks
 
 
 def _checked_tokens(

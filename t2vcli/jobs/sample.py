@@ -18,10 +18,11 @@ from t2vcli.engine.checkpoint import KeptState
 from t2vcli.engine.decode import decode_latents, to_frames
 from t2vcli.engine.denoise import denoise
 from t2vcli.engine.device import free_cached_memory
-from t2vcli.engine.guidance import needs_guidance, unet_prediction, with_guidance
-from t2vcli.engine.latents import DenoiseState, draw_noise, draw_noise_per_frame, make_generator, skipped_steps
+from t2vcli.engine.guidance import guided_where, needs_guidance, unet_prediction, with_guidance
+from t2vcli.engine.latents import DenoiseState, draw_noise, draw_noise_per_frame, make_generator
 from t2vcli.engine.loading import make_scheduler
 from t2vcli.engine.memory import PlacedModel
+from t2vcli.engine.reuse import DeepFeatures, block_places, first_step, schedule_of
 from t2vcli.engine.wrapping import Spot, Wrapper, wrapped
 from t2vcli.errors import Interrupted
 from t2vcli.jobs.around import Around, Seen
@@ -66,7 +67,7 @@ def made_latents(
         ),
     )
     generator = make_generator(request.seed)
-    scheduler = make_scheduler(request.scheduler, prepared.files)
+    scheduler = make_scheduler(request.scheduler, prepared.files, request.spacing)
     attempts.run(
         "preparing the schedule", lambda placed: scheduler.set_timesteps(request.steps, device=prepared.plan.device)
     )
@@ -124,11 +125,13 @@ def denoised_latents(
     first, latest, timesteps = state.next_step, state, scheduler.timesteps
     steps, shape = len(timesteps), state.latents.shape
     del state  # as large as the clip is long
-    counts = blocks_per_step(blocks, shape, timesteps)
-    begin, told = 0, ""  # the step that a fresh run begins with; in words, how many there are
+    begin, told = first_step(request, scheduler), ""  # what a fresh run begins with; in words, how many there are
     if isinstance(request, UpscaleRequest) and request.steps_run < request.steps:
-        begin = skipped_steps(request.steps, request.strength) * scheduler.order
         told = f"{request.steps_run} of {request.steps} steps at strength {request.strength:g}"
+    places = block_places(request, scheduler)
+    if request.cache > 1:
+        wrappers = (DeepFeatures(schedule_of(request, scheduler), request.cache_level), *wrappers)
+    counts = blocks_per_step(blocks, shape, timesteps, places)
     total, ends = sum(counts[begin:]), set(itertools.accumulate(counts[begin:]))
     in_windows = total != steps - begin
     report.stage(
@@ -138,6 +141,10 @@ def denoised_latents(
         begun=sum(counts[begin:first]),
         told=f"{told}, {total} windows" if told and in_windows else told,
     )
+
+    def is_guided() -> bool:
+        # Of the scheduler's steps, which are more than the request's where it visits some twice
+        return request.is_guided((spot.step - begin) * request.steps_run // (steps - begin))
 
     def work(placed: PlacedModel) -> None:
         nonlocal latest
@@ -155,12 +162,14 @@ def denoised_latents(
 
         together = attempts.plan.guidance_together
         with placed.unet() as forward:
-            predict_noise = unet_prediction(
-                wrapped(forward, wrappers, spot), embeds, together=together, on_half=spot.see_half
-            )
+            around_all = wrapped(forward, wrappers, spot)
+            predict_noise = unet_prediction(around_all, embeds, together=together, on_half=spot.see_half)
             if needs_guidance(request.guidance_scale):
                 predict_noise = with_guidance(predict_noise, request.guidance_scale)
-            predict_noise = in_blocks(predict_noise, blocks, timesteps, on_block=on_block, spot=spot)
+                if (request.guidance_from, request.guidance_until) != (0, 1):
+                    alone = unet_prediction(around_all, embeds[-1:], on_half=spot.see_half)
+                    predict_noise = guided_where(predict_noise, alone, is_guided)
+            predict_noise = in_blocks(predict_noise, blocks, timesteps, on_block=on_block, spot=spot, places=places)
             if known is not None:
                 predict_noise = with_known_frames(predict_noise, known, scheduler)
             steps_done = denoise(

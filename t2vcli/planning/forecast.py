@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import functools
 import json
+import math
 from bisect import bisect_right
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from t2vcli.planning.plan import Forecast, MemoryPlan, StageForecast
+from t2vcli.planning.plan import Forecast, MemoryPlan, StageForecast, level_sizes
 from t2vcli.planning.shape import Shape
 from t2vcli.sizes import MIB
 
@@ -89,6 +90,23 @@ def whole_clip_bytes(architecture: str, shape: Shape, plan: MemoryPlan) -> dict[
     return {"video encode": one, "denoise": LATENTS_HELD * one + 4 * values, "decode": one}
 
 
+def feature_shape(unet_config: Mapping[str, Any], level: int, rows: int, columns: int) -> tuple[int, int, int]:
+    """Returns the (C, h, w) of a frame's deep features that are kept at a level, of latents with `rows` and `columns`."""
+    channels = unet_config["block_out_channels"]
+    *_, (height, width) = level_sizes(rows, columns, level + 1)
+    return channels[level], height, width
+
+
+def cached_bytes(unet_config: Mapping[str, Any], vae_scale: int, shape: Shape, plan: MemoryPlan) -> int:
+    """Returns what the deep features of all blocks are that are kept on the device from step to step."""
+    if shape.cache_level is None or (plan.park_skips and plan.device != "cpu"):
+        return 0
+    frames, width, height = shape.block or (shape.frames, shape.width, shape.height)
+    values = math.prod(feature_shape(unet_config, shape.cache_level, height // vae_scale, width // vae_scale))
+    halves = 2 if shape.guided else 1
+    return shape.blocks * halves * frames * values * (4 if plan.dtype == "fp32" else 2)
+
+
 def table_forecast(architecture: str, shape: Shape) -> Forecast:
     """Returns the function from a plan to its stages' predicted peaks."""
     entry = read_table()["architectures"][architecture]
@@ -97,6 +115,7 @@ def table_forecast(architecture: str, shape: Shape) -> Forecast:
         element = 2 if plan.dtype == "fp32" else 1  # times the table's half precision
         weights: dict[str, int] = entry["weight_bytes"]
         whole_clip = whole_clip_bytes(architecture, shape, plan)
+        cached = cached_bytes(entry["configs"]["unet"], vae_scale_of(architecture), shape, plan)
         stages = []
         for stage, variant, part, frames, pixels in _stages(plan, shape):
             grid = entry[stage][variant]
@@ -114,7 +133,7 @@ def table_forecast(architecture: str, shape: Shape) -> Forecast:
                     others -= own // 2
                     own //= 2
             held = "weights" if own > live / 2 else "activations"
-            latents = whole_clip.get(stage, 0)
+            latents = whole_clip.get(stage, 0) + (cached if part == "unet" else 0)
             stages.append(
                 StageForecast(
                     stage,

@@ -148,9 +148,12 @@ def candidates(
 ) -> list[MemoryPlan]:
     """Returns the plans for a request on `device` ("cpu", "cuda:0", "mps", ...), fastest first, the flags given kept.
 
-    `shape` is the clip's. Raises UsageError for a forward chunk that the model's levels cannot be divided by, and for flags that exclude
-    each other.
+    `shape` is the clip's. Raises UsageError for a forward chunk that the model's levels cannot be divided by, for a level of
+    the cache that the model lacks, and for flags that exclude each other.
     """
+    levels = len(unet_config["block_out_channels"])
+    if request.cache > 1 and request.cache_level >= levels:
+        raise UsageError(f"--cache-level {request.cache_level} is none of this model's levels, 0 to {levels - 1}")
     on_host = device == "cpu"
     dtype = request.dtype
     reasons = []
@@ -209,9 +212,15 @@ def _with_flags(plan: MemoryPlan, request: Request, on_host: bool) -> MemoryPlan
         if request.forward != "auto":
             plan = replace(plan, forward=request.forward)
         if request.forward_chunking is not None or request.weights == "fp8":
-            if request.forward == "layerwise":
+            if request.forward == "layerwise" or request.cache > 1:
                 return None  # both are ways of diffusers' forward
             plan = replace(plan, forward="diffusers")
+        elif request.cache > 1:
+            if request.forward == "diffusers":
+                return None  # it always runs whole
+            plan = replace(plan, forward="layerwise")
+        if plan.forward == "layerwise" and plan.offload in ("sequential", "group"):
+            return None  # they bring weights in hooks of modules that it does not call
     else:
         if request.forward == "diffusers":
             return None  # it knows no chunks of a size
@@ -243,7 +252,9 @@ def _conflict(request: Request, base: MemoryPlan) -> str:
 
     def told(names: set[str]) -> str:
         return " and ".join(
-            f"{name} {getattr(request, field)}" if field in ("memory", "offload", "weights", "forward") else name
+            f"{name} {getattr(request, field)}"
+            if field in ("memory", "offload", "weights", "forward", "cache")
+            else name
             for name, field in given.items()
             if name in names
         )
@@ -267,6 +278,7 @@ _PINNING_FLAGS: dict[str, tuple[str, Callable[[Any], bool]]] = {
     "--no-vae-slicing": ("vae_slicing", lambda value: value is False),
     "--chunk-size": ("chunk_size", _is_not_none),
     "--forward": ("forward", lambda value: value != "auto"),
+    "--cache": ("cache", lambda value: value > 1),
 }
 
 

@@ -23,6 +23,7 @@ class Shape:
     encodes_video: bool
     block: tuple[int, int, int] | None = None
     blocks: int = 1
+    cache_level: int | None = None  # of the deep features that are kept from step to step; None: none are
 
     @property
     def pixels(self) -> int:
@@ -51,4 +52,5 @@ def shape_of(request: Request, blocks: Blocks, *, frames: int, vae_scale: int) -
         encodes_video=isinstance(request, UpscaleRequest),
         block=(length, tile_columns * vae_scale, tile_rows * vae_scale),
         blocks=blocks.count((frames, rows, columns), 0),
+        cache_level=request.cache_level if request.cache > 1 else None,
     )

@@ -54,6 +54,7 @@ class LayerWeights:
         sizes = [sum(weight.tensor.nbytes for weight in weights) for weights in self._layers]
         self._resident = _that_fit(sizes, resident_bytes)
         self.streamed_bytes = sum(size for index, size in enumerate(sizes) if index not in self._resident)
+        self.left_out = range(0)  # layers that are not used in this forward
         self._next: tuple[int, Lent] | None = None
         self._stream: torch.cuda.Stream | None = None
         if any(copies_overlap(device, weight.tensor) for weights in self._layers for weight in weights):
@@ -108,7 +109,8 @@ class LayerWeights:
         """Brings the next layer that visits, if none is on its way. Not the first of the next forward."""
         if self._next is not None:
             return
-        following = next((i for i in range(index + 1, len(self._layers)) if i not in self._resident), None)
+        coming = (i for i in range(index + 1, len(self._layers)) if i not in self._resident)
+        following = next((i for i in coming if i not in self.left_out), None)
         if following is not None:
             self._next = following, self._bring(following)
 

@@ -9,7 +9,7 @@ the device.
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -38,6 +38,18 @@ class Step:
     upsamplers: tuple[Upsample, ...] = ()
     takes_skip: bool = False
     gives_skip: bool = False
+
+
+@dataclass
+class Deep:
+    """What the deep part of the UNet made, to be used again by a later forward (DeepCache, arXiv:2312.00858).
+
+    `level`: how much of the UNet is run anew each time: 0 the first and the last layers alone, n also the n down and up
+    blocks next to them. `features`: (B F, C, h, w), what the rest made; None: the whole UNet runs, and they are set.
+    """
+
+    level: int
+    features: torch.Tensor | None = None
 
 
 class LayerwiseUNet:
@@ -84,6 +96,7 @@ class LayerwiseUNet:
         on_cpu = self._device.type == "cpu"
         self._layout = layout or (torch.channels_last if on_cpu else torch.contiguous_format)
         self._steps = list(_steps(unet))
+        self._depths = _depths(unet, self._steps)
         self._texts: list[Text] = []
         self._weights: LayerWeights | None = None
         last = [unet.conv_out] if unet.conv_norm_out is None else [unet.conv_norm_out, unet.conv_out]
@@ -114,16 +127,24 @@ class LayerwiseUNet:
 
     @torch.inference_mode()
     def __call__(
-        self, sample: torch.Tensor, timestep: torch.Tensor | float, encoder_hidden_states: torch.Tensor
+        self,
+        sample: torch.Tensor,
+        timestep: torch.Tensor | float,
+        encoder_hidden_states: torch.Tensor,
+        *,
+        deep: Deep | None = None,
     ) -> torch.Tensor:
-        """Returns what `unet(sample, timestep, encoder_hidden_states).sample` is.
+        """Returns what `unet(sample, timestep, encoder_hidden_states).sample` is, or with features of `deep` nearly.
 
         `sample`: (B, C, F, H, W), on the device; `timestep`: one for all, or one per sample; `encoder_hidden_states`:
-        (B, tokens, D), or one text per frame, (B F, tokens, D), which the plain forward does not know. After an error
-        nothing of the try is kept, and the next call starts afresh.
+        (B, tokens, D), or one text per frame, (B F, tokens, D), which the plain forward does not know. The features that a
+        whole forward leaves in `deep` are on the device, or on the host where skip tensors wait there. After an error
+        nothing of the try is kept, and the next call starts afresh. Raises ValueError for a level that the UNet lacks.
         """
+        if deep is not None and not 0 <= deep.level < len(self._depths):
+            raise ValueError(f"level {deep.level} is none of this UNet's, which are 0 to {len(self._depths) - 1}")
         try:
-            return self._forward(sample, timestep, encoder_hidden_states)
+            return self._forward(sample, timestep, encoder_hidden_states, deep)
         finally:
             if self._weights is not None:
                 self._weights.forget()
@@ -135,7 +156,11 @@ class LayerwiseUNet:
         self._undo.close()
 
     def _forward(
-        self, sample: torch.Tensor, timestep: torch.Tensor | float, encoder_hidden_states: torch.Tensor
+        self,
+        sample: torch.Tensor,
+        timestep: torch.Tensor | float,
+        encoder_hidden_states: torch.Tensor,
+        deep: Deep | None,
     ) -> torch.Tensor:
         unet = self._unet
         batch, _, frames, *size = sample.shape
@@ -143,6 +168,10 @@ class LayerwiseUNet:
         text = self._text(encoder_hidden_states, batch, frames)
         # diffusers forces the size of the upsampled wherever halving it lost a row or column
         forced = any(side % 2**unet.num_upsamplers != 0 for side in size)
+        inner = self._depths[deep.level] if deep else range(0)
+        left_out = inner if deep and deep.features is not None else range(0)
+        if self._weights is not None:
+            self._weights.left_out = range(left_out.start + 2, left_out.stop + 2)
 
         with self._present(0):
             emb = self._time_embedding(timestep, sample)
@@ -154,9 +183,16 @@ class LayerwiseUNet:
             del first
         skips: list[Skip] = []
         in_place = True  # whether nothing else holds hidden_states
-        for index, step in enumerate(self._steps, start=2):
+        for number, step in enumerate(self._steps):
+            if number in left_out:
+                continue
+            if deep is not None and number == inner.stop:  # the layer to come reads it and writes elsewhere
+                if deep.features is None:
+                    deep.features = self._kept(hidden_states)
+                else:
+                    hidden_states = deep.features.to(self._device).contiguous(memory_format=self._layout)
             skip = skips.pop() if step.takes_skip else None
-            with self._present(index):
+            with self._present(number + 2):
                 hidden_states = self._layer(run, step, hidden_states, emb, text, skip, forced=forced, in_place=in_place)
             del skip
             in_place = not step.gives_skip or self._park_skips
@@ -197,6 +233,9 @@ class LayerwiseUNet:
         if step.kind == "pixels":
             return layers.spatial_transformer(run, layer, hidden_states, text)
         return layers.temporal_transformer(run, layer, hidden_states)
+
+    def _kept(self, hidden_states: torch.Tensor) -> torch.Tensor:
+        return hidden_states.to("cpu") if self._park_skips else hidden_states
 
     def _present(self, index: int) -> contextlib.AbstractContextManager[None]:
         return contextlib.nullcontext() if self._weights is None else self._weights.present(index)
@@ -272,6 +311,27 @@ def _steps(unet: Any) -> Iterator[Step]:
             upsamplers = ()
             yield from rest
         upsamplers = tuple(block.upsamplers or ())
+
+
+def _depths(unet: Any, steps: Sequence[Step]) -> list[range]:
+    """Returns for each level of a Deep the numbers of the steps that are left out where its features are used again.
+
+    Between a step that gives a skip and the one that takes it, no other skip comes in or goes out.
+    """
+    givers: list[int] = []
+    between: dict[int, range] = {}
+    for number, step in enumerate(steps):
+        if step.takes_skip:
+            giver = givers.pop()
+            between[giver] = range(giver + 1, number)
+        if step.gives_skip:
+            givers.append(number)
+    found, number = [between[0]], 0
+    for block in list(unet.down_blocks)[:-1]:
+        number = [n for n, step in enumerate(steps) if n > number and step.gives_skip][len(block.resnets) - 1]
+        found.append(between[number])
+        number += 1  # its downsampler
+    return found
 
 
 def _of_one_resnet(block: Any, number: int) -> list[Step]:
