@@ -268,6 +268,9 @@ def _sentence(problem: Any, shown: str, lines: Mapping[str, int]) -> str:
 
 def _nearest(word: str, known: Iterable[str]) -> str | None:
     folded = {name.casefold(): name for name in known}
+    for name in folded:
+        if name.startswith(word.casefold() + "_"):  # its first part: the first of that kind is the one most often meant
+            return folded[name]
     near = difflib.get_close_matches(word[:100].casefold(), folded, n=1, cutoff=0.5)
     return folded[near[0]] if near else None
 

@@ -8,7 +8,7 @@ half of a command's start to import.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import torch
@@ -105,7 +105,7 @@ class VideoUNet(nn.Module):
         before = widths[0]
         for level, (kind, width) in enumerate(zip(settings.down_block_types, widths, strict=True)):
             block = _Block(
-                [(before if number == 0 else width, width) for number in range(settings.layers_per_block)],
+                ((before if number == 0 else width, width) for number in range(settings.layers_per_block)),
                 settings,
                 with_attention=_WITH_ATTENTION[kind],
                 eps=eps,
@@ -123,10 +123,10 @@ class VideoUNet(nn.Module):
             layers = settings.layers_per_block + 1
             # Each resnet takes what the one before has made, and a skip: of this width, the last of the next.
             block = _Block(
-                [
+                (
                     ((before if number == 0 else width) + (skipped if number == layers - 1 else width), width)
                     for number in range(layers)
-                ],
+                ),
                 settings,
                 with_attention=_WITH_ATTENTION[kind],
                 eps=eps,
@@ -181,7 +181,7 @@ class _Block(nn.Module):
 
     def __init__(
         self,
-        channels: list[tuple[int, int]],
+        channels: Iterable[tuple[int, int]],
         settings: Settings,
         *,
         with_attention: bool,
@@ -191,14 +191,15 @@ class _Block(nn.Module):
         super().__init__()
         groups, time_width = settings.norm_num_groups, 4 * settings.block_out_channels[0]
         self.has_cross_attention = with_attention
-        self.resnets = nn.ModuleList(
-            Resnet(before, after, groups=groups, eps=eps, time_width=time_width) for before, after in channels
-        )
-        self.temp_convs = nn.ModuleList(TemporalConv(after, groups) for _, after in channels)
+        self.resnets, made = nn.ModuleList(), []
+        for before, after in channels:  # one by one: a config may ask for any number, and `without_storage` ends that
+            self.resnets.append(Resnet(before, after, groups=groups, eps=eps, time_width=time_width))
+            made.append(after)
+        self.temp_convs = nn.ModuleList(TemporalConv(after, groups) for after in made)
         if not with_attention:
             return
         head_width = settings.attention_head_dim
-        widths = [after for _, after in channels][:attentions]
+        widths = made[:attentions]
         self.attentions = nn.ModuleList(
             PixelsTransformer(
                 width,
