@@ -56,6 +56,8 @@ EXPERT = (
     "cache",
     "cache_level",
     "cache_first",
+    "smooth",
+    "sweep",
     "context",
     "upscale_strength",
     "keep_draft",
