@@ -136,9 +136,10 @@ def load_model(
     """Returns the text encoder, UNet and VAE in `dtype`, in host memory and in evaluation mode.
 
     Those in `shared` are loaded already, as parts of a model that has the same. Those in `theirs` are of diffusers'
-    classes, for whoever calls what only these do; the others of ours, where those know the config. Each part is built from its config
-    without its weights, these are fitted in by name and shape, and the parts are tried out together before anything is
-    converted. No library is left to look for files, or to do what a config says beyond the numbers of the model.
+    classes, for whoever calls what only these do; the others of ours, where those know the config. Each part is built
+    from its config without its weights, these are fitted in by name and shape, and the parts are tried out together
+    before anything is converted. No library is left to look for files, or to do what a config says beyond the numbers of
+    the model.
     """
     built: dict[str, Any] = {}
     weights: dict[str, dict[str, torch.Tensor]] = {}

@@ -6,7 +6,6 @@ than a vocabulary, its merges and the usual settings is still read by it.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -16,6 +15,8 @@ from tokenizers import Tokenizer as Backend
 from tokenizers.models import BPE
 
 from t2vcli.quiet import keep_quiet
+from t2vcli.strangers import read_json
+from t2vcli.weights.models import MAX_WORDS_BYTES
 
 _START, _END = "<|startoftext|>", "<|endoftext|>"
 _SPECIAL = {"bos_token": _START, "eos_token": _END, "unk_token": _END, "pad_token": _END}
@@ -115,12 +116,10 @@ _NO_LIMIT = int(1e30)
 
 
 def _object(path: Path) -> dict[str, Any]:
-    if not path.is_file():
+    try:
+        return read_json(path, MAX_WORDS_BYTES)
+    except FileNotFoundError:
         return {}
-    read = json.loads(path.read_text(encoding="utf-8"))
-    if not isinstance(read, dict):
-        raise ValueError(f"{path.name} holds a {type(read).__name__}, not settings by name")
-    return read
 
 
 def _is_plain(folder: Path) -> bool:
