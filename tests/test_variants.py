@@ -89,3 +89,16 @@ def test_an_entry_of_a_list_may_be_several_and_text_with_commas_is_quoted() -> N
     assert len({json.loads(row)["output"] for row in listed.stdout.splitlines()}) == 8
     with pytest.raises(UsageError, match="cannot be swept"):
         spread_of({"sweep": {"output": ["a.mp4"]}}, 100)
+
+
+@pytest.mark.parametrize("said", ["new/", "there", "variable"])
+def test_a_folder_is_where_the_clips_go(said: str, place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (place / "there").mkdir()
+    if said == "variable":
+        monkeypatch.setenv("T2V_OUTPUT_DIR", "variable")
+    given = () if said == "variable" else ("-o", said)
+    done = generate("--seed", "1,2", "--steps", "1", "-q", *given)
+    assert done.code == 0, done.stderr
+    names = [f"{said.rstrip('/')}/a-red-boat-{seed}.mp4" for seed in (1, 2)]
+    assert done.stdout.splitlines() == names
+    assert all((place / name).is_file() for name in names)

@@ -21,13 +21,12 @@ def named(work: Work, job: Job, *, take_up: bool) -> Work:
 
     if job.command == "upscale" and work.source is not None:
         last = work.last
-        folder = job.into or output_folder() or work.source.path.parent
         begins = f"{work.source.path.stem}-{last.width}x{last.height}"
         pattern = f"{escape(begins)}*.mp4"
     else:
-        folder, name = job.into or output_folder() or Path(), slug(work.first.prompt) or "video"
+        name = slug(work.first.prompt) or "video"
         begins, pattern = f"{name}-{work.seed}", f"{name}-*.mp4"
-    given = None if job.into else job.output
+    folder, given = folder_of(work, job), None if job.into else job.output
     work = replace(work, seed_drawn=job.given("seed") is None, output_chosen=given is None)
     unfinished = None
     if take_up:
@@ -39,6 +38,12 @@ def named(work: Work, job: Job, *, take_up: bool) -> Work:
     work = replace(work, output=output, draft=draft_beside(output) if job.keep_draft else None)
     about_rate = format_of(output).about_rate(work.last.smooth or work.fps)
     return replace(work, remarks=(*work.remarks, *filter(None, [about_rate])))
+
+
+def folder_of(work: Work, job: Job) -> Path:
+    """Returns the folder of a clip whose name t2v chooses: the one given, the usual one, that of the source, or this."""
+    beside = work.source.path.parent if job.command == "upscale" and work.source is not None else Path()
+    return job.into or output_folder() or beside
 
 
 def find_unfinished(work: Work, folders: list[Path]) -> runs.Unfinished | None:

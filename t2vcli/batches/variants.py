@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from t2vcli.asking.job import Job
+from t2vcli.asking.naming import folder_of
 from t2vcli.asking.opened import opened_once
 from t2vcli.asking.work import Work, unnamed
 from t2vcli.batches.joblist import JobList, Planned, check_template, list_of
@@ -63,10 +64,10 @@ def variants_of(job: Job, spread: Spread) -> Iterator[Variants]:
         first = next(iter(spread.variants(job.given("seed"))))
         work = unnamed(Job.read({**fields, **{name: value for name, value in first.items() if value is not None}}))
         drawn = None if first["seed"] is not None else work.seed
-        usual, folder = _usual_names(work, job, spread), _usual_folder(work, job)
+        usual, folder = _usual_names(work, job, spread), folder_of(work, job)
         template = usual
-        if output is not None:
-            folder, given = _place(Path(output), spread, folder)
+        if output is not None and not job.into:
+            folder, given = _place(Path(output), spread)
             template = given or usual
         check_template(template)
 
@@ -80,10 +81,6 @@ def variants_of(job: Job, spread: Spread) -> Iterator[Variants]:
             yield Variants(jobs, folder, spread, drawn)
 
 
-def _usual_folder(work: Work, job: Job) -> Path:
-    return work.source.path.parent if job.command == "upscale" and work.source is not None else Path()
-
-
 def _usual_names(work: Work, job: Job, spread: Spread) -> str:
     begins = "{slug}"
     if job.command == "upscale" and work.source is not None:
@@ -93,7 +90,7 @@ def _usual_names(work: Work, job: Job, spread: Spread) -> str:
     return begins + "-{seed}" + "".join(f"-{name}{{{name}}}" for name in swept)
 
 
-def _place(output: Path, spread: Spread, usual: Path) -> tuple[Path, str | None]:
+def _place(output: Path, spread: Spread) -> tuple[Path, str | None]:
     """Returns the folder that -o names, and the pattern of names in it. Raises UsageError for a single file."""
     if "{" in output.name and not output.is_dir():
         return output.parent, output.name
