@@ -1,4 +1,4 @@
-"""Amounts of memory as people write them: "6GiB", "512 MiB", "4.5G"."""
+"""Amounts of memory as people write them ("6GiB", "512 MiB", "4.5G"), and of files as disks and networks count them ("3.67 GB")."""
 
 from __future__ import annotations
 
@@ -55,3 +55,14 @@ def size_text(size: float) -> str:
     if size >= MIB:
         return f"{size / MIB:.0f} MiB"
     return f"{size / KIB:.0f} KiB"
+
+
+def bytes_text(count: int) -> str:
+    """Returns "3.67 GB", "681 MB", "12 kB" or "384 bytes"."""
+    for unit, name in ((10**9, "GB"), (10**6, "MB"), (10**3, "kB")):
+        if count >= unit:
+            value = count / unit
+            return (
+                f"{value:.2f} {name}" if value < 10 and name == "GB" else f"{value:.{1 if value < 10 else 0}f} {name}"
+            )
+    return f"{count} bytes"

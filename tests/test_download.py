@@ -22,7 +22,8 @@ from hub import FOREVER, UNET, WEIGHTS, Close, Flip, Hold, NoRange, Reset, Resiz
 from huggingface_hub import constants
 
 from t2vcli.errors import Interrupted, ModelError, OutputError, UsageError
-from t2vcli.weights.download import Fetched, bytes_text, fetch
+from t2vcli.sizes import bytes_text
+from t2vcli.weights.download import Fetched, fetch
 from t2vcli.weights.hub import LONGEST_WAIT_S, TRIES, GivenUp, Hub
 from t2vcli.weights.models import find_model, pull_command, used_files
 

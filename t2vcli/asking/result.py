@@ -28,6 +28,13 @@ class Result:
         return place_of(self.path)
 
     @property
+    def size_bytes(self) -> int:
+        """How much the file takes, or all the pictures of its folder. Raises OSError."""
+        from t2vcli.video.formats import size_on_disk
+
+        return size_on_disk(self.place)
+
+    @property
     def seed(self) -> int:
         seed: int = self.recipe["request"]["seed"]
         return seed

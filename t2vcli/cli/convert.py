@@ -80,8 +80,8 @@ def convert(
     if values["duration"] == 0:
         raise UsageError("--duration 0 would leave no frame; give more than 0")
 
+    from t2vcli.sizes import bytes_text
     from t2vcli.video.convert import convert as make
-    from t2vcli.weights.download import bytes_text
 
     with choose_report(quiet=quiet) as report:
         done = make(

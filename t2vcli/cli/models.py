@@ -33,8 +33,8 @@ def list_all(ctx: typer.Context, as_json: JsonOpt = False, debug: DebugOpt = Fal
         return
     from dataclasses import asdict
 
+    from t2vcli.sizes import bytes_text
     from t2vcli.weights.cached import models_on_disk
-    from t2vcli.weights.download import bytes_text
 
     found = models_on_disk()
     if as_json:
@@ -84,8 +84,8 @@ def rm(
 
     The folder that was removed is printed on stdout. t2v downloads the model again when it is needed.
     """
+    from t2vcli.sizes import bytes_text
     from t2vcli.weights.cached import removable, remove
-    from t2vcli.weights.download import bytes_text
 
     what = removable(name)
     model, size = what.folder.repository, bytes_text(what.size_bytes)

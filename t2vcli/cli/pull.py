@@ -39,7 +39,7 @@ def pull(
     An interrupted download goes on when the command is given again. The model's folder is printed on stdout.
     """
     from t2vcli.presets import SUFFIXES, load_preset
-    from t2vcli.weights.download import bytes_text
+    from t2vcli.sizes import bytes_text
     from t2vcli.weights.models import is_repository_id, pull_model
 
     model, download_bytes = name, None

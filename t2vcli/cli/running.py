@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import time
 from collections.abc import Callable
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from t2vcli import stopping
@@ -13,6 +12,7 @@ from t2vcli.cli.console import result_json, result_path, say
 from t2vcli.cli.progress import choose_report, clock, late_report
 from t2vcli.errors import BatchError
 from t2vcli.report import counted
+from t2vcli.sizes import bytes_text
 
 if TYPE_CHECKING:
     from t2vcli.asking.job import Job, Policy
@@ -98,13 +98,10 @@ def _run_one(job: Job, policy: Policy, *, quiet: bool, as_json: bool) -> None:
         show_run(make, quiet=quiet, as_json=as_json)
 
 
-def _size_of(place: Path) -> str:
+def _size_of(done: Result) -> str:
     """Returns ", 34 kB": what the file takes, or all the pictures of a folder."""
-    from t2vcli.weights.download import bytes_text
-
     try:
-        files = list(place.iterdir()) if place.is_dir() else [place]
-        return f", {bytes_text(sum(file.stat().st_size for file in files))}"
+        return f", {bytes_text(done.size_bytes)}"
     except OSError:  # moved away by now
         return ""
 
@@ -122,7 +119,7 @@ def show_run(make: Callable[[Around], Result], *, quiet: bool, as_json: bool) ->
     if not quiet:
         say(
             f"{counted(video.frames, 'frame')} of {video.width}x{video.height} at {float(video.fps):g} fps,"
-            f" seed {done.seed}, in {clock(elapsed_s)}{_size_of(done.place)}"
+            f" seed {done.seed}, in {clock(elapsed_s)}{_size_of(done)}"
         )
     if as_json:
         result_json({**done.written(), "elapsed_s": round(elapsed_s, 3)})

@@ -25,10 +25,10 @@ from t2vcli.health.machine import (
     look_at_variables,
 )
 from t2vcli.presets import list_presets, shipped_folder
+from t2vcli.sizes import bytes_text
 from t2vcli.video import ffmpeg
 from t2vcli.video.formats import FORMATS
 from t2vcli.weights.cached import check_readable, models_on_disk
-from t2vcli.weights.download import bytes_text
 from t2vcli.weights.hub import Hub
 
 TORCH_LIMIT_S = 120.0

@@ -14,11 +14,12 @@ from t2vcli.errors import OutputError, UsageError
 from t2vcli.metadata import made_by_model_alone
 from t2vcli.report import Report, Silent
 from t2vcli.request import fps_text
+from t2vcli.sizes import bytes_text
 from t2vcli.video import Frame
 from t2vcli.video.along import Along, along_with
 from t2vcli.video.ffmpeg import MAX_PIXELS, shown
 from t2vcli.video.files import made_folder, refuse_input_as_output
-from t2vcli.video.formats import MP4, PNG, WEBM, Format, format_of, place_of
+from t2vcli.video.formats import MP4, PNG, WEBM, Format, format_of, place_of, size_on_disk
 from t2vcli.video.marking import CHANGED_BY_MODEL, MADE_BY_MODEL
 from t2vcli.video.part import part_of
 from t2vcli.video.reader import VideoInfo, probe, read_frames, read_metadata
@@ -26,7 +27,6 @@ from t2vcli.video.remarks import remarks_on
 from t2vcli.video.resize import resize_frame
 from t2vcli.video.sound import Sound, check_room, sound_seconds
 from t2vcli.video.writer import CRF, check_writable, write_video
-from t2vcli.weights.download import bytes_text
 
 WORST_CRF = 36
 LEAST_SIDE = 16
@@ -138,8 +138,7 @@ def convert(
                 how = _smaller(how, max_bytes, kind, tried, output)
         info = write(output, how, replacing=overwrite)
         place = place_of(output)
-        files = list(place.iterdir()) if place.is_dir() else [place]
-        return Converted(place, info, recipe, sum(file.stat().st_size for file in files))
+        return Converted(place, info, recipe, size_on_disk(place))
 
 
 def _picked(frames: int, fps: Fraction, rate: Fraction) -> list[int]:

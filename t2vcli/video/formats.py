@@ -296,6 +296,12 @@ def place_of(path: Path) -> Path:
     return path.parent if format_of(path) is PNG else path
 
 
+def size_on_disk(place: Path) -> int:
+    """Returns how many bytes an output takes: the file, or all the pictures of a folder. Raises OSError."""
+    files = list(place.iterdir()) if place.is_dir() else [place]
+    return sum(file.stat().st_size for file in files)
+
+
 def picture_names(pattern: str) -> re.Pattern[str]:
     """Returns what the names of a pattern's pictures look like: those of frame-%04d.png are frame-0001.png and so on."""
     before, after = _NUMBER.split(pattern)[0], _NUMBER.split(pattern)[-1]

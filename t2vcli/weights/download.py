@@ -27,6 +27,7 @@ from typing import Any, NoReturn
 from t2vcli.atomic import confirm_names, write_whole
 from t2vcli.errors import Interrupted, ModelError, OutputError
 from t2vcli.report import counted
+from t2vcli.sizes import bytes_text
 from t2vcli.strangers import UnreadableError, read_json, read_text
 from t2vcli.weights.hub import (
     MAX_LISTING_BYTES,
@@ -54,17 +55,6 @@ OnBytes = Callable[[int, int], None]
 
 def nobody(done: int, total: int) -> None:
     """An OnBytes for when nobody is watching."""
-
-
-def bytes_text(count: int) -> str:
-    """Returns "3.67 GB", "681 MB", "12 kB" or "384 bytes"."""
-    for unit, name in ((10**9, "GB"), (10**6, "MB"), (10**3, "kB")):
-        if count >= unit:
-            value = count / unit
-            return (
-                f"{value:.2f} {name}" if value < 10 and name == "GB" else f"{value:.{1 if value < 10 else 0}f} {name}"
-            )
-    return f"{count} bytes"
 
 
 @dataclass(frozen=True)

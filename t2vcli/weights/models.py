@@ -16,8 +16,9 @@ from typing import Any
 
 from t2vcli.errors import ModelError, UsageError
 from t2vcli.paths import expanded
+from t2vcli.sizes import bytes_text
 from t2vcli.strangers import UnreadableError, open_regular, read_json
-from t2vcli.weights.download import CacheFolder, Fetched, OnBytes, bytes_text, fetch, nobody
+from t2vcli.weights.download import CacheFolder, Fetched, OnBytes, fetch, nobody
 from t2vcli.weights.hub import BRANCH, GivenUp, Hub, Say
 from t2vcli.weights.weightfiles import (
     DOWNLOAD_AGAIN,
