@@ -78,12 +78,14 @@ def test_a_run_prints_the_path_and_keeps_the_seed_that_it_drew(model: Path, plac
     assert (answer["path"], answer["seed"], answer["recipe"]) == ("again.mp4", seed, recipe_of("again.mp4"))
     assert (answer["frames"], answer["width"], answer["height"], answer["fps"]) == (4, 32, 32, "8")
     assert np.array_equal(frames_of("again.mp4"), frames_of("first.mp4"))
-    generate(model, "-o", "whole.mp4", "--seed", str(seed), "--no-vae-slicing", prompt="a red boat ⛵")
-    assert recipe_of("whole.mp4")["plan"]["decode_chunk"] == 4
-    assert np.abs(frames_of("whole.mp4") - frames_of("first.mp4")).max() <= 2  # a batch may round elsewhere
+    # Without loss: H.264 makes more of a difference of one level, and how much more depends on the picture.
+    generate(model, "-o", "one.mkv", "--seed", str(seed), prompt="a red boat ⛵")
+    generate(model, "-o", "whole.mkv", "--seed", str(seed), "--no-vae-slicing", prompt="a red boat ⛵")
+    assert recipe_of("whole.mkv")["plan"]["decode_chunk"] == 4
+    assert np.abs(frames_of("whole.mkv") - frames_of("one.mkv")).max() <= 1  # a batch may round elsewhere
     generate(model, "-o", "other.mp4", "--seed", str(seed + 1), prompt="a red boat ⛵")
     assert np.abs(frames_of("other.mp4") - frames_of("first.mp4")).mean() > 2
-    assert sorted(contents(place)) == ["again.mp4", "first.mp4", "other.mp4", "whole.mp4"]
+    assert sorted(contents(place)) == ["again.mp4", "first.mp4", "one.mkv", "other.mp4", "whole.mkv"]
 
 
 def test_progress_is_plain_lines_at_every_tenth_where_there_is_no_terminal(

@@ -168,7 +168,7 @@ WRONG: list[tuple[dict[str, str], str]] = [
     ({"HF_HOME": "/dev/null"}, "HF_HOME"),
     ({"HTTPS_PROXY": "foo://user:SECRET@bar"}, "HTTPS_PROXY"),
     ({"https_proxy": "http://user:SECRET@bar:x"}, "https_proxy"),
-    ({"SSL_CERT_FILE": "/nonexistent"}, "SSL_CERT_FILE"),
+    ({"SSL_CERT_FILE": "/nonexistent/certificates.pem"}, "SSL_CERT_FILE"),
     ({"HF_TOKEN": "hf_gr\u00fcn"}, "HF_TOKEN"),
     ({"SSL_CERT_FILE": __file__}, "SSL_CERT_FILE"),
     ({"HF_ENDPOINT": "http://user:SECRET@127.0.0.1:9"}, "http://***@127.0.0.1:9 cannot be reached"),
