@@ -102,3 +102,9 @@ def test_a_folder_is_where_the_clips_go(said: str, place: Path, monkeypatch: pyt
     names = [f"{said.rstrip('/')}/a-red-boat-{seed}.mp4" for seed in (1, 2)]
     assert done.stdout.splitlines() == names
     assert all((place / name).is_file() for name in names)
+
+
+def test_a_folder_that_would_be_empty_is_not_left(place: Path) -> None:
+    done = generate("--seed", "1,2", "--model", "owner/missing", "--offline", "-q", "-o", "new/clips/")
+    assert (done.code, done.stdout) == (3, "")
+    assert contents(place) == {}

@@ -111,8 +111,13 @@ def make_variants(
     variants: Variants, settings: Settings, *, watch: Watch | None = None, stop: Stop | None = None
 ) -> Tally:
     """Makes the clips that are not there yet. Raises T2VError for what keeps all of them from being made."""
+    from t2vcli.video.files import made_folder
+
     try:
-        return make_missing(variants.jobs, variants.folder, replace(settings, journal=False), watch=watch, stop=stop)
+        with made_folder(variants.folder, variants.folder):
+            return make_missing(
+                variants.jobs, variants.folder, replace(settings, journal=False), watch=watch, stop=stop
+            )
     except Interrupted as error:
         if variants.seed is None:
             raise
