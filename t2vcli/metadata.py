@@ -9,7 +9,7 @@ from importlib import metadata
 from typing import Any
 
 from t2vcli import __version__
-from t2vcli.planning.windows import UNDIVIDED, Blocks
+from t2vcli.planning.windows import UNDIVIDED, Division
 from t2vcli.request import Request
 from t2vcli.weights.models import ModelFiles
 
@@ -19,7 +19,7 @@ _RECORDED_PACKAGES = ("torch", "diffusers", "transformers", "numpy", "imageio-ff
 def build_recipe(
     command: str,
     requests: Sequence[Request],
-    models: Sequence[tuple[ModelFiles, Blocks]],
+    models: Sequence[tuple[ModelFiles, Division]],
     *,
     source: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
@@ -38,8 +38,8 @@ def build_recipe(
     return recipe
 
 
-def _stage(request: Request, model: ModelFiles, blocks: Blocks) -> dict[str, Any]:
-    divided = {} if blocks == UNDIVIDED else {"blocks": asdict(blocks)}
+def _stage(request: Request, model: ModelFiles, division: Division) -> dict[str, Any]:
+    divided = {} if division == UNDIVIDED else {"blocks": asdict(division)}
     return {
         "request": request.model_dump(mode="json"),
         "model": {"source": model.source, "revision": model.revision, "variant": model.variant},

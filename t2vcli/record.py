@@ -14,7 +14,7 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, StrictBool, StrictSt
 
 from t2vcli.errors import InputError
 from t2vcli.planning.plan import MemoryPlan
-from t2vcli.planning.windows import Blocks
+from t2vcli.planning.windows import Division
 from t2vcli.request import MAX_FRAMES, TRAITS
 
 
@@ -92,12 +92,12 @@ class RunRecord(HowItWent):
         return seed
 
     @property
-    def divided(self) -> list[Blocks | None]:
+    def divided(self) -> list[Division | None]:
         """Returns how each stage divides its clip; None where that is not known.
 
         What memory was free then has a part in it, so it is kept and not found anew.
         """
-        return [_blocks(stage) for stage in self.stages]
+        return [_division(stage) for stage in self.stages]
 
     def of_stage(self, number: int) -> HowItWent:
         """Returns how a stage went: 0 is the only one, or the draft of two."""
@@ -115,16 +115,16 @@ class RunRecord(HowItWent):
 
 
 class _Division(BaseModel):
-    blocks: Blocks
+    blocks: Division  # the key's name since the records' first format
 
 
-def _blocks(stage: Mapping[str, Any]) -> Blocks | None:
+def _division(stage: Mapping[str, Any]) -> Division | None:
     try:
-        blocks = _Division.model_validate({"blocks": stage.get("blocks")}).blocks
+        division = _Division.model_validate({"blocks": stage.get("blocks")}).blocks
     except ValidationError:
         return None
-    axes = [axis for axis in (blocks.time, blocks.rows, blocks.columns) if axis is not None]
-    return blocks if all(0 <= axis.overlap < axis.length <= MAX_FRAMES for axis in axes) else None
+    axes = [axis for axis in (division.time, division.rows, division.columns) if axis is not None]
+    return division if all(0 <= axis.overlap < axis.length <= MAX_FRAMES for axis in axes) else None
 
 
 def parsed(value: Mapping[str, Any], path: Path) -> RunRecord:

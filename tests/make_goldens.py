@@ -287,7 +287,7 @@ def run_once(
         scheduler=scheduler,
         state=state,
         generator=generator,
-        blocks=prepared.blocks,
+        division=prepared.division,
         around=Around(),
     )
     attempts.placed.release()

@@ -96,13 +96,13 @@ def test_the_plan_that_is_shown_is_the_plan_that_runs(
 
     def run() -> Any:
         way = preparing.decide_here(request, preset, files, device=device, frames=frames)
-        return way.blocks, way.plan, way.remarks
+        return way.division, way.plan, way.remarks
 
     def shown() -> Any:
         outlook = outlook_for(request, preset, frames=frames)
         if outlook.chosen is None:
             raise OutOfMemoryError(str(outlook.problem))
-        return outlook.blocks, outlook.chosen.plan, outlook.remarks
+        return outlook.division, outlook.chosen.plan, outlook.remarks
 
     assert outcome(shown) == outcome(run)
 
@@ -116,5 +116,5 @@ def test_both_divide_what_does_not_fit_as_it_is_asked_for(monkeypatch: pytest.Mo
     large = request.model_copy(update={"frames": 200, "window": "auto"})
     outlook = outlook_for(large, replace(preset, longest_pass=500), frames=200)
     assert outlook.chosen is not None
-    assert outlook.blocks.time == Axis(16, 8)
+    assert outlook.division.time == Axis(16, 8)
     assert any("made in windows of 16 frames" in remark for remark in outlook.remarks)

@@ -19,8 +19,8 @@ from standins import write_standin
 import t2vcli.planning.decide as deciding
 from t2vcli import stopping
 from t2vcli.cli.progress import PlainReport
-from t2vcli.engine.blocks import with_known_frames
 from t2vcli.engine.checkpoint import read_latents, read_state, write_latents, write_state
+from t2vcli.engine.divide import with_known_frames
 from t2vcli.engine.latents import DenoiseState
 from t2vcli.engine.loading import make_scheduler
 from t2vcli.jobs.run import run

@@ -405,13 +405,13 @@ def test_group_offload_lends_a_block_at_a_time(
 ) -> None:
     request = generate_request(few_layers)
     prepared = prepared_model(request)[0]
-    blocks = [*model.unet.down_blocks, *model.unet.up_blocks]
-    outside = len(homes["unet"]) - sum(len(list(block.parameters())) for block in blocks)
+    division = [*model.unet.down_blocks, *model.unet.up_blocks]
+    outside = len(homes["unet"]) - sum(len(list(block.parameters())) for block in division)
     seen = []
-    for block in blocks:
+    for block in division:
         block.resnets[0].register_forward_pre_hook(lambda module, inputs: seen.append(away(model, homes)))
     latents = run_under(model, prepared, replace(prepared.plan, offload="group"), request)
-    each = [{"unet": outside + len(list(block.parameters()))} for block in blocks]
+    each = [{"unet": outside + len(list(block.parameters()))} for block in division]
     assert seen == each * request.steps
     assert away(model, homes) == {}
     assert torch.equal(latents, our_latents(request))

@@ -25,18 +25,18 @@ from t2vcli.jobs.prepare import encode_words
 from t2vcli.jobs.sample import denoised_latents
 from t2vcli.planning.forecast import cached_bytes, configs_of, table_forecast
 from t2vcli.planning.shape import Shape
-from t2vcli.planning.windows import UNDIVIDED, Axis, Blocks
+from t2vcli.planning.windows import UNDIVIDED, Axis, Division
 from t2vcli.request import Request
 from t2vcli.schedulers import SCHEDULERS
 from t2vcli.stopping import Stop
 from t2vcli.weights.models import files_in_folder
 
-DIVIDED = Blocks(Axis(2, 1), None, Axis(2, 1))
+DIVIDED = Division(Axis(2, 1), None, Axis(2, 1))
 
 
 def made(
     request: Request,
-    blocks: Blocks = UNDIVIDED,
+    division: Division = UNDIVIDED,
     *,
     around: Around | None = None,
     state: DenoiseState | None = None,
@@ -60,7 +60,7 @@ def made(
         state=state or first,
         generator=generator,
         around=around or Around(),
-        blocks=blocks,
+        division=division,
     )
 
 
@@ -144,13 +144,13 @@ def test_every_scheduler_runs_with_features_used_again(scheduler: str, ms_checkp
 
 
 @pytest.mark.parametrize("together", [True, False], ids=["halves together", "halves apart"])
-@pytest.mark.parametrize("blocks", [UNDIVIDED, DIVIDED], ids=["whole", "divided"])
+@pytest.mark.parametrize("division", [UNDIVIDED, DIVIDED], ids=["whole", "divided"])
 @pytest.mark.parametrize("stopped_after", [1, 2, 3])
 def test_a_run_that_was_stopped_goes_on_bit_for_bit(
-    stopped_after: int, blocks: Blocks, together: bool, ms_checkpoint: Path, tmp_path: Path
+    stopped_after: int, division: Division, together: bool, ms_checkpoint: Path, tmp_path: Path
 ) -> None:
     request = generate_request(ms_checkpoint, scheduler="dpm++ 2M", forward="auto", cache=3, guidance_until=0.5)
-    undisturbed = made(request, blocks, guidance_together=together)
+    undisturbed = made(request, division, guidance_together=together)
     stop, states = Stop(), []
 
     def look(seen: Seen) -> None:
@@ -159,12 +159,12 @@ def test_a_run_that_was_stopped_goes_on_bit_for_bit(
             stop.ask()
 
     with pytest.raises(Interrupted):
-        made(request, blocks, around=Around(stop=stop, watch=look), guidance_together=together)
+        made(request, division, around=Around(stop=stop, watch=look), guidance_together=together)
     assert bool(states[-1].memories["cache"]) == (stopped_after < 3)  # none before a step that makes them anew
     content = io.BytesIO()
     write_state(content, states[-1])
     (tmp_path / "state.pt").write_bytes(content.getvalue())
-    again = made(request, blocks, state=read_state(tmp_path / "state.pt"), guidance_together=together)
+    again = made(request, division, state=read_state(tmp_path / "state.pt"), guidance_together=together)
     assert torch.equal(again, undisturbed)
 
 

@@ -14,7 +14,7 @@ from test_outputs import NAMES, moving
 
 import t2vcli
 from t2vcli.metadata import made_by_model_alone
-from t2vcli.video.formats import place_of
+from t2vcli.video.formats import target_of
 from t2vcli.video.marking import CHANGED_BY_MODEL, MADE_BY_MODEL, TOOL
 from t2vcli.video.reader import probe, read_frames, read_metadata
 from t2vcli.video.writer import write_video
@@ -35,7 +35,7 @@ def write(path: Path, *, bare: bool = False, marked: bool = True, fps: str = "24
         source_type=MADE_BY_MODEL if marked else None,
         bare=bare,
     )
-    return place_of(path)
+    return target_of(path)
 
 
 def seen_by_others(place: Path) -> str:

@@ -27,7 +27,7 @@ from t2vcli.errors import InputError, OutputError
 from t2vcli.video import Frame, files, folders
 from t2vcli.video import along as along_module
 from t2vcli.video.along import along_with
-from t2vcli.video.formats import FORMATS, PNG, format_of, place_of
+from t2vcli.video.formats import FORMATS, PNG, format_of, target_of
 from t2vcli.video.reader import VideoInfo, probe, read_frames, read_metadata
 from t2vcli.video.writer import check_output, require_format, write_video
 
@@ -88,7 +88,7 @@ def test_what_goes_in_comes_back(tmp_path: Path, name: str) -> None:
     check_output(path, overwrite=False)
     assert require_format(path) is FORMATS[path.suffix]
     info = write(path)
-    place = place_of(path)
+    place = target_of(path)
     assert info == probe(place)
     assert (info.frames, info.width, info.height, info.fps, info.variable_rate) == (16, 64, 48, Fraction(24), False)
     assert info.duration_s == pytest.approx(16 / 24)
@@ -112,7 +112,7 @@ def test_lossless_is_every_bit_of_every_pixel(tmp_path: Path, name: str) -> None
         frame[0, :8] = frame[-1, -8:] = corners
         frame[0, 8:11] = [(1, 0, 254), (127, 128, 129), (16, 235, 240)]
     write(tmp_path / name, frames, count=5, width=45, height=31)
-    back = np.stack(list(read_frames(place_of(tmp_path / name))))
+    back = np.stack(list(read_frames(target_of(tmp_path / name))))
     assert np.array_equal(back, np.stack(frames))
 
 
@@ -126,14 +126,14 @@ def test_the_rate_is_exact_whatever_the_container_rounds(tmp_path: Path, name: s
 def test_one_frame_is_a_video(tmp_path: Path, name: str) -> None:
     info = write(tmp_path / name, count=1, fps="12")
     assert (info.frames, info.fps) == (1, Fraction(12))
-    assert read_metadata(place_of(tmp_path / name)) == RECIPE
+    assert read_metadata(target_of(tmp_path / name)) == RECIPE
 
 
 @pytest.mark.parametrize("name", NEW)
 def test_equal_frames_stay_as_many(tmp_path: Path, name: str) -> None:
     frame = moving(1)[0]
     assert write(tmp_path / name, [frame] * 6, count=6).frames == 6
-    assert len(list(read_frames(place_of(tmp_path / name)))) == 6
+    assert len(list(read_frames(target_of(tmp_path / name)))) == 6
 
 
 @pytest.mark.parametrize("name", ["clip.webm", "clip.mov", "clip.webp"])
@@ -240,7 +240,7 @@ def test_when_the_frames_fail_nothing_is_left(tmp_path: Path, name: str, after: 
 
 @pytest.mark.parametrize("name", NEW)
 def test_when_the_frames_fail_the_old_video_stays(tmp_path: Path, name: str) -> None:
-    place = place_of(tmp_path / name)
+    place = target_of(tmp_path / name)
     write(tmp_path / name, count=3)
     before = everything(tmp_path)
     with pytest.raises(OutputError, match="exists already; add --overwrite"):
@@ -578,7 +578,7 @@ def test_damaged_gifs_webps_and_pngs_end_in_a_sentence(tmp_path: Path) -> None:
     """A few cuts and flipped bytes: InputError or a video, never anything else."""
     for name in ("x.gif", "x.webp", "p/%d.png"):
         write(tmp_path / name, [frame[:16, :16].copy() for frame in moving(2)], count=2, width=16, height=16)
-        place = place_of(tmp_path / name)
+        place = target_of(tmp_path / name)
         file = place / "1.png" if place.is_dir() else place
         whole = file.read_bytes()
         cuts = [whole[: len(whole) // 2]]
@@ -606,7 +606,7 @@ def test_metadata_of_strangers_is_refused_in_every_kind(tmp_path: Path) -> None:
             metadata=None,
             comment="",
         )
-        place = place_of(tmp_path / name)
+        place = target_of(tmp_path / name)
         assert read_metadata(place) is None
         if place.suffix == ".gif":
             put_in_gif(place, {"t2v": text})

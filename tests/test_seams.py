@@ -26,13 +26,13 @@ from t2vcli.jobs.around import Around, Seen
 from t2vcli.jobs.keep import identity_of
 from t2vcli.jobs.prepare import encode_words
 from t2vcli.jobs.sample import denoised_latents
-from t2vcli.planning.windows import UNDIVIDED, Axis, Blocks
+from t2vcli.planning.windows import UNDIVIDED, Axis, Division
 from t2vcli.report import Silent
 from t2vcli.request import GenerateRequest
 from t2vcli.stopping import Stop
 from t2vcli.weights.models import Adapter
 
-DIVIDED = Blocks(Axis(2, 1), None, Axis(2, 1), alternate=False)
+DIVIDED = Division(Axis(2, 1), None, Axis(2, 1), alternate=False)
 
 
 class Lagging:
@@ -62,7 +62,7 @@ class Lagging:
 
 
 def denoised(
-    request: GenerateRequest, blocks: Blocks, wrapper: Lagging, around: Around, state: DenoiseState | None = None
+    request: GenerateRequest, division: Division, wrapper: Lagging, around: Around, state: DenoiseState | None = None
 ) -> torch.Tensor:
     prepared, model = prepared_model(request)
     attempts = attempts_at(request)
@@ -80,19 +80,19 @@ def denoised(
         scheduler=scheduler,
         state=state or first,
         generator=generator,
-        blocks=blocks,
+        division=division,
         around=around,
         wrappers=[wrapper],
     )
 
 
-@pytest.mark.parametrize("blocks", [UNDIVIDED, DIVIDED], ids=["whole", "divided"])
+@pytest.mark.parametrize("division", [UNDIVIDED, DIVIDED], ids=["whole", "divided"])
 @pytest.mark.parametrize("seed", [7, 8], ids=["halves apart", "halves together"])
-def test_a_wrapper_knows_where_each_call_lies(few_layers: Path, blocks: Blocks, seed: int) -> None:
+def test_a_wrapper_knows_where_each_call_lies(few_layers: Path, division: Division, seed: int) -> None:
     request, wrapper = generate_request(few_layers, seed=seed), Lagging()
-    shape = denoised(request, blocks, wrapper, Around()).shape
+    shape = denoised(request, division, wrapper, Around()).shape
     halves: list[int | None] = [None] if seed % 2 == 0 else [0, 1]
-    time, rows, columns = blocks.axes(shape, 0)
+    time, rows, columns = division.axes(shape, 0)
     places = [
         (tuple(t), (r[0], r[-1] + 1), (c[0], c[-1] + 1), half)
         for t in time
@@ -100,24 +100,24 @@ def test_a_wrapper_knows_where_each_call_lies(few_layers: Path, blocks: Blocks, 
         for c in columns
         for half in halves
     ]
-    assert len(places) == (1 if blocks is UNDIVIDED else len(time) * len(columns)) * len(halves)
+    assert len(places) == (1 if division is UNDIVIDED else len(time) * len(columns)) * len(halves)
     assert wrapper.calls == [(step, place) for step in range(request.steps) for place in places]
 
 
 @functools.cache
-def _undisturbed(request: GenerateRequest, blocks: Blocks) -> torch.Tensor:
-    made = denoised(request, blocks, Lagging(), Around())
-    assert not torch.equal(made, denoised(request, blocks, Plain(), Around()))  # it does something
+def _undisturbed(request: GenerateRequest, division: Division) -> torch.Tensor:
+    made = denoised(request, division, Lagging(), Around())
+    assert not torch.equal(made, denoised(request, division, Plain(), Around()))  # it does something
     return made
 
 
-@pytest.mark.parametrize("blocks", [UNDIVIDED, DIVIDED], ids=["whole", "divided"])
+@pytest.mark.parametrize("division", [UNDIVIDED, DIVIDED], ids=["whole", "divided"])
 @pytest.mark.parametrize("stopped_after", [1, 2, 3])
 def test_what_a_wrapper_remembers_is_kept_with_the_state(
-    few_layers: Path, blocks: Blocks, stopped_after: int, tmp_path: Path
+    few_layers: Path, division: Division, stopped_after: int, tmp_path: Path
 ) -> None:
     request = generate_request(few_layers, scheduler="dpm++ 2M sde")
-    undisturbed = _undisturbed(request, blocks)
+    undisturbed = _undisturbed(request, division)
     stop, states = Stop(), []
 
     def look(seen: Seen) -> None:
@@ -126,11 +126,11 @@ def test_what_a_wrapper_remembers_is_kept_with_the_state(
             stop.ask()
 
     with pytest.raises(Interrupted):
-        denoised(request, blocks, Lagging(), Around(stop=stop, watch=look))
+        denoised(request, division, Lagging(), Around(stop=stop, watch=look))
     content = io.BytesIO()
     write_state(content, states[-1])
     (tmp_path / "state.pt").write_bytes(content.getvalue())
-    again = denoised(request, blocks, Lagging(), Around(), read_state(tmp_path / "state.pt"))
+    again = denoised(request, division, Lagging(), Around(), read_state(tmp_path / "state.pt"))
     assert torch.equal(again, undisturbed)
 
 

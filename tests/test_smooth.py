@@ -12,7 +12,7 @@ import pytest
 
 from t2vcli.errors import OutputError
 from t2vcli.video import Frame
-from t2vcli.video.formats import place_of
+from t2vcli.video.formats import target_of
 from t2vcli.video.reader import VideoInfo, probe, read_frames
 from t2vcli.video.smooth import smoothed_count
 from t2vcli.video.writer import write_video
@@ -91,8 +91,8 @@ def test_fast_motion_is_not_taken_for_a_change_of_scene(tmp_path: Path, step: in
 def test_every_kind_can_be_smooth(tmp_path: Path, name: str) -> None:
     info = write(tmp_path / name, square(5))
     assert (info.frames, info.fps) == (15, Fraction(24))
-    assert info == probe(place_of(tmp_path / name))
-    centres = [centre(frame) for frame in read_frames(place_of(tmp_path / name))]
+    assert info == probe(target_of(tmp_path / name))
+    centres = [centre(frame) for frame in read_frames(target_of(tmp_path / name))]
     assert centres[0] == pytest.approx(15.5, abs=0.5)
     assert centres[12] == pytest.approx(31.5, abs=0.5)
     assert centres[0] + 0.5 < centres[1] < centres[2] < centres[3]

@@ -19,8 +19,8 @@ from hypothesis import given
 from hypothesis import strategies as some
 from make_goldens import FRAMES, SIDE, generate_request, our_latents, preset_of, upscale_request, video
 
-from t2vcli.engine.blocks import blocks_per_step, in_blocks, spread_noise, with_known_frames
 from t2vcli.engine.denoise import denoise
+from t2vcli.engine.divide import blocks_per_step, in_parts, spread_noise, with_known_frames
 from t2vcli.engine.estimate.tracker import Tracker
 from t2vcli.engine.latents import DenoiseState, draw_noise, draw_noise_per_frame, make_generator, noise_state
 from t2vcli.engine.loading import make_scheduler
@@ -29,7 +29,15 @@ from t2vcli.jobs.prepare import prepare
 from t2vcli.planning.forecast import LATENTS_HELD, table_forecast
 from t2vcli.planning.plan import MemoryPlan
 from t2vcli.planning.shape import shape_of
-from t2vcli.planning.windows import UNDIVIDED, Axis, Blend, Blocks, blocks_for, flags_without_effect, smaller_blocks
+from t2vcli.planning.windows import (
+    UNDIVIDED,
+    Axis,
+    Blend,
+    Division,
+    division_for,
+    flags_without_effect,
+    smaller_divisions,
+)
 from t2vcli.presets import Preset, TrainedRange
 from t2vcli.report import Silent
 from t2vcli.request import Request
@@ -72,17 +80,17 @@ def test_the_last_window_is_shifted_back() -> None:
 
 
 def test_seams_do_not_stand_still() -> None:
-    blocks = Blocks(Axis(16, 8))
-    starts = [tuple(span[0] for span in blocks.axes((64, 4, 4), step)[0]) for step in range(8)]
+    division = Division(Axis(16, 8))
+    starts = [tuple(span[0] for span in division.axes((64, 4, 4), step)[0]) for step in range(8)]
     assert len(set(starts)) == 8
-    fixed = replace(blocks, alternate=False)
+    fixed = replace(division, alternate=False)
     assert len({tuple(span[0] for span in fixed.axes((64, 4, 4), step)[0]) for step in range(8)}) == 1
 
 
 @pytest.mark.parametrize("frames", [8, 16, 40])
 def test_in_a_loop_the_last_frame_and_the_first_are_seen_together(frames: int) -> None:
     for step in range(8):
-        spans = Blocks(Axis(16, 8, wraps=True)).axes((frames, 4, 4), step)[0]
+        spans = Division(Axis(16, 8, wraps=True)).axes((frames, 4, 4), step)[0]
         assert any({frames - 1, 0} <= set(span) and span[0] != 0 for span in spans)
 
 
@@ -112,9 +120,9 @@ def pointwise(latents: torch.Tensor, timestep: torch.Tensor) -> torch.Tensor:
 def test_what_does_not_depend_on_the_block_is_blended_into_itself(
     axes: tuple[Axis | None, ...], alternate: bool, blend: Blend
 ) -> None:
-    blocks = Blocks(*axes, blend=blend, alternate=alternate)
+    division = Division(*axes, blend=blend, alternate=alternate)
     latents = draw_noise(SHAPE, make_generator(1))
-    predict = in_blocks(pointwise, blocks, TIMESTEPS)
+    predict = in_parts(pointwise, division, TIMESTEPS)
     for timestep in TIMESTEPS:
         torch.testing.assert_close(predict(latents, timestep), pointwise(latents, timestep), rtol=1e-5, atol=1e-6)
 
@@ -132,13 +140,15 @@ def test_a_frame_is_the_weighted_mean_of_the_windows_that_see_it() -> None:
         "linear": [0, 0, 1 / 3, 2 / 3, 1, 1],
     }.items():
         calls = iter(range(100))
-        blocks = Blocks(Axis(4, 2), blend=blend, alternate=False)  # type: ignore[arg-type]
-        blended = in_blocks(number_of_call, blocks, TIMESTEPS)(latents, TIMESTEPS[0])
+        division = Division(Axis(4, 2), blend=blend, alternate=False)  # type: ignore[arg-type]
+        blended = in_parts(number_of_call, division, TIMESTEPS)(latents, TIMESTEPS[0])
         assert blended.flatten().tolist() == pytest.approx(expected)
 
 
-@pytest.mark.parametrize("blocks", [UNDIVIDED, Blocks(Axis(21, 4)), Blocks(Axis(99, 0), Axis(12, 2), Axis(50, 0))])
-def test_one_block_is_no_division_bitwise(blocks: Blocks) -> None:
+@pytest.mark.parametrize(
+    "division", [UNDIVIDED, Division(Axis(21, 4)), Division(Axis(99, 0), Axis(12, 2), Axis(50, 0))]
+)
+def test_one_block_is_no_division_bitwise(division: Division) -> None:
     seen = []
 
     def predict(latents: torch.Tensor, timestep: torch.Tensor) -> torch.Tensor:
@@ -147,7 +157,7 @@ def test_one_block_is_no_division_bitwise(blocks: Blocks) -> None:
 
     latents = draw_noise(SHAPE, make_generator(1))
     for timestep in TIMESTEPS:
-        assert torch.equal(in_blocks(predict, blocks, TIMESTEPS)(latents, timestep), latents * 3)
+        assert torch.equal(in_parts(predict, division, TIMESTEPS)(latents, timestep), latents * 3)
     assert all(each is latents for each in seen)
 
 
@@ -170,19 +180,19 @@ def test_the_unet_never_sees_more_than_one_block() -> None:
         seen.add(tuple(latents.shape))
         return latents
 
-    blocks, done = Blocks(Axis(8, 4), Axis(8, 2), Axis(10, 2)), 0
+    division, done = Division(Axis(8, 4), Axis(8, 2), Axis(10, 2)), 0
 
     def on_block() -> None:
         nonlocal done
         done += 1
 
-    predicting = in_blocks(predict, blocks, TIMESTEPS, on_block=on_block)
+    predicting = in_parts(predict, division, TIMESTEPS, on_block=on_block)
     latents = draw_noise((1, 4, 1024, 12, 20), make_generator(1))
     for timestep in TIMESTEPS:
         predicting(latents, timestep)
     assert seen == {(1, 4, 8, 8, 10)}
-    assert blocks.largest(1024, 12, 20) == (8, 8, 10)
-    assert done == sum(blocks_per_step(blocks, latents.shape, TIMESTEPS))
+    assert division.largest(1024, 12, 20) == (8, 8, 10)
+    assert done == sum(blocks_per_step(division, latents.shape, TIMESTEPS))
 
 
 LONG = 40
@@ -208,7 +218,7 @@ def test_of_a_long_clip_no_more_is_held_in_a_window_than_is_predicted(
         return noise_state(scheduler, generator, shape=(1, 4, LONG, 6, 6), dtype=dtype, device="cpu")
 
     with Tracker() as tracker:
-        for _ in denoise(in_blocks(predict, Blocks(Axis(8, 0)), scheduler.timesteps), scheduler, first(), generator):
+        for _ in denoise(in_parts(predict, Division(Axis(8, 0)), scheduler.timesteps), scheduler, first(), generator):
             pass
     trace = tracker.trace()
     held: dict[int, int] = {}
@@ -232,19 +242,19 @@ def test_a_long_clip_is_predicted_the_memory_of_one_window_and_its_latents(ms_ch
     plan = MemoryPlan(
         device="cuda:0", dtype="fp16", offload="model", decode_chunk=1, vae_tiling=False, forward_chunking=None
     )
-    blocks = Blocks(Axis(24, 12))
+    division = Division(Axis(24, 12))
 
-    def peak(frames: int, blocks: Blocks) -> dict[str, int]:
+    def peak(frames: int, division: Division) -> dict[str, int]:
         request = generate_request(ms_checkpoint, width=576, height=320)
-        shape = shape_of(request, blocks, frames=frames, vae_scale=8)
+        shape = shape_of(request, division, frames=frames, vae_scale=8)
         return {stage.name: stage.reserved_bytes for stage in table_forecast("modelscope-1.7b", shape)(plan) or ()}
 
-    window, long = peak(24, UNDIVIDED), peak(1024, blocks)
+    window, long = peak(24, UNDIVIDED), peak(1024, division)
     latents = 4 * 1024 * (576 // 8) * (320 // 8) * 2  # in half precision
     assert long["text encode"] == window["text encode"]
     assert long["denoise"] == window["denoise"] + (LATENTS_HELD + 2) * latents
     assert long["decode"] == window["decode"] + latents
-    assert max(peak(96, UNDIVIDED).values()) > 2 * max(peak(96, blocks).values())
+    assert max(peak(96, UNDIVIDED).values()) > 2 * max(peak(96, division).values())
 
 
 # Frames that are known
@@ -327,7 +337,7 @@ def test_per_frame_noise_is_the_same_for_any_length() -> None:
 
 def test_with_freenoise_every_window_holds_the_frames_of_the_first() -> None:
     noise = draw_noise((1, 4, 50, 4, 4), make_generator(3))
-    spread = spread_noise(noise, Blocks(Axis(16, 12)), make_generator(4))
+    spread = spread_noise(noise, Division(Axis(16, 12)), make_generator(4))
     first = {frame.numpy().tobytes() for frame in noise[0, :, :16].unbind(1)}
     assert torch.equal(spread[:, :, :16], noise[:, :, :16])
     for start in range(0, 33, 4):
@@ -344,7 +354,7 @@ def test_the_kind_of_noise_changes_the_clip(task: str, ms_checkpoint: Path) -> N
         prepare(make(ms_checkpoint, noise=kind, window=2), preset_of(task), frames=3, report=Silent())
         for kind in ("whole", "per-frame", "freenoise")
     ]
-    assert len({each.blocks for each in prepared}) == 1
+    assert len({each.division for each in prepared}) == 1
 
 
 # What is chosen
@@ -356,17 +366,17 @@ def trained(task: str = "generate", **changes: Any) -> Preset:
     return replace(preset_of(task), trained=TRAINED, **changes)
 
 
-def chosen(request: Request, preset: Preset | None, frames: int) -> tuple[Blocks, str]:
-    blocks, remarks = blocks_for(request, preset, frames=frames, vae_scale=8)
-    return blocks, "; ".join([*remarks, *flags_without_effect(request, blocks, frames=frames)])
+def chosen(request: Request, preset: Preset | None, frames: int) -> tuple[Division, str]:
+    division, remarks = division_for(request, preset, frames=frames, vae_scale=8)
+    return division, "; ".join([*remarks, *flags_without_effect(request, division, frames=frames)])
 
 
 def test_by_itself_a_clip_is_divided_only_where_its_model_does_not_hold_together() -> None:
     request = generate_request(Path("x"))
     assert chosen(request, trained(), 32) == (UNDIVIDED, "")
-    blocks, remark = chosen(request, trained(), 33)
-    assert blocks.time is not None
-    assert blocks.time.length == 16
+    division, remark = chosen(request, trained(), 33)
+    assert division.time is not None
+    assert division.time.length == 16
     assert "33 frames" in remark
     assert "windows of 16" in remark
     assert chosen(request, trained(longest_pass=100), 100) == (UNDIVIDED, "")
@@ -376,10 +386,10 @@ def test_by_itself_a_clip_is_divided_only_where_its_model_does_not_hold_together
 
 
 def test_flags_decide_the_windows() -> None:
-    blocks, _ = chosen(
+    division, _ = chosen(
         generate_request(Path("x"), window=12, overlap=5, blend="linear", window_schedule="fixed"), None, 64
     )
-    assert blocks == Blocks(Axis(12, 5), blend="linear", alternate=False)
+    assert division == Division(Axis(12, 5), blend="linear", alternate=False)
     assert chosen(generate_request(Path("x"), loop=True), None, 14)[0].time == Axis(14, 7, wraps=True)
     assert chosen(generate_request(Path("x"), loop=True, overlap=2), trained(), 64)[0].time == Axis(16, 2, wraps=True)
     same, remark = chosen(generate_request(Path("x"), overlap=5), None, 14)
@@ -392,29 +402,29 @@ def test_flags_decide_the_windows() -> None:
 
 def test_flags_decide_the_tiles() -> None:
     assert chosen(upscale_request(Path("x"), width=640, height=64), trained("upscale"), 8) == (UNDIVIDED, "")
-    blocks, remark = chosen(upscale_request(Path("x"), width=128, height=64, tile="64x64"), trained("upscale"), 8)
-    assert (blocks.rows, blocks.columns) == (None, Axis(8, 2))
+    division, remark = chosen(upscale_request(Path("x"), width=128, height=64, tile="64x64"), trained("upscale"), 8)
+    assert (division.rows, division.columns) == (None, Axis(8, 2))
     assert "strength of 0.6" in remark
     low = upscale_request(Path("x"), width=128, height=64, steps=10, strength=0.3, tile="64x64")
     assert chosen(low, trained("upscale"), 8)[1] == ""
     named = generate_request(Path("x"), width=128, height=64, tile="32x32", tile_overlap=24)
-    assert chosen(named, None, 8)[0] == Blocks(None, Axis(4, 3), Axis(4, 3))
+    assert chosen(named, None, 8)[0] == Division(None, Axis(4, 3), Axis(4, 3))
     whole, remark = chosen(generate_request(Path("x"), tile="32x32", tile_overlap=24), None, 8)
     assert whole == UNDIVIDED
     assert "--tile-overlap 24 has no effect" in remark
 
 
 def test_what_does_not_fit_is_made_in_windows_then_in_tiles() -> None:
-    def smaller(request: Request, frames: int, preset: Preset | None) -> list[tuple[Blocks, str]]:
-        blocks, _ = blocks_for(request, preset, frames=frames, vae_scale=8)
-        return list(smaller_blocks(request, preset, blocks, frames=frames, vae_scale=8, problem="too much: help"))
+    def smaller(request: Request, frames: int, preset: Preset | None) -> list[tuple[Division, str]]:
+        division, _ = division_for(request, preset, frames=frames, vae_scale=8)
+        return list(smaller_divisions(request, preset, division, frames=frames, vae_scale=8, problem="too much: help"))
 
     large = upscale_request(Path("x"), width=128, height=64)
     windows, tiles = smaller(large, 20, trained("upscale"))
-    assert windows == (Blocks(Axis(16, 8)), "too much: made in windows of 16 frames that overlap")
-    assert tiles[0] == Blocks(Axis(16, 8), None, Axis(8, 2))
+    assert windows == (Division(Axis(16, 8)), "too much: made in windows of 16 frames that overlap")
+    assert tiles[0] == Division(Axis(16, 8), None, Axis(8, 2))
     assert "tiles of 64x64" in tiles[1]
-    assert [blocks for blocks, _ in smaller(large, 16, trained("upscale"))] == [Blocks(None, None, Axis(8, 2))]
+    assert [division for division, _ in smaller(large, 16, trained("upscale"))] == [Division(None, None, Axis(8, 2))]
     assert smaller(upscale_request(Path("x"), width=64, height=64), 16, trained("upscale")) == []
     assert smaller(generate_request(Path("x"), width=128, height=64), 16, trained()) == []
     assert smaller(large, 20, None) == []
@@ -438,7 +448,7 @@ def test_memory_too_small_for_one_pass_asks_for_windows(ms_checkpoint: Path, mon
         ms_checkpoint, frames=200, width=256, height=256, dtype="fp16", vae_slicing=None, forward="auto"
     )
     prepared = prepare(request, preset, frames=200, report=Told())
-    assert prepared.blocks.time == Axis(16, 8)
+    assert prepared.division.time == Axis(16, 8)
     assert any("made in windows of 16 frames" in line for line in told)
     off = request.model_copy(update={"window": "off"})
     with pytest.raises(Exception, match="at the least"):
@@ -460,7 +470,7 @@ def test_windows_of_the_trained_length_are_inside_the_trained_range(ms_checkpoin
 
 def test_sums_do_not_lose_half_precision() -> None:
     latents = draw_noise((1, 4, 30, 4, 4), make_generator(1)).half()
-    predict = in_blocks(lambda x, t: x, Blocks(Axis(8, 6)), TIMESTEPS)
+    predict = in_parts(lambda x, t: x, Division(Axis(8, 6)), TIMESTEPS)
     out = predict(latents, TIMESTEPS[0])
     assert out.dtype == torch.float16
     np.testing.assert_array_equal(out.numpy(), latents.numpy())

@@ -17,7 +17,7 @@ from t2vcli.environment import output_folder
 
 def named(work: Work, job: Job, *, take_up: bool) -> Work:
     """Returns the work with its output, and with the seed of the unfinished run that it goes on with, if there is one."""
-    from t2vcli.video.formats import format_of, place_of
+    from t2vcli.video.formats import format_of, target_of
 
     if job.command == "upscale" and work.source is not None:
         last = work.last
@@ -30,7 +30,7 @@ def named(work: Work, job: Job, *, take_up: bool) -> Work:
     work = replace(work, seed_drawn=job.given("seed") is None, output_chosen=given is None)
     unfinished = None
     if take_up:
-        found = [runs.folder_for(place_of(given))] if given else sorted(folder.glob(pattern + runs.SUFFIX))
+        found = [runs.folder_for(target_of(given))] if given else sorted(folder.glob(pattern + runs.SUFFIX))
         unfinished = find_unfinished(work, found)
         if unfinished is not None:
             work = replace(work.with_seed(unfinished.seed), taken_up=True)
@@ -77,8 +77,8 @@ def free_name(folder: Path, stem: str) -> Path:
 
 def draft_beside(path: Path) -> Path:
     """Returns where the first stage's video goes: beside the last, in the same kind."""
-    from t2vcli.video.formats import place_of
+    from t2vcli.video.formats import target_of
 
-    place = place_of(path)
+    place = target_of(path)
     beside = place.with_name(f"{place.stem}-draft{place.suffix}")
     return beside if place == path else beside / path.name

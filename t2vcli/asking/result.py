@@ -23,9 +23,9 @@ class Result:
     @property
     def place(self) -> Path:
         """The file, or the folder of its pictures."""
-        from t2vcli.video.formats import place_of
+        from t2vcli.video.formats import target_of
 
-        return place_of(self.path)
+        return target_of(self.path)
 
     @property
     def size_bytes(self) -> int:

@@ -62,11 +62,11 @@ def run_folder_of(path: Path) -> Path:
     """
     if path.name.endswith(runs.SUFFIX) or os.path.lexists(path / runs.RECORD):
         return path
-    from t2vcli.video.formats import place_of
+    from t2vcli.video.formats import target_of
 
     places = [path]
     with contextlib.suppress(OutputError, UsageError):
-        places.append(place_of(path))
+        places.append(target_of(path))
     for place in places:
         folder = runs.folder_for(place)
         if place.name and os.path.isdir(folder):

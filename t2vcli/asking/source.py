@@ -19,7 +19,7 @@ from t2vcli.request import fps_text
 from t2vcli.video.along import Along, along_with
 from t2vcli.video.ffmpeg import shown
 from t2vcli.video.files import refuse_input_as_output
-from t2vcli.video.formats import Format, place_of
+from t2vcli.video.formats import Format, target_of
 from t2vcli.video.part import part_of
 from t2vcli.video.pictures import pictures_in
 from t2vcli.video.reader import Beginning, VideoInfo, probe_keeping, read_frames, read_metadata
@@ -103,7 +103,7 @@ class Source:
 
     def refuse_as_output(self, output: Path) -> None:
         """Raises UsageError if the output is the same file or folder, however it is called."""
-        refuse_input_as_output(place_of(output), self.path)
+        refuse_input_as_output(target_of(output), self.path)
 
 
 def _digest(source: Path) -> str:

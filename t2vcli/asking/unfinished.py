@@ -15,7 +15,7 @@ from t2vcli.errors import InputError, OutputError, UsageError
 from t2vcli.record import RunRecord
 from t2vcli.request import GenerateRequest, Request, UpscaleRequest, build_request
 from t2vcli.video.ffmpeg import shown
-from t2vcli.video.formats import place_of
+from t2vcli.video.formats import target_of
 
 
 def unfinished(folder: Path, record: RunRecord, *, output: Path | None = None) -> Work:
@@ -80,7 +80,7 @@ def _output_of(folder: Path, record: RunRecord) -> Path:
     """
     recorded = Path(record.output)
     try:
-        place = place_of(recorded)
+        place = target_of(recorded)
     except (OutputError, UsageError) as error:
         raise InputError(f"{shown(folder / runs.RECORD)} names no output that t2v makes: {error}") from None
     beside = (folder.parent if folder.name else folder.absolute().parent) / place.name

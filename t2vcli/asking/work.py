@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from t2vcli import runs
 from t2vcli.asking.job import Command, Job
-from t2vcli.planning.windows import blocks_for
+from t2vcli.planning.windows import division_for
 from t2vcli.request import Request
 
 if TYPE_CHECKING:
@@ -81,9 +81,9 @@ class Work:
     @property
     def target(self) -> Path:
         """Returns the file or folder that is there when it is done."""
-        from t2vcli.video.formats import place_of
+        from t2vcli.video.formats import target_of
 
-        return place_of(self.output)
+        return target_of(self.output)
 
     @property
     def folder(self) -> Path:
@@ -145,7 +145,7 @@ def unnamed(job: Job) -> Work:
 def check_division(work: Work) -> None:
     """Raises UsageError for windows or tiles that a request cannot have, before the model's own scale is known."""
     for stage in work.stages:
-        blocks_for(stage.request, stage.preset, frames=work.frames, vae_scale=USUAL_VAE_SCALE)
+        division_for(stage.request, stage.preset, frames=work.frames, vae_scale=USUAL_VAE_SCALE)
 
 
 def check_place(work: Work, *, overwrite: bool, draft: bool = True) -> Format:

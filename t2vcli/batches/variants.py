@@ -96,11 +96,11 @@ def _place(output: Path, spread: Spread) -> tuple[Path, str | None]:
         return output.parent, output.name
     if output.is_dir() or not output.suffix:
         return output, None
-    from t2vcli.video.formats import format_of, place_of
+    from t2vcli.video.formats import format_of, target_of
 
     format_of(output)
     names = "-".join(f"{{{name}}}" for name in (*spread.axes, "seed"))
-    place = place_of(output)
+    place = target_of(output)
     hint = f"such as {place.stem}-{names}{output.suffix}" if place == output else f"such as {names}.mp4"
     raise UsageError(
         f"{len(spread):,} clips are asked for, and -o {output} is the name of one; give a folder, or a pattern {hint}"

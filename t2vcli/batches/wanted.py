@@ -28,7 +28,7 @@ def work_of(fields: Mapping[str, Any], output: Path) -> Work:
 
 def decide(fields: dict[str, Any]) -> Decided:
     """Returns what a job comes to. Raises T2VError if a value is wrong."""
-    from t2vcli.video.formats import place_of
+    from t2vcli.video.formats import target_of
 
     work = work_of(fields, Path("clip.mp4"))
     first, last = work.first, work.last
@@ -42,7 +42,7 @@ def decide(fields: dict[str, Any]) -> Decided:
     shapes = [(stage.request.width, stage.request.height) for stage in work.stages]
 
     def check(output: str) -> None:
-        if place_of(Path(output)) != Path(output):
+        if target_of(Path(output)) != Path(output):
             raise UsageError(f"{output}: a batch makes one file a job, and no folders of pictures")
         _check_kind(Path(output).suffix, last.width, last.height, work.fps, last.smooth)
 

@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from t2vcli.engine.blocks import step_numbers
+from t2vcli.engine.divide import step_numbers
 from t2vcli.engine.guidance import UNetForward
 from t2vcli.engine.latents import skipped_steps
 from t2vcli.engine.layerwise.unet import Deep, LayerwiseUNet

@@ -81,7 +81,7 @@ class Expected:
             return {}
         unet = self.prepared.files.config("unet")
         shapes: dict[str, tuple[int, ...]] = {}
-        axes = self.prepared.blocks.axes(self.shape, block_places(request, scheduler)[step])
+        axes = self.prepared.division.axes(self.shape, block_places(request, scheduler)[step])
         for frames, rows, columns in itertools.product(*axes):
             spot = Spot(step, tuple(frames), (rows[0], rows[-1] + 1), (columns[0], columns[-1] + 1))
             shape = feature_shape(unet, request.cache_level, len(rows), len(columns))
@@ -106,12 +106,12 @@ class Expected:
         if self.request.cache == 1:
             return 0
         _, _, *whole = self.shape
-        blocks, places = self.prepared.blocks, block_places(self.request, self._scheduler())
-        frames, rows, columns = blocks.largest(*whole)
+        division, places = self.prepared.division, block_places(self.request, self._scheduler())
+        frames, rows, columns = division.largest(*whole)
         one = frames * math.prod(
             feature_shape(self.prepared.files.config("unet"), self.request.cache_level, rows, columns)
         )
-        return 2 * one * max(blocks.count(self.shape, place) for place in places)
+        return 2 * one * max(division.count(self.shape, place) for place in places)
 
     def _after(self, step: int, path: Path) -> DenoiseState:
         """Returns the state before `step` of a run of one value: how its schedule is remembered does not depend on more."""

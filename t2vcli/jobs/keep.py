@@ -305,7 +305,7 @@ def _is_a_way(plan: MemoryPlan, stage: Expected) -> bool:
     ways = candidates(
         request,
         device=prepared.plan.device,
-        shape=shape_of(request, prepared.blocks, frames=stage.frames, vae_scale=scale),
+        shape=shape_of(request, prepared.division, frames=stage.frames, vae_scale=scale),
         unet_config=prepared.files.config("unet"),
         vae_scale=scale,
     )
@@ -367,7 +367,7 @@ def _stage_identity(request: Request, prepared: Prepared, report: Report) -> dic
     return {
         "request": runs.deciding_fields(request.model_dump(mode="json")),
         "model": model_identity(prepared.files, report),
-        "blocks": asdict(prepared.blocks),
+        "blocks": asdict(prepared.division),
         "device": _kind(prepared.plan.device),
         "dtype": prepared.plan.dtype,
     }

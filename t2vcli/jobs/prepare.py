@@ -18,7 +18,7 @@ from t2vcli.planning.decide import Decision, Memory, decide
 from t2vcli.planning.forecast import architecture_of, table_forecast, weight_bytes
 from t2vcli.planning.hardware import free_host_bytes
 from t2vcli.planning.plan import MemoryPlan, no_forecast, vram_budget
-from t2vcli.planning.windows import Blocks
+from t2vcli.planning.windows import Division
 from t2vcli.presets import Preset
 from t2vcli.report import Report, told_in_megabytes
 from t2vcli.request import Request
@@ -37,7 +37,7 @@ class Prepared:
     files: ModelFiles
     plan: MemoryPlan
     below: list[MemoryPlan]  # what to fall back to, should memory run out all the same
-    blocks: Blocks  # how the clip is divided
+    division: Division  # how the clip is divided
     tokenizer: Tokenizer
     prompt: Tokens
     negative_prompt: Tokens
@@ -50,7 +50,7 @@ class Prepared:
     @property
     def decision(self) -> Decision:
         """Returns how it runs, for others that are to run in the same way."""
-        return Decision(self.blocks, self.plan, tuple(self.below), self.remarks)
+        return Decision(self.division, self.plan, tuple(self.below), self.remarks)
 
 
 def prepare(
@@ -61,7 +61,7 @@ def prepare(
     report: Report,
     strict: bool = False,
     offline: bool = False,
-    divided: Blocks | None = None,
+    divided: Division | None = None,
     first: Prepared | None = None,
     decided: Decision | None = None,
 ) -> Prepared:
@@ -93,7 +93,7 @@ def prepare(
     way = decided
     if way is None or way.plan.device != device:
         way = decide_here(
-            request, preset, files, device=device, frames=frames, divided=divided or (way.blocks if way else None)
+            request, preset, files, device=device, frames=frames, divided=divided or (way.division if way else None)
         )
     for remark in way.remarks:
         report.warn(remark)
@@ -115,7 +115,7 @@ def prepare(
     prompt = _checked_tokens(files, tokenizer, request.prompt, "prompt", report, strict)
     negative = _checked_tokens(files, tokenizer, request.negative_prompt, "negative prompt", report, strict)
     _say_unknown_words(files, request.prompt, report)
-    return Prepared(files, way.plan, list(way.below), way.blocks, tokenizer, prompt, negative, way.remarks)
+    return Prepared(files, way.plan, list(way.below), way.division, tokenizer, prompt, negative, way.remarks)
 
 
 def decide_here(
@@ -125,7 +125,7 @@ def decide_here(
     *,
     device: str,
     frames: int,
-    divided: Blocks | None = None,
+    divided: Division | None = None,
 ) -> Decision:
     """Returns how the request runs in the memory that this device has free. Raises OutOfMemoryError if it cannot."""
     unet_config = files.config("unet")

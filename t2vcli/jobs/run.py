@@ -202,7 +202,7 @@ def _made_and_written(work: Work, prepared: Sequence[Prepared], policy: Policy, 
     recipe = build_recipe(
         work.command,
         [stage.request for stage in work.stages],
-        [(each.files, each.blocks) for each in prepared],
+        [(each.files, each.division) for each in prepared],
         source=None if work.source is None else work.source.described,
     )
     last = with_kept_plan(prepared[-1], kept.went.plan)

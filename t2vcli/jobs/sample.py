@@ -13,11 +13,11 @@ import torch
 
 from t2vcli.asking.result import Result
 from t2vcli.asking.source import Source
-from t2vcli.engine.blocks import blocks_per_step, in_blocks, spread_noise, with_known_frames
 from t2vcli.engine.checkpoint import KeptState
 from t2vcli.engine.decode import decode_latents, to_frames
 from t2vcli.engine.denoise import denoise
 from t2vcli.engine.device import free_cached_memory
+from t2vcli.engine.divide import blocks_per_step, in_parts, spread_noise, with_known_frames
 from t2vcli.engine.guidance import guided_where, needs_guidance, unet_prediction, with_guidance
 from t2vcli.engine.latents import DenoiseState, draw_noise, draw_noise_per_frame, make_generator
 from t2vcli.engine.loading import make_scheduler
@@ -30,7 +30,7 @@ from t2vcli.jobs.attempt import Attempts
 from t2vcli.jobs.keep import Keeper
 from t2vcli.jobs.prepare import Prepared, encode_words
 from t2vcli.metadata import comment_for, made_by_model_alone
-from t2vcli.planning.windows import UNDIVIDED, Blocks
+from t2vcli.planning.windows import UNDIVIDED, Division
 from t2vcli.record import HowItWent
 from t2vcli.report import Report
 from t2vcli.request import Request, UpscaleRequest
@@ -80,7 +80,7 @@ def made_latents(
         scheduler=scheduler,
         state=_on_device(attempts, state) if state else first_state(scheduler, generator),
         generator=generator,
-        blocks=prepared.blocks,
+        division=prepared.division,
         known=known,
         around=around,
         kept=kept,
@@ -92,13 +92,13 @@ def _on_device(attempts: Attempts, state: KeptState) -> DenoiseState:
 
 
 def first_noise(
-    request: Request, shape: Sequence[int], blocks: Blocks, generator: torch.Generator
+    request: Request, shape: Sequence[int], division: Division, generator: torch.Generator
 ) -> torch.Tensor | None:
     """Returns the noise (B, C, F, H, W) that a run begins with, or None for that of diffusers' pipelines."""
     if request.noise == "per-frame":
         return draw_noise_per_frame(shape, request.seed)
     if request.noise == "freenoise":
-        return spread_noise(draw_noise(shape, generator), blocks, generator)
+        return spread_noise(draw_noise(shape, generator), division, generator)
     return None
 
 
@@ -111,7 +111,7 @@ def denoised_latents(
     state: DenoiseState,
     generator: torch.Generator,
     around: Around,
-    blocks: Blocks = UNDIVIDED,
+    division: Division = UNDIVIDED,
     known: torch.Tensor | None = None,
     kept: Keeper | None = None,
     wrappers: Sequence[Wrapper] = (),
@@ -131,7 +131,7 @@ def denoised_latents(
     places = block_places(request, scheduler)
     if request.cache > 1:
         wrappers = (DeepFeatures(schedule_of(request, scheduler), request.cache_level), *wrappers)
-    counts = blocks_per_step(blocks, shape, timesteps, places)
+    counts = blocks_per_step(division, shape, timesteps, places)
     total, ends = sum(counts[begin:]), set(itertools.accumulate(counts[begin:]))
     in_windows = total != steps - begin
     report.stage(
@@ -153,7 +153,7 @@ def denoised_latents(
         def on_block() -> None:
             nonlocal done
             done += 1
-            if blocks != UNDIVIDED and attempts.plan.device == "cpu":
+            if division != UNDIVIDED and attempts.plan.device == "cpu":
                 # What is left between the pieces of one block would add to the peak of the next. A GPU's allocator
                 # finds room for the same sizes again.
                 free_cached_memory("cpu")
@@ -169,7 +169,7 @@ def denoised_latents(
                 if (request.guidance_from, request.guidance_until) != (0, 1):
                     alone = unet_prediction(around_all, embeds[-1:], on_half=spot.see_half)
                     predict_noise = guided_where(predict_noise, alone, is_guided)
-            predict_noise = in_blocks(predict_noise, blocks, timesteps, on_block=on_block, spot=spot, places=places)
+            predict_noise = in_parts(predict_noise, division, timesteps, on_block=on_block, spot=spot, places=places)
             if known is not None:
                 predict_noise = with_known_frames(predict_noise, known, scheduler)
             steps_done = denoise(

@@ -62,7 +62,7 @@ def from_prompt(
                 shape=shape,
                 dtype=prepared.dtype,
                 device=prepared.plan.device,
-                noise=first_noise(request, shape, prepared.blocks, generator),
+                noise=first_noise(request, shape, prepared.division, generator),
             )
 
         return attempts.run("drawing the noise", draw, generator=generator)
@@ -126,7 +126,7 @@ def from_video(
                 first_step=skipped_steps(request.steps, request.strength) * scheduler.order,
                 dtype=prepared.dtype,
                 device=prepared.plan.device,
-                noise=first_noise(request, clean.shape, prepared.blocks, generator),
+                noise=first_noise(request, clean.shape, prepared.division, generator),
             )
 
         first = attempts.run("adding the noise", draw, generator=generator)

@@ -27,7 +27,7 @@ from t2vcli.planning.plan import MemoryPlan
 from t2vcli.report import Report
 from t2vcli.request import GenerateRequest, UpscaleRequest
 from t2vcli.video.ffmpeg import shown
-from t2vcli.video.formats import place_of
+from t2vcli.video.formats import target_of
 from t2vcli.video.reader import read_metadata
 from t2vcli.video.resize import resize_picture
 from t2vcli.weights.models import equal_parts
@@ -137,7 +137,7 @@ def _write_draft(
 ) -> None:
     """Writes the draft's own video, unless an earlier process of this run has done so."""
     own = {key: value for key, value in recipe.items() if key != "upscale"}
-    place = place_of(path)
+    place = target_of(path)
     if place.exists() and not policy.overwrite:
         with contextlib.suppress(InputError):
             if (read_metadata(place) or {}).get("request") == own["request"]:
@@ -153,4 +153,4 @@ def _write_draft(
         bare=policy.bare,
         report=report,
     )
-    report.say(f"the draft is {shown(place_of(done.path))}")
+    report.say(f"the draft is {shown(target_of(done.path))}")

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from t2vcli.errors import OutOfMemoryError
 from t2vcli.planning.plan import Forecast, MemoryPlan, candidates, choose_plan
 from t2vcli.planning.shape import Shape, shape_of
-from t2vcli.planning.windows import Blocks, blocks_for, flags_without_effect, smaller_blocks
+from t2vcli.planning.windows import Division, division_for, flags_without_effect, smaller_divisions
 from t2vcli.presets import trained_range_warning
 from t2vcli.request import Request
 
@@ -36,7 +36,7 @@ class Decision:
     `remarks` are sentences on the division, and on what of the request has no effect under it.
     """
 
-    blocks: Blocks
+    division: Division
     plan: MemoryPlan
     below: tuple[MemoryPlan, ...]
     remarks: tuple[str, ...] = ()
@@ -51,7 +51,7 @@ def decide(
     unet_config: Mapping[str, Any],
     memory: Memory,
     forecast_of: Callable[[Shape], Forecast],
-    divided: Blocks | None = None,
+    divided: Division | None = None,
 ) -> Decision:
     """Returns how a request's clip of `frames` runs: as it is asked for, else in the largest blocks that fit.
 
@@ -59,8 +59,8 @@ def decide(
     the latents is. Raises OutOfMemoryError if nothing fits.
     """
 
-    def plan_in(blocks: Blocks) -> tuple[MemoryPlan, list[MemoryPlan]]:
-        shape = shape_of(request, blocks, frames=frames, vae_scale=vae_scale)
+    def plan_in(division: Division) -> tuple[MemoryPlan, list[MemoryPlan]]:
+        shape = shape_of(request, division, frames=frames, vae_scale=vae_scale)
         plans = candidates(
             request, device=memory.device, shape=shape, unet_config=dict(unet_config), vae_scale=vae_scale
         )
@@ -72,16 +72,16 @@ def decide(
             asked=request.memory != "auto",
         )
 
-    blocks, remarks = blocks_for(request, preset, frames=frames, vae_scale=vae_scale)
-    blocks = divided or blocks
+    division, remarks = division_for(request, preset, frames=frames, vae_scale=vae_scale)
+    division = divided or division
     try:
-        plan, below = plan_in(blocks)
+        plan, below = plan_in(division)
     except OutOfMemoryError as error:
         problem = error
-        smaller = smaller_blocks(request, preset, blocks, frames=frames, vae_scale=vae_scale, problem=str(error))
-        for blocks, remark in smaller if divided is None else ():
+        smaller = smaller_divisions(request, preset, division, frames=frames, vae_scale=vae_scale, problem=str(error))
+        for division, remark in smaller if divided is None else ():
             try:
-                plan, below = plan_in(blocks)
+                plan, below = plan_in(division)
             except OutOfMemoryError as still:
                 problem = still
             else:
@@ -89,12 +89,12 @@ def decide(
                 break
         else:
             raise problem from None
-    remarks += flags_without_effect(request, blocks, frames=frames)
+    remarks += flags_without_effect(request, division, frames=frames)
     if preset is not None:
-        seen, width, height = shape_of(request, blocks, frames=frames, vae_scale=vae_scale).block or (
+        seen, width, height = shape_of(request, division, frames=frames, vae_scale=vae_scale).block or (
             frames,
             request.width,
             request.height,
         )
         remarks += filter(None, [trained_range_warning(preset, frames=seen, width=width, height=height)])
-    return Decision(blocks, plan, tuple(below), tuple(remarks))
+    return Decision(division, plan, tuple(below), tuple(remarks))

@@ -30,7 +30,7 @@ from t2vcli.planning.plan import (
     with_prediction,
 )
 from t2vcli.planning.shape import Shape, shape_of
-from t2vcli.planning.windows import Blocks, blocks_for, flags_without_effect
+from t2vcli.planning.windows import Division, division_for, flags_without_effect
 from t2vcli.presets import Preset
 from t2vcli.request import Request
 from t2vcli.sizes import GIB, size_text
@@ -56,13 +56,13 @@ class Alternative:
 
 @dataclass(frozen=True)
 class Outlook:
-    """The ways to run a request divided into `blocks`, fastest first. `chosen` is None where none fits, `problem` then why."""
+    """The ways to run a request divided as `division` says, fastest first. `chosen` is None where none fits, `problem` then why."""
 
     memory: Memory
     alternatives: tuple[Alternative, ...]
     chosen: Alternative | None
     problem: str | None
-    blocks: Blocks
+    division: Division
     remarks: tuple[str, ...]
 
 
@@ -108,12 +108,12 @@ def outlook_for(request: Request, preset: Preset, *, frames: int, forecast_of: F
             memory=memory,
             forecast_of=forecast,
         )
-        blocks, remarks = decided.blocks, decided.remarks
+        division, remarks = decided.division, decided.remarks
     except OutOfMemoryError as error:
         problem = str(error)
-        blocks, on_blocks = blocks_for(request, preset, frames=frames, vae_scale=scale)
-        remarks = (*on_blocks, *flags_without_effect(request, blocks, frames=frames))
-    shape = shape_of(request, blocks, frames=frames, vae_scale=scale)
+        division, on_blocks = division_for(request, preset, frames=frames, vae_scale=scale)
+        remarks = (*on_blocks, *flags_without_effect(request, division, frames=frames))
+    shape = shape_of(request, division, frames=frames, vae_scale=scale)
     flops = flops_of(architecture, shape)
 
     def alternative(plan: MemoryPlan) -> Alternative:
@@ -133,7 +133,7 @@ def outlook_for(request: Request, preset: Preset, *, frames: int, forecast_of: F
         tuple(alternative(with_prediction(plan, forecast(shape))) for plan in plans),
         alternative(decided.plan) if decided else None,
         problem,
-        blocks,
+        division,
         remarks,
     )
 

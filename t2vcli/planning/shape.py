@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from t2vcli.planning.windows import Blocks
+from t2vcli.planning.windows import Division
 from t2vcli.request import Request, UpscaleRequest
 
 
@@ -40,10 +40,10 @@ class Shape:
         return frames, width * height
 
 
-def shape_of(request: Request, blocks: Blocks, *, frames: int, vae_scale: int) -> Shape:
-    """Returns the shape of a request's clip of `frames`, divided into `blocks`."""
+def shape_of(request: Request, division: Division, *, frames: int, vae_scale: int) -> Shape:
+    """Returns the shape of a request's clip of `frames`, divided as `division` says."""
     rows, columns = request.height // vae_scale, request.width // vae_scale
-    length, tile_rows, tile_columns = blocks.largest(frames, rows, columns)
+    length, tile_rows, tile_columns = division.largest(frames, rows, columns)
     return Shape(
         frames=frames,
         width=request.width,
@@ -51,6 +51,6 @@ def shape_of(request: Request, blocks: Blocks, *, frames: int, vae_scale: int) -
         guided=request.guidance_scale > 1,
         encodes_video=isinstance(request, UpscaleRequest),
         block=(length, tile_columns * vae_scale, tile_rows * vae_scale),
-        blocks=blocks.count((frames, rows, columns), 0),
+        blocks=division.count((frames, rows, columns), 0),
         cache_level=request.cache_level if request.cache > 1 else None,
     )

@@ -1,6 +1,6 @@
 """How a clip too long or too large for one pass of the UNet is divided: windows in time, tiles in space.
 
-Every step predicts the noise of each block by itself, and overlapping predictions are blended (engine/blocks.py). A
+Every step predicts the noise of each block by itself, and overlapping predictions are blended (engine/divide.py). A
 frame has one noise, whichever windows see it. One block is the whole clip, and then nothing is divided.
 """
 
@@ -58,7 +58,7 @@ class Axis:
 
 
 @dataclass(frozen=True)
-class Blocks:
+class Division:
     """The division of a clip: `time` in frames, `rows` and `columns` in cells of the latents; None: undivided.
 
     With `alternate` the spans of every step lie elsewhere, so that no seam stands still.
@@ -95,7 +95,7 @@ class Blocks:
         return time, rows, columns
 
 
-UNDIVIDED = Blocks()
+UNDIVIDED = Division()
 
 
 def _halving(step: int) -> float:
@@ -114,7 +114,7 @@ REDRAWS_TILES = 0.4
 """The strength from which on, by what was measured (docs/windows.md), tiles show the prompt's subject each by itself."""
 
 
-def blocks_for(request: Request, preset: Preset | None, *, frames: int, vae_scale: int) -> tuple[Blocks, list[str]]:
+def division_for(request: Request, preset: Preset | None, *, frames: int, vae_scale: int) -> tuple[Division, list[str]]:
     """Returns the division of a request's clip of `frames`, and sentences on what was chosen.
 
     `preset` says what its model was trained on, `vae_scale` how many pixels wide a cell is. Raises UsageError for an
@@ -128,22 +128,22 @@ def blocks_for(request: Request, preset: Preset | None, *, frames: int, vae_scal
     return _blocks(request, time, rows, columns), remarks
 
 
-def flags_without_effect(request: Request, blocks: Blocks, *, frames: int) -> list[str]:
+def flags_without_effect(request: Request, division: Division, *, frames: int) -> list[str]:
     """Returns a sentence for each flag that a clip divided so has no use for."""
     remarks = []
-    if blocks.time is None and request.overlap is not None:
+    if division.time is None and request.overlap is not None:
         remarks.append(f"--overlap {request.overlap} has no effect: all {frames} frames are in one window")
-    if blocks.time is None and request.noise == "freenoise":
+    if division.time is None and request.noise == "freenoise":
         remarks.append(f"--noise freenoise is as whole: all {frames} frames are in one window")
-    if blocks.rows is None and blocks.columns is None and request.tile_overlap is not None:
+    if division.rows is None and division.columns is None and request.tile_overlap is not None:
         remarks.append(f"--tile-overlap {request.tile_overlap} has no effect: each frame is one tile")
     return remarks
 
 
-def smaller_blocks(
-    request: Request, preset: Preset | None, blocks: Blocks, *, frames: int, vae_scale: int, problem: str
-) -> Iterator[tuple[Blocks, str]]:
-    """Yields divisions that need less memory, each with the sentence on it, for a clip that is too much for `blocks`.
+def smaller_divisions(
+    request: Request, preset: Preset | None, division: Division, *, frames: int, vae_scale: int, problem: str
+) -> Iterator[tuple[Division, str]]:
+    """Yields divisions that need less memory, each with the sentence on it, for a clip that is too much for `division`.
 
     Windows of the trained length first, then, for an upscale, also tiles of the trained size; none where flags say
     otherwise. `problem` says what there is too little of.
@@ -151,11 +151,11 @@ def smaller_blocks(
     if preset is None or preset.trained is None:
         return
     trained, why = preset.trained, problem.partition(":")[0]
-    time = blocks.time
+    time = division.time
     if request.window == "auto" and trained.most_frames < min(time.length if time else frames, frames):
         time = _time_axis(request, trained.most_frames)
         yield (
-            _blocks(request, time, blocks.rows, blocks.columns),
+            _blocks(request, time, division.rows, division.columns),
             f"{why}: made in windows of {time.length} frames that overlap",
         )
     if request.tile == "auto" and isinstance(request, UpscaleRequest):
@@ -165,10 +165,10 @@ def smaller_blocks(
             yield _blocks(request, time, rows, columns), "; ".join([what, *_about_strength(request)])
 
 
-def _blocks(request: Request, time: Axis | None, rows: Axis | None, columns: Axis | None) -> Blocks:
+def _blocks(request: Request, time: Axis | None, rows: Axis | None, columns: Axis | None) -> Division:
     if time is None and rows is None and columns is None:
         return UNDIVIDED
-    return Blocks(time, rows, columns, blend=request.blend, alternate=request.window_schedule == "alternate")
+    return Division(time, rows, columns, blend=request.blend, alternate=request.window_schedule == "alternate")
 
 
 def _windows(request: Request, preset: Preset | None, frames: int, remarks: list[str]) -> Axis | None:

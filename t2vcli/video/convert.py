@@ -19,7 +19,7 @@ from t2vcli.video import Frame
 from t2vcli.video.along import Along, along_with
 from t2vcli.video.ffmpeg import MAX_PIXELS, shown
 from t2vcli.video.files import made_folder, refuse_input_as_output
-from t2vcli.video.formats import MP4, PNG, WEBM, Format, format_of, place_of, size_on_disk
+from t2vcli.video.formats import MP4, PNG, WEBM, Format, format_of, size_on_disk, target_of
 from t2vcli.video.marking import CHANGED_BY_MODEL, MADE_BY_MODEL
 from t2vcli.video.part import part_of
 from t2vcli.video.reader import VideoInfo, probe, read_frames, read_metadata
@@ -80,9 +80,9 @@ def convert(
     """
     report = report or Silent()
     whole = probe(source)
-    refuse_input_as_output(place_of(output), source)
+    refuse_input_as_output(target_of(output), source)
     if audio is not None:
-        refuse_input_as_output(place_of(output), audio)
+        refuse_input_as_output(target_of(output), audio)
     kind = format_of(output)
     if max_bytes is not None and kind is PNG:
         raise UsageError("--max-size is for one file, and a folder of PNGs is many")
@@ -90,7 +90,7 @@ def convert(
     rate = fps or video.fps
     picked = _picked(video.frames, video.fps, rate)
     size = _size(video, kind, width)
-    with made_folder(place_of(output).parent, output):
+    with made_folder(target_of(output).parent, output):
         check_writable(output, overwrite=overwrite, width=size[0], height=size[1], fps=rate)
         recipe = read_metadata(source, whole)
         length_s = len(picked) / rate
@@ -137,7 +137,7 @@ def convert(
 
                 how = _smaller(how, max_bytes, kind, tried, output)
         info = write(output, how, replacing=overwrite)
-        place = place_of(output)
+        place = target_of(output)
         return Converted(place, info, recipe, size_on_disk(place))
 
 

@@ -291,7 +291,7 @@ def format_of(path: Path) -> Format:
     return kind
 
 
-def place_of(path: Path) -> Path:
+def target_of(path: Path) -> Path:
     """Returns what is there when `path` is written: the file itself, or the folder of a pattern of pictures."""
     return path.parent if format_of(path) is PNG else path
 

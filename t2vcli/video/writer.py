@@ -33,7 +33,7 @@ from t2vcli.video.folders import (
     move_folder_into_place,
     reserved_folder,
 )
-from t2vcli.video.formats import GIF, PNG, WEBP, Format, format_of, picture_names, place_of
+from t2vcli.video.formats import GIF, PNG, WEBP, Format, format_of, picture_names, target_of
 from t2vcli.video.marking import PROPERTIES, mark, tags_of_mark
 from t2vcli.video.reader import VideoInfo
 from t2vcli.video.smooth import FILTERS, check_smooth, smooth_filters, smoothed_count
@@ -53,7 +53,7 @@ def check_output(path: Path, *, overwrite: bool) -> None:
     Raises OutputError saying what stands in the way.
     """
     kind = format_of(path)
-    folder = place_of(path).parent
+    folder = target_of(path).parent
     check_parent(path, folder)
     _check_target(path, kind, overwrite=overwrite)
     sweep(folder)
@@ -146,7 +146,7 @@ def write_video(
         filters = (
             smooth_filters(count, fps=fps, smooth=smooth) + "," + kind.chain(width=width, height=height, count=made)
         )
-    place = place_of(path)
+    place = target_of(path)
     with contextlib.ExitStack() as afterwards:
         with explained(place):
             unfinished = afterwards.enter_context(_unfinished(place, kind))
@@ -189,7 +189,7 @@ def write_video(
 
 def _check_target(path: Path, kind: Format, *, overwrite: bool) -> None:
     if kind is PNG:
-        check_place(place_of(path), overwrite=overwrite, ours=picture_names(path.name))
+        check_place(target_of(path), overwrite=overwrite, ours=picture_names(path.name))
     else:
         check_target(path, overwrite=overwrite)
 
@@ -338,7 +338,7 @@ _AT_THE_END = re.compile(r"(?:Error writing trailer|Error closing file): (.*)")
 
 
 def _refuse_encoding(path: Path, running: Running, status: int) -> NoReturn:
-    log, place = running.log(), place_of(path)
+    log, place = running.log(), target_of(path)
     if status == -signal.SIGXFSZ:
         refuse(place, OSError(errno.EFBIG, os.strerror(errno.EFBIG)))
     if not place.parent.is_dir():

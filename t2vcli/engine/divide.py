@@ -14,7 +14,7 @@ import torch
 
 from t2vcli.engine.guidance import PredictNoise
 from t2vcli.engine.wrapping import Spot
-from t2vcli.planning.windows import UNDIVIDED, Axis, Blocks
+from t2vcli.planning.windows import UNDIVIDED, Axis, Division
 
 
 def step_numbers(timesteps: torch.Tensor) -> dict[float, int]:
@@ -22,9 +22,9 @@ def step_numbers(timesteps: torch.Tensor) -> dict[float, int]:
     return {t: number for number, t in enumerate(dict.fromkeys(timesteps.tolist()))}
 
 
-def in_blocks(
+def in_parts(
     predict_noise: PredictNoise,
-    blocks: Blocks,
+    division: Division,
     timesteps: torch.Tensor,
     *,
     on_block: Callable[[], None] = lambda: None,
@@ -41,20 +41,20 @@ def in_blocks(
     spot = spot or Spot()
 
     def place(timestep: torch.Tensor) -> int:
-        if blocks == UNDIVIDED:
+        if division == UNDIVIDED:
             return 0  # looking would make the device wait
         return numbers[timestep.item()] if places is None else places[spot.step]
 
     def predict(latents: torch.Tensor, timestep: torch.Tensor) -> torch.Tensor:
-        axes = blocks.axes(latents.shape, place(timestep))
+        axes = division.axes(latents.shape, place(timestep))
         if all(spans == [list(range(size))] for spans, size in zip(axes, latents.shape[-3:], strict=True)):
             _point(spot, *(spans[0] for spans in axes))
             noise_pred = predict_noise(latents, timestep)
             on_block()
             return noise_pred
         weights = [
-            torch.tensor(_weights(axis, size, blocks), device=latents.device)
-            for axis, size in zip((blocks.time, blocks.rows, blocks.columns), latents.shape[-3:], strict=True)
+            torch.tensor(_weights(axis, size, division), device=latents.device)
+            for axis, size in zip((division.time, division.rows, division.columns), latents.shape[-3:], strict=True)
         ]
         ramp = weights[0][:, None, None] * weights[1][:, None] * weights[2]  # (f, h, w), the same for every block
         total = torch.zeros(latents.shape, dtype=torch.float32, device=latents.device)
@@ -78,8 +78,8 @@ def _point(spot: Spot, frames: Sequence[int], rows: Sequence[int], columns: Sequ
     spot.rows, spot.columns = (rows[0], rows[-1] + 1), (columns[0], columns[-1] + 1)
 
 
-def _weights(axis: Axis | None, size: int, blocks: Blocks) -> list[float]:
-    return [1.0] * size if axis is None else axis.weights(size, blocks.blend)
+def _weights(axis: Axis | None, size: int, division: Division) -> list[float]:
+    return [1.0] * size if axis is None else axis.weights(size, division.blend)
 
 
 def _summed(spans: Sequence[Sequence[int]], weight: torch.Tensor, size: int) -> torch.Tensor:
@@ -91,11 +91,11 @@ def _summed(spans: Sequence[Sequence[int]], weight: torch.Tensor, size: int) -> 
 
 
 def blocks_per_step(
-    blocks: Blocks, shape: Sequence[int], timesteps: torch.Tensor, places: Sequence[int] | None = None
+    division: Division, shape: Sequence[int], timesteps: torch.Tensor, places: Sequence[int] | None = None
 ) -> list[int]:
     """Returns how many blocks each step of a schedule predicts, of latents with `shape` (1, C, F, H, W)."""
     numbers = step_numbers(timesteps)
-    return [blocks.count(shape, place) for place in places or [numbers[t] for t in timesteps.tolist()]]
+    return [division.count(shape, place) for place in places or [numbers[t] for t in timesteps.tolist()]]
 
 
 CARRIED_FRAMES = 8
@@ -146,13 +146,13 @@ def _alpha_sigma(alphas_cumprod: torch.Tensor, timestep: float) -> tuple[float, 
     return 1 / (1 + ratio**2) ** 0.5, ratio / (1 + ratio**2) ** 0.5
 
 
-def spread_noise(noise: torch.Tensor, blocks: Blocks, generator: torch.Generator) -> torch.Tensor:
+def spread_noise(noise: torch.Tensor, division: Division, generator: torch.Generator) -> torch.Tensor:
     """Returns noise (1, C, F, H, W) of which every window holds the same frames, shuffled (FreeNoise, arXiv:2310.15169).
 
     The first window's frames stay; those after it are, one window's step at a time, the ones of a window before in
     another order.
     """
-    time = blocks.time
+    time = division.time
     if time is None or noise.shape[2] <= time.length:
         return noise
     spread = noise.clone()
