@@ -103,7 +103,9 @@ class Actor(Worker):
             return {"stopped": True}
         if "surroundings" in prompt:
             return _answer(job, json.dumps({k: v for k, v in os.environ.items() if k.startswith(("RAY_", "OMP_"))}))
-        text = (job["hash"] + str(os.environ.get("OMP_NUM_THREADS"))) * (10**6 if "large" in prompt else 1)
+        text = (job["hash"] + str(os.environ.get("OMP_NUM_THREADS"))) * (
+            2 * 10**6 if "larger" in prompt else 10**6 if "large" in prompt else 1
+        )
         return _answer(job, text)
 
 

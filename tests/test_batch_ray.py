@@ -243,12 +243,48 @@ def test_a_driver_that_is_killed_takes_its_cluster_along_and_goes_on_when_it_is_
         assert "2 of 3 are done, and the same command goes on" in err
 
 
+@contextlib.contextmanager
+def someones_cluster(
+    folder: Path, script: str, monkeypatch: pytest.MonkeyPatch
+) -> Iterator[tuple[subprocess.Popen[str], str]]:
+    """Yields a cluster that `script` starts in a process of its own, and its address, which the script prints."""
+    token = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": "0" * 64, "RAY_USAGE_STATS_ENABLED": "0"}
+    lines = f"import sys\nfrom ray.cluster_utils import Cluster\n{script}sys.stdin.readline()\ncluster.shutdown()\n"
+    cluster = subprocess.Popen(
+        [sys.executable, "-c", lines], env=environment(RAY_TMPDIR=str(folder), **token),
+        stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True,
+    )  # fmt: skip
+    assert cluster.stdout is not None
+    try:
+        address = next(line for line in cluster.stdout if ":" in line).strip()
+        monkeypatch.setenv("RAY_AUTH_TOKEN", token["RAY_AUTH_TOKEN"])
+        yield cluster, address
+    finally:
+        cluster.communicate("\n\n\n", timeout=LIMIT_S)
+
+
+@pytest.mark.slow
+def test_a_clip_that_has_no_room_on_its_way_back_is_tried_again_and_named(
+    short: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    script = (
+        "cluster = Cluster(initialize_head=True, head_node_args={'num_cpus': 1, 'include_dashboard': False,"
+        " 'object_store_memory': 80 * 2**20, '_system_config': {'local_fs_capacity_threshold': 0.0001}})\n"
+        "print(cluster.address, flush=True)\n"
+    )
+    with someones_cluster(short, script, monkeypatch) as (_, address):
+        batch = Batch(short, "prompt 1\na large and larger one\nprompt 2\n", "--ray", address)
+        code, ended, err = batch.finished()
+    assert (code, ended) == (3, {"prompt-1": "done", "a-large-and-larger-one": "failed", "prompt-2": "done"}), err
+    record = batch.records["a-large-and-larger-one"]
+    assert (record.attempt, record.exit_code) == (2, 8)
+    assert "Ray's object store" in record.error
+    assert "--in-place" in record.error
+
+
 @pytest.mark.slow
 def test_a_node_that_is_lost_costs_no_clip(short: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    (short / "ray").mkdir()
     script = (
-        "import sys\n"
-        "from ray.cluster_utils import Cluster\n"
         "cluster = Cluster(initialize_head=True, head_node_args={'num_cpus': 0, 'include_dashboard': False})\n"
         "print(cluster.address, flush=True)\n"
         "sys.stdin.readline()\n"
@@ -256,19 +292,10 @@ def test_a_node_that_is_lost_costs_no_clip(short: Path, monkeypatch: pytest.Monk
         "print('two nodes', flush=True)\n"
         "sys.stdin.readline()\n"
         "cluster.remove_node(nodes[0], allow_graceful=False)\n"
-        "sys.stdin.readline()\n"
-        "cluster.shutdown()\n"
     )
-    token = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": "0" * 64, "RAY_USAGE_STATS_ENABLED": "0"}
-    cluster = subprocess.Popen(
-        [sys.executable, "-c", script], env=environment(RAY_TMPDIR=str(short), **token),
-        stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True,
-    )  # fmt: skip
-    assert cluster.stdin is not None
-    assert cluster.stdout is not None
-    try:
-        address = next(line for line in cluster.stdout if ":" in line).strip()
-        monkeypatch.setenv("RAY_AUTH_TOKEN", token["RAY_AUTH_TOKEN"])
+    with someones_cluster(short, script, monkeypatch) as (cluster, address):
+        assert cluster.stdin is not None
+        assert cluster.stdout is not None
         # No node could hold a worker: Ray itself would wait for one for ever.
         code, ended, err = Batch(short, "prompt 0\n", "--ray", address).finished()
         assert (code, ended) == (6, {}), err
@@ -284,5 +311,3 @@ def test_a_node_that_is_lost_costs_no_clip(short: Path, monkeypatch: pytest.Monk
         assert code == 0, err
         assert set(ended.values()) == {"done"}
         assert len(batch.records) == 200
-    finally:
-        cluster.communicate("\n\n", timeout=LIMIT_S)

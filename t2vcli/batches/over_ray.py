@@ -42,6 +42,10 @@ START_TRIES = 3
 GREETING_S = 900.0  # a worker imports torch before it answers
 STOPPING_S = 120.0
 STORE_BYTES = 200 * 2**20
+NO_ROOM = (
+    "the clip is made, but neither Ray's object store nor the disk of its node has room for it on the way back; make room"
+    " there, or share a folder with the workers and add --in-place"
+)
 LOOK_EVERY_S = 1.0
 LOOK_SELDOM_S, MANY = 5.0, 100
 
@@ -308,8 +312,14 @@ class RayWorkers:
         except self._ray.exceptions.RayTaskError as error:
             if kind == "greeting":
                 return self._dead(worker, _short(str(error.cause or error)))
+            if kind == "where":
+                return None
             self._tasks.pop(worker, None)
-            return None if kind == "where" else Failed(worker, 1, f"this is a bug in t2v: {_short(str(error))}")
+            if isinstance(
+                error.cause, (self._ray.exceptions.ObjectStoreFullError, self._ray.exceptions.OutOfDiskError)
+            ):
+                return Failed(worker, OutputError.exit_code, NO_ROOM)
+            return Failed(worker, 1, f"this is a bug in t2v: {_short(str(error))}")
         except self._ray.exceptions.RayError as error:
             if kind == "where":
                 return None
