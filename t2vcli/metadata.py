@@ -86,3 +86,9 @@ def prompt_in(recipe: Mapping[str, Any] | None) -> tuple[str, str] | None:
         return None
     negative = request.get("negative_prompt")
     return request["prompt"], negative if isinstance(negative, str) else ""
+
+
+def prompts_over_time_in(recipe: Mapping[str, Any] | None) -> object:
+    """Returns the prompts over time in a recipe, unchecked; none if there are none."""
+    request = (recipe or {}).get("request")
+    return request.get("prompt_at", ()) if isinstance(request, Mapping) else ()

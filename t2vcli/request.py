@@ -26,6 +26,7 @@ from pydantic import (
 
 from t2vcli.choices import Blend, DType, Forward, Memory, Noise, Offload, Schedule, Spacing, Weights
 from t2vcli.errors import UsageError
+from t2vcli.prompts import check_prompt_at, check_text, check_within
 from t2vcli.schedulers import SCHEDULERS
 from t2vcli.sizes import parse_size
 
@@ -35,7 +36,6 @@ MAX_STEPS = 1000
 MAX_LEVEL = 15  # of a UNet: models have four
 MAX_FRAMES = 10_000
 MAX_SECONDS = 1_000_000
-MAX_TEXT = 20_000  # a prompt of that length still fits into an mp4, whatever its characters
 MIN_CHUNK_BYTES = 64 * 1024  # smaller ones make hundreds of thousands of calls and save nothing more
 MAX_RATE_PART = 1_001_000  # the encoder rounds a rate whose numerator or denominator is larger
 
@@ -111,20 +111,6 @@ def _check_scheduler(value: object) -> object:
     near = difflib.get_close_matches(str(value), SCHEDULERS, n=1, cutoff=0.4)
     hint = f"did you mean '{near[0]}'? The" if near else "the"
     raise ValueError(f"is not a scheduler; {hint} names are {', '.join(SCHEDULERS)}")
-
-
-def check_text(value: object) -> object:
-    """Returns a prompt as it is. Raises ValueError with what is wrong with it, as what follows its name."""
-    if isinstance(value, str):
-        try:
-            value.encode("utf-8")
-        except UnicodeEncodeError:
-            raise ValueError("is not valid text (it holds bytes that are not UTF-8)") from None
-        if "\0" in value:
-            raise ValueError("holds a NUL character")
-        if len(value) > MAX_TEXT:
-            raise ValueError(f"is {len(value):,} characters; the most is {MAX_TEXT:,}, and a model reads 75 tokens")
-    return value
 
 
 def _check_device(value: object) -> object:
@@ -207,6 +193,7 @@ Side = Annotated[int, BeforeValidator(_check_side)]
 DeviceName = Annotated[str, BeforeValidator(_check_device)]
 SchedulerName = Annotated[str, BeforeValidator(_check_scheduler)]
 Text = Annotated[str, BeforeValidator(check_text)]
+PromptsAt = Annotated[tuple[str, ...], BeforeValidator(check_prompt_at)]
 
 
 @dataclass(frozen=True)
@@ -241,6 +228,7 @@ class Request(BaseModel):
 
     prompt: Annotated[Text, OF_A_RUN] = ""
     negative_prompt: Annotated[Text, BOTH] = ""
+    prompt_at: Annotated[PromptsAt, OF_A_RUN] = ()  # what takes the prompt's place at later frames, "FRAME:TEXT" each
     width: Annotated[Side, DRAFT]
     height: Annotated[Side, DRAFT]
     steps: Annotated[int, Field(ge=1, le=MAX_STEPS), DRAFT]
@@ -361,6 +349,11 @@ class GenerateRequest(Request):
         return self.context or 0
 
     @model_validator(mode="after")
+    def _prompts_are_within(self) -> Self:
+        check_within(self.prompt_at, self.frames)
+        return self
+
+    @model_validator(mode="after")
     def _smooth_is_faster(self) -> Self:
         check_smooth(self.smooth, self.fps)
         return self
@@ -457,6 +450,7 @@ def describe_problem(problem: Any, values: Mapping[str, Any], sources: Mapping[s
     if problem["type"] == "extra_forbidden":
         return f"{name} does not exist"
     shown = values.get(field)
+    shown = ", ".join(map(str, shown)) if isinstance(shown, list | tuple) else shown
     shown = repr(shown) if isinstance(shown, str) else shown
     if isinstance(shown, str) and len(shown) > 60:
         shown = shown[:57] + "...'"

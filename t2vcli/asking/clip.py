@@ -9,13 +9,14 @@ from typing import Any
 
 from t2vcli.asking.job import Job
 from t2vcli.asking.larger import check_input, enlarged, nearest_side, second_stage, words_for
-from t2vcli.asking.misread import check_prompt, no_prompt, size_remarks
+from t2vcli.asking.misread import check_prompts, no_prompt, size_remarks
 from t2vcli.asking.suited import named_or_suited
 from t2vcli.asking.values import build
 from t2vcli.asking.work import Stage, Work
 from t2vcli.environment import default_preset
 from t2vcli.errors import UsageError
 from t2vcli.presets import Preset, load_preset
+from t2vcli.prompts import texts_at
 from t2vcli.report import counted
 from t2vcli.request import MAX_FRAMES, MAX_SECONDS, TRAITS, GenerateRequest, parse_seconds
 
@@ -32,10 +33,14 @@ def clip(job: Job) -> Work:
         rest = {name: value for name, value in job.values.items() if name != "duration"}
         preset = _preset_of(job)
         job = _in_frames(job, build(GenerateRequest, preset, {**rest, "prompt": job.prompt or ""}).fps)
-    remarks = check_prompt(job.prompt, allow_empty=job.allow_empty_prompt)
+    remarks = check_prompts(job)
     if job.extend is not None:
         return _extending(job.extend, job, remarks)
     preset = _preset_of(job)
+    if job.prompt is None and job.given("prompt_at"):
+        job = job.model_copy(
+            update={"prompt": texts_at(job.given("prompt_at"))[0][1]}
+        )  # the first holds until its frame
     if job.prompt is None:
         raise no_prompt(job.upscale)
     given = {"prompt": job.prompt, **job.values}
@@ -142,7 +147,7 @@ def _extending(path: Path, job: Job, remarks: list[str]) -> Work:
     check_input(source)
     if job.given("duration") is not None:
         job = _in_frames(job, source.video.fps)
-    words, video = words_for(source, job), source.video
+    words, video = words_for(source, job, after=True), source.video
     remarks = [*suits, *remarks, *words.remarks, *remarks_on(path, video, Along(path))]
     if any(stream.kind == "audio" for stream in video.streams):
         remarks.append(f"the sound of {path} is dropped: the clip gets longer than it")
@@ -157,7 +162,7 @@ def _extending(path: Path, job: Job, remarks: list[str]) -> Work:
         "height": nearest_side(video.height),
         **job.values,
         "prompt": words.prompt,
-        **words.negative,
+        **words.others,
         "context": context,
         "fps": video.fps,
     }

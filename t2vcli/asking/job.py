@@ -8,10 +8,11 @@ from dataclasses import dataclass
 from enum import Enum
 from fractions import Fraction
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, get_origin
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 
+from t2vcli import prompts
 from t2vcli.errors import UsageError
 from t2vcli.paths import ANY_NAME, expanded, expanded_model, output_path
 from t2vcli.presets import REQUESTS
@@ -79,12 +80,14 @@ class Job(BaseModel):
         own = {key: value for key, value in given.items() if key in _OWN}
         values = {key: value for key, value in given.items() if key not in own}
         for key, value in values.items():
-            if not isinstance(value, str | int | float):
+            if key in _SEVERAL:
+                values[key] = _listed(key, value, prefix)
+            elif not isinstance(value, str | int | float):
                 raise UsageError(f"{prefix}{flag_name(key)} must be a single value, not {type(value).__name__}")
         try:
             if isinstance(values.get("model"), str):
                 values["model"] = expanded_model(values["model"])
-            return cls.model_validate({**own, "values": values})
+            return cls.model_validate({**_with_first_text(own, values), "values": values})
         except UsageError as error:
             raise UsageError(f"{prefix}{error}") from None
         except ValidationError as error:
@@ -107,6 +110,34 @@ class Job(BaseModel):
 
 
 _OWN = frozenset(Job.model_fields) - {"values"}
+_SEVERAL = frozenset(
+    name
+    for kind in REQUESTS.values()
+    for name, field in kind.model_fields.items()
+    if get_origin(field.annotation) is tuple
+)
+"""The fields of a request that hold several texts: a list, a mapping whose entries are NAME:VALUE, or one of them alone."""
+
+
+def _listed(key: str, value: object, prefix: str) -> list[str]:
+    if isinstance(value, Mapping):
+        value = prompts.in_order(value)
+    several = [value] if isinstance(value, str) else value
+    if not isinstance(several, list | tuple) or not all(isinstance(each, str) for each in several):
+        raise UsageError(f"{prefix}{flag_name(key)} must be texts, or a mapping, not {value!r:.60}")
+    return list(several)
+
+
+def _with_first_text(own: Mapping[str, Any], values: dict[str, Any]) -> dict[str, Any]:
+    """Returns the job's own fields with the text at frame 0, where that is among the prompts over time, as its prompt."""
+    if "prompt_at" not in values:
+        return dict(own)
+    try:
+        at = prompts.check_prompt_at(values["prompt_at"])
+        prompt, values["prompt_at"] = prompts.begun_with(own.get("prompt"), at)
+    except ValueError as error:
+        raise UsageError(f"--prompt-at {error}") from None
+    return dict(own) if prompt is None else {**own, "prompt": prompt}
 
 
 def keys_of(command: str) -> frozenset[str]:

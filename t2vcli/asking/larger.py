@@ -7,12 +7,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from t2vcli.asking.job import Job
-from t2vcli.asking.misread import check_enlarges, check_prompt, size_remarks
+from t2vcli.asking.misread import check_enlarges, check_prompts, size_remarks
 from t2vcli.asking.suited import named_or_suited
 from t2vcli.asking.values import build, changed
 from t2vcli.asking.work import Stage, Work
 from t2vcli.errors import InputError, UsageError
 from t2vcli.presets import Preset, load_preset
+from t2vcli.prompts import check_prompt_at, check_text, check_within, texts_at
 from t2vcli.request import MAX_FRAMES, GenerateRequest, UpscaleRequest, can_be_kept
 
 if TYPE_CHECKING:
@@ -38,7 +39,7 @@ def enlarged(job: Job, whole: Source | None = None) -> Work:
     check_enlarges(
         preset, job.given("strength"), better=_upscaler_of(preset), chosen_by="-p", strength_flag="--strength"
     )
-    prompt_remarks = check_prompt(job.prompt, allow_empty=job.allow_empty_prompt)
+    prompt_remarks = check_prompts(job)
     width, height = job.given("width"), job.given("height")
     _check_scale(job.scale, width, height)
     # The flags, before the video is opened, if that was not needed to choose the preset
@@ -48,8 +49,12 @@ def enlarged(job: Job, whole: Source | None = None) -> Work:
     check_input(source)
     words = words_for(source, job)
     sides = _choose_size(source.video, preset, width, height, job.scale)
-    request = changed(asked, prompt=words.prompt, width=sides[0], height=sides[1], **words.negative)
+    request = changed(asked, prompt=words.prompt, width=sides[0], height=sides[1], **words.others)
     video = source.video
+    try:
+        check_within(request.prompt_at, video.frames)
+    except ValueError as error:
+        raise UsageError(str(error)) from None
     size_given = not (width is None and height is None and job.scale is None)
     remarks = (
         *suits,
@@ -103,29 +108,34 @@ def check_input(source: Source) -> None:
 
 @dataclass(frozen=True)
 class Words:
-    """A prompt, the negative prompt where there is one to be set, and remarks on where they are from."""
+    """A prompt, the other fields of the request with words where they are to be set, and remarks on where they are from."""
 
     prompt: str
-    negative: dict[str, str]
+    others: dict[str, Any]
     remarks: tuple[str, ...] = ()
 
 
-def words_for(source: Source, job: Job) -> Words:
-    """Returns the words that are given, else those that the video was made from.
+def words_for(source: Source, job: Job, *, after: bool = False) -> Words:
+    """Returns the words that are given, else those that the video was made from; of a clip `after` it, those of its end.
 
     Raises InputError for a video whose metadata could not be carried on.
     """
-    from t2vcli.metadata import prompt_in
-    from t2vcli.request import check_text
+    from t2vcli.metadata import prompt_in, prompts_over_time_in
 
-    inside = prompt_in(source.recipe)
+    inside, own_at = prompt_in(source.recipe), job.given("prompt_at")
     negative = job.given("negative_prompt")
     given = {} if negative is None else {"negative_prompt": negative}
     if job.prompt is not None:
         return Words(job.prompt, given)
     if inside is None:
+        if own_at:
+            return Words(texts_at(own_at)[0][1], given)
         return Words("", given, (f"{source.path} holds no prompt; going on with an empty one",))
     prompt, inside_negative = inside
+    try:
+        at = check_prompt_at(prompts_over_time_in(source.recipe))
+    except ValueError as error:
+        raise InputError(f"the prompt over time inside {source.path} {error}; give one with --prompt") from None
     for name, text in (("prompt", prompt), ("negative prompt", inside_negative)):
         try:
             check_text(text)
@@ -133,7 +143,19 @@ def words_for(source: Source, job: Job) -> Words:
             raise InputError(f"the {name} inside {source.path} {error}; give one with --prompt") from None
     if negative is None and inside_negative:
         given = {"negative_prompt": inside_negative}
-    return Words(prompt, given, (f"prompt from {source.path}: {prompt}",))
+    if after and at:
+        prompt = texts_at(at)[-1][1]
+    remarks = [f"prompt from {source.path}: {prompt}"]
+    if at and not after and own_at is None:
+        if source.video.whole and texts_at(at)[-1][0] < source.video.frames:
+            given["prompt_at"] = at
+            remarks += [f"then, from {source.path}: {text}" for text in at]
+        else:
+            remarks.append(
+                f"warning: the prompts over time inside {source.path} are of other frames than those taken; going on with"
+                " its first"
+            )
+    return Words(prompt, given, tuple(remarks))
 
 
 def _check_scale(scale: float | None, width: Any, height: Any) -> None:

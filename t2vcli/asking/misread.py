@@ -6,8 +6,10 @@ import shlex
 from typing import TYPE_CHECKING
 
 from t2vcli.errors import T2VError, UsageError
+from t2vcli.prompts import texts_at
 
 if TYPE_CHECKING:
+    from t2vcli.asking.job import Job
     from t2vcli.presets import Preset
 
 
@@ -23,6 +25,15 @@ def check_prompt(words: str | None, *, allow_empty: bool) -> list[str]:
     if lines > 1:
         return [f"warning: the prompt has {lines} lines; they are read as one prompt, for one clip"]
     return []
+
+
+def check_prompts(job: Job) -> list[str]:
+    """Returns remarks on the texts of a job, those over time among them. Raises UsageError as `check_prompt`."""
+    remarks = check_prompt(job.prompt, allow_empty=job.allow_empty_prompt)
+    for frame, text in texts_at(job.given("prompt_at") or ()):
+        if not text.strip() and not job.allow_empty_prompt:
+            raise UsageError(f"--prompt-at {frame} has no text; write it as in --prompt-at {frame}:'a blue boat'")
+    return remarks
 
 
 def no_prompt(upscale: str | None) -> UsageError:

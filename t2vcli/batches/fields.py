@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import json
 import re
 import types
 import typing
@@ -39,6 +41,11 @@ def is_switch(name: str) -> bool:
     return _kinds(KNOWN[name]) == {bool}
 
 
+def is_several(name: str) -> bool:
+    """Returns whether a field may be given as often as there are values."""
+    return name == "sweep" or _kinds(KNOWN[name]) == {list}
+
+
 def is_number(name: str) -> bool:
     """Returns whether a field may be a number."""
     return not _kinds(KNOWN[name]).isdisjoint((int, float))
@@ -50,6 +57,9 @@ def from_text(name: str, text: str) -> object:
     What is wrong is told by the request's own rules later, in the same words as everywhere.
     """
     kinds = _kinds(KNOWN[name])
+    if list in kinds and text[:1] in ("[", "{"):
+        with contextlib.suppress(ValueError, RecursionError):
+            return json.loads(text)
     if bool in kinds and text.lower() in _SWITCH:
         return _SWITCH[text.lower()]
     if int in kinds and re.fullmatch(r"[+-]?[0-9]{1,19}", text):
@@ -69,6 +79,8 @@ def _kinds(annotation: Any) -> set[Any]:
         return _kinds(typing.get_args(annotation)[0])
     if origin is typing.Literal:
         return {str}
+    if origin is tuple:
+        return {list}
     if origin in (typing.Union, types.UnionType):
         return set().union(*map(_kinds, typing.get_args(annotation)))
     return set() if annotation is type(None) else {annotation}

@@ -23,7 +23,7 @@ from typing import IO, Any, Literal, get_args
 
 import yaml
 
-from t2vcli.batches.fields import KNOWN, from_text, is_switch, unknown
+from t2vcli.batches.fields import KNOWN, from_text, is_several, is_switch, unknown
 from t2vcli.errors import InputError, UsageError
 from t2vcli.plain_yaml import with_plain_numbers
 
@@ -191,7 +191,7 @@ def _fields_of(line: str) -> dict[str, Any]:
             name, on = name[3:], False
         if name not in KNOWN or name == "meta":
             raise ValueError(unknown(name))
-        if name in fields and name != "sweep":
+        if name in fields and not is_several(name):
             raise ValueError(f"{flag} is given twice" if name != "prompt" else "the prompt is given twice")
         if is_switch(name):
             if equals:
@@ -205,7 +205,7 @@ def _fields_of(line: str) -> dict[str, Any]:
                 value = "auto"
             else:
                 raise ValueError(f"{flag} needs a value")
-        if name == "sweep":  # as often as there are names
+        if is_several(name):
             fields.setdefault(name, []).append(value)
         else:
             fields[name] = from_text(name, value)

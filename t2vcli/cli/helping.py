@@ -47,6 +47,7 @@ EXPERT = (
     "eta",
     "clip_skip",
     "noise",
+    "prompt_at",
     "strict",
     "allow_empty_prompt",
     "scheduler",

@@ -67,6 +67,15 @@ OfflineOpt = Annotated[
 NegativePromptOpt = Annotated[
     str | None, typer.Option("--negative-prompt", "-n", help="What not to show.", rich_help_panel=SAMPLING)
 ]
+PromptAtOpt = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--prompt-at",
+        metavar="FRAME:TEXT",
+        help="What to show from this frame on; between two texts they blend. As often as there are texts.",
+        rich_help_panel=SAMPLING,
+    ),
+]
 WidthOpt = Annotated[int | None, typer.Option(help="Pixels, a multiple of 8.", rich_help_panel=SAMPLING)]
 HeightOpt = Annotated[int | None, typer.Option(help="Pixels, a multiple of 8.", rich_help_panel=SAMPLING)]
 StepsOpt = Annotated[int | None, typer.Option(help="Denoising steps.", rich_help_panel=SAMPLING)]
@@ -499,6 +508,7 @@ REQUEST_OPTIONS: Options = {
     "revision": (RevisionOpt, None),
     "variant": (VariantOpt, None),
     "negative_prompt": (NegativePromptOpt, None),
+    "prompt_at": (PromptAtOpt, None),
     "width": (WidthOpt, None),
     "height": (HeightOpt, None),
     "steps": (StepsOpt, None),

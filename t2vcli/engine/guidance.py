@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import TYPE_CHECKING
+import contextlib
+from collections.abc import Callable, Iterator
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
@@ -13,42 +14,62 @@ if TYPE_CHECKING:
 
 PredictNoise = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
 UNetForward = Callable[[torch.Tensor, torch.Tensor, torch.Tensor], torch.Tensor]
-"""(sample (B, C, F, H, W), timestep, encoder_hidden_states (B, L, D)) -> noise_pred (B, C, F, H, W)"""
+"""(sample (B, C, F, H, W), timestep, encoder_hidden_states (B, L, D) or, a text per frame, (B F, L, D)) -> noise_pred"""
 
 
 def plain_forward(unet: UNet3DConditionModel) -> UNetForward:
     """Returns diffusers' own forward as a function of three tensors."""
 
     def forward(sample: torch.Tensor, timestep: torch.Tensor, encoder_hidden_states: torch.Tensor) -> torch.Tensor:
-        noise_pred: torch.Tensor = unet(
-            sample, timestep, encoder_hidden_states=encoder_hidden_states, return_dict=False
-        )[0]
+        batch, texts = len(sample), encoder_hidden_states
+        per_frame = len(texts) != batch
+        with _text_per_frame(unet, texts) if per_frame else contextlib.nullcontext():
+            first = texts[:: len(texts) // batch] if per_frame else texts  # the forward itself takes one per sample
+            noise_pred: torch.Tensor = unet(sample, timestep, encoder_hidden_states=first, return_dict=False)[0]
         return noise_pred
 
     return forward
 
 
+@contextlib.contextmanager
+def _text_per_frame(unet: UNet3DConditionModel, texts: torch.Tensor) -> Iterator[None]:
+    """Has each of the layers that attend to the text see one per frame, (B F, L, D), while the block runs."""
+    from diffusers.models.transformers.transformer_2d import Transformer2DModel
+
+    def swapped(module: nn.Module, args: Any, kwargs: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
+        return args, {**kwargs, "encoder_hidden_states": texts}
+
+    with contextlib.ExitStack() as hooks:
+        for module in unet.modules():
+            if isinstance(module, Transformer2DModel):
+                hooks.callback(module.register_forward_pre_hook(swapped, with_kwargs=True).remove)
+        yield
+
+
 def unet_prediction(
     unet: UNet3DConditionModel | UNetForward,
-    embeds: torch.Tensor,
+    embeds: torch.Tensor | Callable[[], torch.Tensor],
     *,
     together: bool = True,
     on_half: Callable[[int | None], None] = lambda half: None,
 ) -> PredictNoise:
     """Returns the prediction (B, C, F, H, W) for embeddings (B, L, D); latents of batch 1 serve every row.
 
-    The rows (with guidance two) run as one batch, or one after the other in half of the memory. `on_half` is told of each
-    call before it is made: the number of its row, None where all rows are in it.
+    Where each frame has a text of its own, `embeds` gives those of the frames at hand, (B, F, L, D). The rows (with guidance
+    two) run as one batch, or one after the other in half of the memory. `on_half` is told of each call before it is made:
+    the number of its row, None where all rows are in it.
     """
     forward = plain_forward(unet) if isinstance(unet, nn.Module) else unet
 
     def predict_noise(latents: torch.Tensor, timestep: torch.Tensor) -> torch.Tensor:
-        if embeds.shape[0] == 1 or together:
+        # (rows, texts of a row, L, D)
+        texts = embeds[:, None] if isinstance(embeds, torch.Tensor) else embeds()
+        if len(texts) == 1 or together:
             on_half(None)
-            sample = latents if embeds.shape[0] == 1 else torch.cat([latents] * embeds.shape[0])
-            return forward(sample, timestep, embeds)
+            sample = latents if len(texts) == 1 else torch.cat([latents] * len(texts))
+            return forward(sample, timestep, texts.flatten(0, 1))
         rows = []
-        for number, row in enumerate(embeds.chunk(embeds.shape[0])):
+        for number, row in enumerate(texts):
             on_half(number)
             rows.append(forward(latents, timestep, row))
         return torch.cat(rows)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from bisect import bisect_right
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -39,3 +41,36 @@ def encode_prompt(
     """
     features: torch.Tensor = text_encoder(ids.to(device), skip_layers=clip_skip or 0)
     return features
+
+
+@dataclass(frozen=True)
+class TextsOverTime:
+    """Texts at some frames, between which each frame has a blend of its own: of the features, padding among them.
+
+    `features` (B, K, L, D): of the B halves of the guidance the K texts; `at`: the frames that they are at, rising. Before
+    the first and after the last it is that one alone. So a frame's text depends on its number, not on who asks for it.
+    """
+
+    features: torch.Tensor
+    at: tuple[int, ...]
+
+    @property
+    def prompt_alone(self) -> TextsOverTime:
+        """Returns the same without the negative half."""
+        return TextsOverTime(self.features[-1:], self.at)
+
+    def of(self, frames: Sequence[int]) -> torch.Tensor:
+        """Returns the features (B, F, L, D) of frames with these numbers."""
+        before = [max(bisect_right(self.at, frame) - 1, 0) for frame in frames]
+        after = [min(number + 1, len(self.at) - 1) for number in before]
+        shares = [
+            max(0.0, (frame - self.at[a]) / (self.at[b] - self.at[a])) if b > a else 0.0
+            for frame, a, b in zip(frames, before, after, strict=True)
+        ]
+        features = self.features
+        share = torch.tensor(shares, dtype=features.dtype, device=features.device)[:, None, None]
+        return torch.lerp(features[:, before], features[:, after], share)
+
+
+Words = torch.Tensor | TextsOverTime
+"""The conditioning: (B, L, D), or texts over time."""

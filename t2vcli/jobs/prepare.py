@@ -11,7 +11,7 @@ from t2vcli.engine.device import DTYPES, choose_device, free_device_bytes, has_n
 from t2vcli.engine.guidance import needs_guidance
 from t2vcli.engine.loading import check_steps, load_tokenizer, reading, schedule_remark, vae_scale
 from t2vcli.engine.memory import PlacedModel
-from t2vcli.engine.prompt import Tokens, encode_prompt, tokenize
+from t2vcli.engine.prompt import TextsOverTime, Tokens, Words, encode_prompt, tokenize
 from t2vcli.engine.tokenizer import Tokenizer
 from t2vcli.errors import OutOfMemoryError, UsageError
 from t2vcli.planning.decide import Decision, Memory, decide
@@ -20,8 +20,9 @@ from t2vcli.planning.hardware import free_host_bytes
 from t2vcli.planning.plan import MemoryPlan, no_forecast, vram_budget
 from t2vcli.planning.windows import Division
 from t2vcli.presets import Preset
+from t2vcli.prompts import texts_at
 from t2vcli.report import Report, told_in_megabytes
-from t2vcli.request import Request
+from t2vcli.request import GenerateRequest, Request
 from t2vcli.sizes import size_text
 from t2vcli.weights.cached import hold
 from t2vcli.weights.models import EMBEDDED_PREFIX, ModelFiles, find_model, same_tokenizer
@@ -41,6 +42,7 @@ class Prepared:
     tokenizer: Tokenizer
     prompt: Tokens
     negative_prompt: Tokens
+    over_time: tuple[tuple[int, Tokens], ...] = ()  # of prompts over time all, with their frames, known ones counted
     remarks: tuple[str, ...] = ()  # on how it is divided
 
     @property
@@ -114,8 +116,25 @@ def prepare(
     _check_clip_skip(request, files)
     prompt = _checked_tokens(files, tokenizer, request.prompt, "prompt", report, strict)
     negative = _checked_tokens(files, tokenizer, request.negative_prompt, "negative prompt", report, strict)
-    _say_unknown_words(files, request.prompt, report)
-    return Prepared(files, way.plan, list(way.below), way.division, tokenizer, prompt, negative, way.remarks)
+    known = request.known_frames if isinstance(request, GenerateRequest) else 0
+    over_time = [(known, prompt)]
+    for frame, text in texts_at(request.prompt_at):
+        name = f"prompt at frame {frame}"
+        over_time.append((known + frame, _checked_tokens(files, tokenizer, text, name, report, strict)))
+    if request.loop:
+        over_time.append((frames, prompt))  # where the clip begins again
+    _say_unknown_words(files, " ".join([request.prompt, *(text for _, text in texts_at(request.prompt_at))]), report)
+    return Prepared(
+        files,
+        way.plan,
+        list(way.below),
+        way.division,
+        tokenizer,
+        prompt,
+        negative,
+        tuple(over_time) if request.prompt_at else (),
+        way.remarks,
+    )
 
 
 def decide_here(
@@ -225,15 +244,26 @@ def _say_unknown_words(files: ModelFiles, prompt: str, report: Report) -> None:
         report.warn(f"the demo model does not know: {names}; it knows {vocabulary.summary}")
 
 
-def encode_words(placed: PlacedModel, prepared: Prepared, *, guided: bool, clip_skip: int | None) -> torch.Tensor:
-    """Returns the conditioning: (2, L, D) with guidance, the negative prompt first, else (1, L, D).
+def encode_words(placed: PlacedModel, prepared: Prepared, *, guided: bool, clip_skip: int | None) -> Words:
+    """Returns the conditioning: (2, L, D) with guidance, the negative prompt first, else (1, L, D); or it over time.
 
-    The negative prompt never skips layers, as in diffusers.
+    The negative prompt never skips layers, as in diffusers, and is the same at all times. Texts over time of the same
+    tokens are one text.
     """
-    device = prepared.plan.device
+    device, prompt = prepared.plan.device, prepared.prompt
     with placed.text_encoder() as text_encoder:
         rows = []
         if guided:
             rows.append(encode_prompt(text_encoder, prepared.negative_prompt.ids, device=device))
-        rows.append(encode_prompt(text_encoder, prepared.prompt.ids, device=device, clip_skip=clip_skip))
-    return torch.cat(rows)
+        rows.append(encode_prompt(text_encoder, prompt.ids, device=device, clip_skip=clip_skip))
+        if all(torch.equal(tokens.ids, prompt.ids) for _, tokens in prepared.over_time):
+            return torch.cat(rows)
+        texts = torch.cat(
+            [
+                encode_prompt(text_encoder, tokens.ids, device=device, clip_skip=clip_skip)
+                for _, tokens in prepared.over_time
+            ]
+        )
+    negative = rows[:-1]
+    features = torch.stack([*(row.expand_as(texts) for row in negative), texts])  # (B, K, L, D)
+    return TextsOverTime(features, tuple(frame for frame, _ in prepared.over_time))

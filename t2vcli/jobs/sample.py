@@ -22,6 +22,7 @@ from t2vcli.engine.guidance import guided_where, needs_guidance, unet_prediction
 from t2vcli.engine.latents import DenoiseState, draw_noise, draw_noise_per_frame, make_generator
 from t2vcli.engine.loading import make_scheduler
 from t2vcli.engine.memory import PlacedModel
+from t2vcli.engine.prompt import TextsOverTime, Words
 from t2vcli.engine.reuse import DeepFeatures, block_places, first_step, schedule_of
 from t2vcli.engine.wrapping import Spot, Wrapper, wrapped
 from t2vcli.errors import Interrupted
@@ -106,7 +107,7 @@ def denoised_latents(
     attempts: Attempts,
     request: Request,
     *,
-    embeds: torch.Tensor,
+    embeds: Words,
     scheduler: Any,
     state: DenoiseState,
     generator: torch.Generator,
@@ -146,6 +147,9 @@ def denoised_latents(
         # Of the scheduler's steps, which are more than the request's where it visits some twice
         return request.is_guided((spot.step - begin) * request.steps_run // (steps - begin))
 
+    def at_hand(words: Words) -> torch.Tensor | Callable[[], torch.Tensor]:
+        return (lambda: words.of(spot.frames)) if isinstance(words, TextsOverTime) else words
+
     def work(placed: PlacedModel) -> None:
         nonlocal latest
         done = sum(counts[begin : latest.next_step])
@@ -163,11 +167,12 @@ def denoised_latents(
         together = attempts.plan.guidance_together
         with placed.unet() as forward:
             around_all = wrapped(forward, wrappers, spot)
-            predict_noise = unet_prediction(around_all, embeds, together=together, on_half=spot.see_half)
+            predict_noise = unet_prediction(around_all, at_hand(embeds), together=together, on_half=spot.see_half)
             if needs_guidance(request.guidance_scale):
                 predict_noise = with_guidance(predict_noise, request.guidance_scale)
                 if (request.guidance_from, request.guidance_until) != (0, 1):
-                    alone = unet_prediction(around_all, embeds[-1:], on_half=spot.see_half)
+                    prompt = embeds.prompt_alone if isinstance(embeds, TextsOverTime) else embeds[-1:]
+                    alone = unet_prediction(around_all, at_hand(prompt), on_half=spot.see_half)
                     predict_noise = guided_where(predict_noise, alone, is_guided)
             predict_noise = in_parts(predict_noise, division, timesteps, on_block=on_block, spot=spot, places=places)
             if known is not None:

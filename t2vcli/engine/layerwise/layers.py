@@ -64,7 +64,7 @@ class Text:
     """The text's features, one row per sample (B, L, D) or one per frame (B F, L, D), with the keys and values made of them.
 
     Those are kept for the next forward of the same text where `keep` says so: the weights they come from are then at hand in
-    any case, and what is kept is small (77 tokens).
+    any case, and what is kept is small (77 tokens). Of a text per frame they are made for the frames at hand alone.
     """
 
     features: torch.Tensor
@@ -72,15 +72,24 @@ class Text:
     keep: bool
     _made: dict[Attention, tuple[torch.Tensor, torch.Tensor]] = field(default_factory=dict)
 
-    def keys_and_values(self, attn: Attention, operators: Operators) -> tuple[torch.Tensor, torch.Tensor]:
-        """Returns the keys and the values of all rows, (rows, heads, L, head width) each."""
+    def keys_and_values(
+        self, attn: Attention, operators: Operators, first: int, rows: int
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Returns the keys and the values of so many rows from the `first` on, (rows, heads, L, head width) each."""
+        if self.per_frame:
+            return self._made_of(self.features.narrow(0, first, rows), attn, operators)
         made = self._made.get(attn)
         if made is None:
-            key, value = (_heads(operators[layer](self.features), attn.heads) for layer in (attn.to_k, attn.to_v))
-            made = key, value
+            made = self._made_of(self.features, attn, operators)
             if self.keep:
                 self._made[attn] = made
-        return made
+        key, value = made
+        return key.narrow(0, first, rows), value.narrow(0, first, rows)
+
+    @staticmethod
+    def _made_of(features: torch.Tensor, attn: Attention, operators: Operators) -> tuple[torch.Tensor, torch.Tensor]:
+        key, value = (_heads(operators[layer](features), attn.heads) for layer in (attn.to_k, attn.to_v))
+        return key, value
 
 
 def share_memory(a: torch.Tensor, b: torch.Tensor) -> bool:
@@ -382,9 +391,8 @@ def _text_attention(run: Run, attn: Attention, tokens: torch.Tensor, text: Text,
     """
     count, length = tokens.shape[:2]
     query = run.operators[attn.to_q](tokens)
-    key, value = text.keys_and_values(attn, run.operators)
     # Pieces lie within one sample, or hold whole ones.
     first, rows = (start, count) if text.per_frame else (start // run.frames, max(1, count // run.frames))
+    key, value = text.keys_and_values(attn, run.operators, first, rows)
     query = _heads(query.view(rows, -1, query.shape[-1]), attn.heads)
-    key, value = key.narrow(0, first, rows), value.narrow(0, first, rows)
     return F.scaled_dot_product_attention(query, key, value).transpose(1, 2).reshape(count, length, -1)

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from diffusers import UNet3DConditionModel
 
 TEXTS_KEPT = 4
-"""Of how many texts the keys and values are kept: the halves of guidance one after the other, a few prompts over time."""
+"""Of how many texts the keys and values are kept: the halves of guidance, one after the other and alone."""
 
 
 @dataclass(frozen=True)
@@ -245,12 +245,14 @@ class LayerwiseUNet:
         if len(features) not in (batch, batch * frames):
             raise ValueError(f"{len(features)} texts for {batch} samples of {frames} frames")
         per_frame = len(features) != batch
-        for known in self._texts:
-            if known.per_frame == per_frame and _same_tensor(known.features, features):
+        for known in () if per_frame else self._texts:
+            if _same_tensor(known.features, features):
                 return known
         # Weights that visit the device make them anew each time, at the moment of use. So does a GPU: two small products
         # are nothing to it, and each step takes the same memory.
-        text = Text(features, per_frame=per_frame, keep=self._weights is None and self._device.type == "cpu")
+        # A text per frame is made anew for each call, and its keys and values would be as many times larger.
+        keep = self._weights is None and self._device.type == "cpu" and not per_frame
+        text = Text(features, per_frame=per_frame, keep=keep)
         if text.keep:
             self._texts = [text, *self._texts[: TEXTS_KEPT - 1]]
         return text
