@@ -13,6 +13,9 @@ from t2vcli.planning.windows import UNDIVIDED, Division
 from t2vcli.request import Request
 from t2vcli.weights.models import ModelFiles
 
+FORMAT = 1
+"""Of a recipe: another number is for what a reader of this one would take wrongly."""
+
 _RECORDED_PACKAGES = ("torch", "diffusers", "transformers", "numpy", "imageio-ffmpeg")
 
 
@@ -30,7 +33,7 @@ def build_recipe(
     frames and its own recipe).
     """
     first, *second = (_stage(request, *model) for request, model in zip(requests, models, strict=True))
-    recipe: dict[str, Any] = {"format": 1, "command": command, **first, "versions": versions()}
+    recipe: dict[str, Any] = {"format": FORMAT, "command": command, **first, "versions": versions()}
     if source is not None:
         recipe["source"] = dict(source)
     if second:

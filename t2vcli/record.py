@@ -97,7 +97,7 @@ class RunRecord(HowItWent):
 
         What memory was free then has a part in it, so it is kept and not found anew.
         """
-        return [_division(stage) for stage in self.stages]
+        return [division_in(stage) for stage in self.stages]
 
     def of_stage(self, number: int) -> HowItWent:
         """Returns how a stage went: 0 is the only one, or the draft of two."""
@@ -118,7 +118,8 @@ class _Division(BaseModel):
     blocks: Division  # the key's name since the records' first format
 
 
-def _division(stage: Mapping[str, Any]) -> Division | None:
+def division_in(stage: Mapping[str, Any]) -> Division | None:
+    """Returns how a stage of a record, or of a recipe, divides its clip; None if that is not known, or is nonsense."""
     try:
         division = _Division.model_validate({"blocks": stage.get("blocks")}).blocks
     except ValidationError:

@@ -419,7 +419,7 @@ def check_smooth(smooth: Fraction | None, fps: Fraction) -> None:
 
 
 def flag_name(field: str) -> str:
-    return "--" + field.replace("_", "-")
+    return "--from" if field == "from_clip" else "--" + field.replace("_", "-")
 
 
 def build_request(

@@ -103,6 +103,12 @@ def _in_frames(job: Job, fps: Fraction) -> Job:
     )
 
 
+def usual_context(preset: Preset, frames: int) -> int:
+    """Returns how many of the frames of a video new ones are held to, where nobody says it."""
+    most = preset.trained.most_frames // 2 if preset.trained else CONTEXT_FRAMES
+    return max(1, min(most, frames))
+
+
 def _begun_with(path: Path, job: Job) -> Work:
     """Returns the work for a video made anew at the preset's size, frame by frame, as `t2v upscale` would."""
     preset, whole, remarks = named_or_suited(job.preset, path, "generate")
@@ -151,10 +157,9 @@ def _extending(path: Path, job: Job, remarks: list[str]) -> Work:
     remarks = [*suits, *remarks, *words.remarks, *remarks_on(path, video, Along(path))]
     if any(stream.kind == "audio" for stream in video.streams):
         remarks.append(f"the sound of {path} is dropped: the clip gets longer than it")
-    most = preset.trained.most_frames // 2 if preset.trained else CONTEXT_FRAMES
     context = job.given("context")
     if context is None:
-        context = max(1, min(most, video.frames))
+        context = usual_context(preset, video.frames)
     if context > video.frames:
         raise UsageError(f"--context {context} is more than the {video.frames} frames of {path}")
     own = {

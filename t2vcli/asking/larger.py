@@ -69,7 +69,6 @@ def enlarged(job: Job, whole: Source | None = None) -> Work:
 def second_stage(draft: GenerateRequest, preset: Preset, job: Job) -> Stage:
     """Returns the stage that enlarges a draft, as `t2v upscale` would with the same flags for memory and windows."""
     from t2vcli.request import TRAITS
-    from t2vcli.video.resize import fit_size
 
     assert job.upscale is not None
     chosen = load_preset(_upscaler_of(preset) if job.upscale == "auto" else job.upscale)
@@ -80,7 +79,7 @@ def second_stage(draft: GenerateRequest, preset: Preset, job: Job) -> Stage:
         chosen_by="--upscale",
         strength_flag="--upscale-strength",
     )
-    width, height = fit_size(draft.width, draft.height, pixels=_pixels(chosen))
+    width, height = usual_size((draft.width, draft.height), chosen)
     given = {name: value for name, value in job.values.items() if TRAITS[name].stage != "draft"}
     given |= {"prompt": draft.prompt, "seed": draft.seed, "strength": job.upscale_strength}
     return Stage(build(UpscaleRequest, chosen, {**given, "width": width, "height": height}), chosen)
@@ -171,8 +170,6 @@ def _choose_size(
     video: VideoInfo, preset: Preset, width: int | None, height: int | None, scale: float | None
 ) -> tuple[int, int]:
     """Returns the output's (width, height): as given, or in the input's shape to the nearest multiples of 8."""
-    from t2vcli.video.resize import fit_size
-
     if scale is not None:
         return nearest_side(video.width * scale), nearest_side(video.height * scale)
     if width is not None and height is not None:
@@ -181,7 +178,14 @@ def _choose_size(
         return width, nearest_side(width * video.height / video.width)
     if height is not None:
         return nearest_side(height * video.width / video.height), height
-    return fit_size(video.width, video.height, pixels=_pixels(preset))
+    return usual_size((video.width, video.height), preset)
+
+
+def usual_size(size: tuple[int, int], preset: Preset) -> tuple[int, int]:
+    """Returns the (width, height) that a preset makes of frames of `size`: in their shape, with about its own pixels."""
+    from t2vcli.video.resize import fit_size
+
+    return fit_size(*size, pixels=_pixels(preset))
 
 
 def _pixels(preset: Preset) -> int:

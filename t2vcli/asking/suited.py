@@ -41,14 +41,14 @@ def _suited(source: Source, task: str) -> tuple[Preset, tuple[str, ...]]:
     if name is None:
         return default_preset(task), ()
     shown = name if len(name) <= 60 else name[:57] + "..."
-    maker = _of_name(name)
+    maker = preset_here(name)
     if maker is None:
         default = default_preset(task)
         return default, (f"{source.path} was made by {shown}, which is no preset here; taking {default.name}",)
     if task == "generate":
         chosen = maker if maker.task == "generate" else None
     elif maker.upscaler is not None:
-        chosen = _of_name(maker.upscaler)
+        chosen = preset_here(maker.upscaler)
     else:
         chosen = maker if "strength" in maker.values else None
     if chosen is None:
@@ -74,7 +74,8 @@ def _maker(source: Source, task: str) -> str | None:
     return name if isinstance(name, str) else None
 
 
-def _of_name(name: str) -> Preset | None:
+def preset_here(name: str) -> Preset | None:
+    """Returns the preset of a name that a recipe has, None if there is none here, or it is no good."""
     try:
         return known_preset(name)
     except T2VError:  # one that nobody has named need not be good

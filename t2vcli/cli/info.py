@@ -15,7 +15,7 @@ from t2vcli.cli.console import printable, result, result_json, result_path, say
 from t2vcli.cli.options import DebugOpt, JsonOpt
 from t2vcli.cli.progress import late_report
 from t2vcli.cli.runs import run_of, show_run_folder
-from t2vcli.errors import OutputError, UsageError
+from t2vcli.errors import InputError, OutputError, UsageError
 from t2vcli.paths import expanded
 from t2vcli.report import counted
 
@@ -55,8 +55,9 @@ def info(file: FileOrRunArg, as_json: JsonOpt = False, debug: DebugOpt = False) 
         "codec": video.codec,
         "pixel_format": video.pixel_format,
     }
+    command = "" if recipe is None else _command_of(recipe, file)
     if as_json:
-        result_json({**facts, "recipe": recipe})
+        result_json({**facts, "recipe": recipe, "command_line": command or None})
         return
     result(
         printable(
@@ -68,6 +69,21 @@ def info(file: FileOrRunArg, as_json: JsonOpt = False, debug: DebugOpt = False) 
         result("no recipe inside: t2v did not make it, or it was encoded again since")
         return
     _print_tree(recipe)
+    if command:
+        result("\nto make it again:")
+        result(command)
+
+
+def _command_of(recipe: Mapping[str, Any], file: Path) -> str:
+    """Returns the command that makes a clip of this recipe; "", and says why, if this t2v cannot make it."""
+    from t2vcli.asking.command_line import command_line
+    from t2vcli.asking.recipe import Recipe
+
+    try:
+        return command_line(Recipe.read(recipe, file))
+    except InputError as error:
+        say(f"it cannot be made again as it is: {error}")
+        return ""
 
 
 def _warn_of_damage(file: Path, video: VideoInfo) -> None:

@@ -1,0 +1,142 @@
+"""The recipe inside a clip, checked: anybody may have written it.
+
+A recipe is made again in one piece or not at all. What this version does not know is refused, and never left out in
+silence: the clip would be another.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, cast
+
+from t2vcli import __version__
+from t2vcli.asking.job import Command
+from t2vcli.asking.misread import shortened
+from t2vcli.errors import InputError, UsageError
+from t2vcli.metadata import FORMAT
+from t2vcli.presets import REQUESTS
+from t2vcli.record import division_in
+from t2vcli.request import Request, UpscaleRequest, build_request
+from t2vcli.video.ffmpeg import shown
+
+if TYPE_CHECKING:
+    from t2vcli.planning.windows import Division
+
+MAX_TOLD = 600
+_COMMIT = re.compile("[0-9a-f]{40}")
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """What a clip is of. Of a draft and its upscale, `requests`, `commits` and `divided` have two entries.
+
+    `commits` are those that the models' names stood for when it was made, and `divided` how the clip was divided; None
+    where the recipe does not say so. `source` describes the input video, `versions` are those it was made by.
+    """
+
+    clip: Path
+    command: Command
+    requests: tuple[Request, ...]
+    commits: tuple[str | None, ...]
+    divided: tuple[Division | None, ...]
+    source: Mapping[str, Any] | None
+    versions: Mapping[str, Any]
+
+    @classmethod
+    def inside(cls, clip: Path) -> Recipe:
+        """Returns the recipe inside a clip. Raises InputError if there is none, or none that this t2v can make."""
+        from t2vcli.asking.source import Source
+
+        return cls.read(Source.opened(clip).recipe, clip)
+
+    @classmethod
+    def read(cls, recipe: Mapping[str, Any] | None, clip: Path) -> Recipe:
+        """Returns what `recipe`, which is inside `clip`, says. Raises InputError as `inside` does."""
+        if recipe is None:
+            raise InputError(
+                f"{shown(clip)} holds no recipe: t2v did not make it, it was encoded again since, or --no-metadata was given"
+            )
+        made_by = recipe.get("versions")
+        versions = made_by if isinstance(made_by, dict) else {}
+        maker = versions.get("t2v")
+        other = isinstance(maker, str) and maker != __version__
+        by = f" (it was made by t2v {shortened(str(maker), 20)}, this is {__version__})" if other else ""
+        where = f"the recipe in {shown(clip)}"
+        number, command, source = recipe.get("format"), recipe.get("command"), recipe.get("source")
+        if type(number) is not int or number != FORMAT:
+            said = f"format {number}" if type(number) is int and 0 <= number < 10**6 else "no format"
+            raise InputError(f"{where} has {said}, and this t2v reads format {FORMAT}{by}")
+        if not isinstance(command, str) or command not in REQUESTS:
+            raise InputError(f"{where} has no command that this t2v knows{by}")
+        if source is not None and not isinstance(source, dict):
+            raise InputError(f"{where} has a source that says nothing{by}")
+        stages: list[Mapping[str, Any]] = [recipe]
+        if "upscale" in recipe:
+            second = recipe["upscale"]
+            if command != "generate" or not isinstance(second, dict):
+                raise InputError(f"{where} has a second stage that is none{by}")
+            stages.append(second)
+        kinds: tuple[type[Request], ...] = (REQUESTS[command], UpscaleRequest)
+        requests = tuple(
+            _request(kind, stage.get("request"), where, by) for kind, stage in zip(kinds, stages, strict=False)
+        )
+        return cls(
+            clip,
+            cast(Command, command),
+            requests,
+            tuple(_commit(stage, request) for stage, request in zip(stages, requests, strict=True)),
+            tuple(division_in(stage) for stage in stages),
+            source,
+            versions,
+        )
+
+    @property
+    def extends(self) -> bool:
+        """Returns whether the clip goes on from another."""
+        return self.command == "generate" and self.source is not None
+
+    @property
+    def source_name(self) -> str | None:
+        """Returns the name of the input video, a name alone; None if the recipe has none."""
+        name = (self.source or {}).get("name")
+        alone = isinstance(name, str) and name not in ("", ".", "..") and "\0" not in name and Path(name).name == name
+        return str(name) if alone else None
+
+    def source_here(self) -> Path | None:
+        """Returns where the input video is: beside the clip, or in this folder; None if it is in neither."""
+        name = self.source_name
+        for place in () if name is None else (self.clip.parent / name, Path(name)):
+            try:
+                if place.exists() and not (self.clip.exists() and place.samefile(self.clip)):
+                    return place
+            except OSError:  # a name that is too long
+                return None
+        return None
+
+    def source_size(self) -> tuple[int, int] | None:
+        """Returns the (width, height) of the input video, None if the recipe does not say it."""
+        sides = tuple((self.source or {}).get(name) for name in ("width", "height"))
+        return cast(tuple[int, int], sides) if all(type(side) is int and side > 0 for side in sides) else None
+
+
+def _commit(stage: Mapping[str, Any], request: Request) -> str | None:
+    model = stage.get("model")
+    found = model.get("revision") if isinstance(model, dict) and model.get("source") == request.model else None
+    return found if isinstance(found, str) and _COMMIT.fullmatch(found) else None
+
+
+def _request(kind: type[Request], values: object, where: str, by: str) -> Request:
+    if not isinstance(values, dict):
+        raise InputError(f"{where} holds no request{by}")
+    unknown = [name for name in values if name not in kind.model_fields]
+    if unknown:
+        names = ", ".join(repr(shortened(name, 40)) for name in unknown[:3])
+        more = f" and {len(unknown) - 3} more" if len(unknown) > 3 else ""
+        raise InputError(f"{where} holds what this t2v does not know: {names}{more}{by}")
+    try:
+        return build_request(kind, values, dict.fromkeys(kind.model_fields, where))
+    except UsageError as error:
+        raise InputError(shortened(str(error), MAX_TOLD) + by) from None

@@ -1,0 +1,352 @@
+"""A clip is made again from the recipe inside it: by the command that `t2v info` tells, and by --from."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import pytest
+from clips import make_clip, ramp
+from commandline import t2v
+from hypothesis import HealthCheck, Phase, example, given, settings
+from hypothesis import strategies as st
+
+from t2vcli.asking.command_line import command_line, quoted
+from t2vcli.asking.job import Job
+from t2vcli.asking.recipe import Recipe
+from t2vcli.asking.work import Work, unnamed
+from t2vcli.cli import running
+from t2vcli.errors import T2VError
+from t2vcli.metadata import versions
+from t2vcli.presets import load_preset
+from t2vcli.request import GenerateRequest, Request, UpscaleRequest, build_request
+
+SMALL = ("--frames", "2", "--steps", "2", "--width", "32", "--height", "32")
+
+
+@pytest.fixture(autouse=True)
+def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def recipe_of(command: str, *requests: Request, source: dict[str, Any] | None = None, **more: Any) -> dict[str, Any]:
+    """Returns what a clip of such requests would hold."""
+    first, *second = ({"request": request.model_dump(mode="json")} for request in requests)
+    whole: dict[str, Any] = {"format": 1, "command": command, **first, "versions": versions()}
+    if source is not None:
+        whole["source"] = source
+    if second:
+        whole["upscale"] = second[0]
+    return whole | more
+
+
+def told(path: Path | str, recipe: Any) -> Path:
+    """Makes a clip that holds such a recipe, whoever would write it."""
+    text = json.dumps(recipe, ensure_ascii=True)
+    return make_clip(
+        Path(path), ramp(2, width=32, height=32), "-movflags", "+use_metadata_tags", "-metadata", f"t2v={text}"
+    )
+
+
+def words_of(command: str) -> list[str]:
+    """Returns the words that a shell makes of a command."""
+    done = subprocess.run(["bash", "-c", f"printf '%s\\0' {command}"], capture_output=True, check=True)
+    program, *words = done.stdout.decode("utf-8", "surrogateescape").split("\0")[:-1]
+    assert program == "t2v"
+    return words
+
+
+def job_asked_for(command: str) -> Job:
+    """Returns the job that a command line is read as."""
+    found: list[Job] = []
+
+    def caught(job: Job, *_: Any, **__: Any) -> None:
+        found.append(job)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(running, "run_and_report", caught)
+        outcome = t2v(*words_of(command))
+    assert outcome.code == 0, outcome.stderr
+    return found[0]
+
+
+def requests_of(work: Work) -> list[Request]:
+    return [stage.request for stage in work.stages]
+
+
+# Requests as somebody may have asked for them
+
+TEXTS = st.one_of(
+    st.sampled_from(["a red boat", "it's a \"boat\" $HOME `ls` \\ !", "-p demo", "--", " ", "", "line\nline\r\t", "\x1b[31m red"]),
+    st.text(st.characters(blacklist_categories=["Cs"], blacklist_characters="\0"), max_size=30),
+)  # fmt: skip
+SIDES = st.integers(2, 16).map(lambda cells: cells * 8)
+TIMES = st.one_of(st.integers(1, 100), st.floats(0.001, 500).map(lambda seconds: round(seconds, 3)))
+SIZES = st.integers(2**16, 2**50)
+SHARES = st.floats(0.01, 1)
+OF_BOTH: dict[str, st.SearchStrategy[Any]] = {
+    "negative_prompt": TEXTS,
+    "clip_skip": st.integers(1, 20),
+    "noise": st.sampled_from(["whole", "per-frame", "freenoise"]),
+    "window": st.one_of(st.sampled_from(["auto", "off"]), st.integers(8, 99)),
+    "overlap": st.integers(0, 7),
+    "blend": st.sampled_from(["pyramid", "linear", "uniform"]),
+    "window_schedule": st.sampled_from(["alternate", "fixed"]),
+    "dtype": st.sampled_from(["auto", "fp16", "fp32"]),
+    "device": st.sampled_from(["auto", "cpu", "cuda", "cuda:1"]),
+    "memory": st.sampled_from(["auto", "fast", "lowest"]),
+    "vram": SIZES,
+    "offload": st.sampled_from(["none", "model"]),
+    "vae_slicing": st.booleans(),
+    "vae_tiling": st.booleans(),
+    "forward_chunking": st.one_of(st.just("auto"), st.integers(1, 4096)),
+    "chunk_size": SIZES,
+    "forward": st.sampled_from(["auto", "layerwise", "diffusers"]),
+    "weights": st.sampled_from(["full", "fp8"]),
+}
+OF_A_DRAFT: dict[str, st.SearchStrategy[Any]] = {
+    "model": st.sampled_from(["some/model", "./models/mine", "-odd"]),
+    "revision": st.sampled_from(["main", "0" * 40]),
+    "variant": st.sampled_from(["fp16", "fp 32"]),
+    "width": SIDES,
+    "height": SIDES,
+    "steps": st.integers(20, 1000),
+    "guidance_scale": st.floats(0, 100),
+    "scheduler": st.sampled_from(["ddim", "euler a", "dpm++ 2M"]),
+    "seed": st.integers(0, 2**63 - 1),
+    "guidance_until": SHARES,
+    "cache": st.integers(1, 3),
+    "cache_level": st.integers(0, 3),
+}
+OF_GENERATE = {"loop": st.booleans(), "frames": st.integers(1, 300), "fps": st.sampled_from(["8", "24", "30000/1001"])}
+OF_THE_LAST: dict[str, st.SearchStrategy[Any]] = {
+    "tile": st.sampled_from(["auto", "off", "64x128"]),
+    "tile_overlap": st.sampled_from([0, 8, 16]),
+    "smooth": st.sampled_from(["60", "60000/1001"]),
+}
+
+
+def some(strategies: dict[str, st.SearchStrategy[Any]]) -> st.SearchStrategy[dict[str, Any]]:
+    return st.fixed_dictionaries({}, optional=strategies)
+
+
+def request_of(kind: type[Any], preset: str, **values: Any) -> Any:
+    chosen = load_preset(preset)
+    whole = {**chosen.values_for(kind), "seed": 7, **values, "preset": preset}
+    if "model" in values:
+        whole = {**whole, "revision": values.get("revision"), "variant": values.get("variant")}
+    return build_request(kind, whole)
+
+
+CASES = settings(
+    max_examples=15,
+    deadline=None,
+    suppress_health_check=[HealthCheck.function_scoped_fixture],
+    phases=[Phase.explicit, Phase.reuse, Phase.generate],
+)
+
+
+@CASES
+@given(
+    TEXTS, st.sampled_from(["demo", "ms-1.7b", "zeroscope-576w"]), some({**OF_BOTH, **OF_A_DRAFT, **OF_GENERATE, **OF_THE_LAST})
+)  # fmt: skip
+@example("a red boat", "demo", {})
+@example("-", "demo", {})
+@example("a red boat", "ms-1.7b", {"model": "some/model"})
+def test_the_command_of_a_clip_makes_its_request(prompt: str, preset: str, values: dict[str, Any]) -> None:
+    try:
+        request = request_of(GenerateRequest, preset, prompt=prompt, **values)
+    except T2VError:  # values that do not go together
+        return
+    recipe = Recipe.read(recipe_of("generate", request), Path("boat.mp4"))
+    command = command_line(recipe)
+    assert command.isprintable()
+    if prompt == "-":  # is stdin's on a command line
+        assert command == "t2v generate --from boat.mp4"
+        return
+    assert "--from" not in command
+    assert requests_of(unnamed(job_asked_for(command))) == [request]
+    for name in GenerateRequest.model_fields:
+        if name not in ("prompt", "preset", "seed", "model", "revision", "variant"):
+            flag = "--" + name.replace("_", "-")
+            same = getattr(request, name) == getattr(request_of(GenerateRequest, preset), name)
+            assert not (same and f" {flag} " in command.replace(quoted(prompt), "")), flag
+
+
+@CASES
+@given(
+    TEXTS,
+    some(OF_A_DRAFT),
+    some({name: OF_BOTH[name] for name in OF_BOTH if name != "dtype"}),
+    some(OF_THE_LAST),
+    SHARES,
+)
+@example("a red boat", {}, {}, {}, 0.15)
+def test_the_command_of_two_stages_makes_both(
+    prompt: str, own: dict[str, Any], both: dict[str, Any], last: dict[str, Any], strength: float
+) -> None:
+    job = Job.read({"prompt": prompt, "allow_empty_prompt": True, "preset": "demo", "seed": 7, "upscale": "auto",
+                    "upscale_strength": strength, **own, **both, **last})  # fmt: skip
+    try:
+        work = unnamed(job)
+    except T2VError:
+        return
+    command = command_line(Recipe.read(recipe_of("generate", *requests_of(work)), Path("boat.mp4")))
+    again = requests_of(unnamed(job_asked_for(command)))
+    assert again == requests_of(work)
+    if strength == 0.15:
+        assert "--upscale-strength" not in command
+
+
+@pytest.fixture
+def source(place: Path) -> Path:
+    return make_clip(place / "-a boat.mp4", ramp(6, width=64, height=48), rate="8")
+
+
+@CASES
+@given(
+    TEXTS,
+    some({**OF_BOTH, **{name: each for name, each in OF_A_DRAFT.items() if name not in ("cache", "guidance_until")}}),
+    some({**OF_THE_LAST, "strength": st.floats(0.1, 1), "start": st.sampled_from([0, 0.125, 0.25]), "max_frames": st.just(2)}),
+)  # fmt: skip
+@example("a red boat", {}, {})
+def test_the_command_of_an_enlarged_clip_makes_its_request(
+    source: Path, prompt: str, values: dict[str, Any], own: dict[str, Any]
+) -> None:
+    written = {"command": "upscale", "source": str(source), "prompt": prompt, "allow_empty_prompt": True}
+    try:
+        work = unnamed(Job.read({**written, "preset": "demo-XL", "seed": 7, **values, **own}))
+    except T2VError:
+        return
+    assert work.source is not None
+    recipe = recipe_of("upscale", *requests_of(work), source=work.source.described)
+    again = unnamed(job_asked_for(command_line(Recipe.read(recipe, Path("large.mp4")))))
+    assert requests_of(again) == requests_of(work)
+    assert again.source is not None
+    assert again.source.described == work.source.described
+
+
+@CASES
+@given(TEXTS, some({**OF_BOTH, **OF_A_DRAFT, "frames": st.integers(1, 20), "context": st.integers(1, 6)}))
+@example("a red boat", {})
+def test_the_command_of_a_longer_clip_makes_its_request(source: Path, prompt: str, values: dict[str, Any]) -> None:
+    written = {"extend": str(source), "prompt": prompt, "allow_empty_prompt": True, "preset": "demo", "seed": 7}
+    try:
+        work = unnamed(Job.read({**written, **values}))
+    except T2VError:
+        return
+    assert work.source is not None
+    recipe = recipe_of("generate", *requests_of(work), source=work.source.described)
+    command = command_line(Recipe.read(recipe, Path("longer.mp4")))
+    assert requests_of(unnamed(job_asked_for(command))) == requests_of(work)
+    assert "--width" not in command or "width" in values
+    assert "--context" not in command or "context" in values
+
+
+def test_the_command_says_no_more_than_it_has_to(source: Path) -> None:
+    def command(wish: dict[str, Any]) -> str:
+        work = unnamed(Job.read({"preset": "demo", "prompt": "a boat", "seed": 3, **wish}))
+        described = None if work.source is None else work.source.described
+        recipe = recipe_of(work.command, *requests_of(work), source=described)
+        return command_line(Recipe.read(recipe, Path("made.mp4")))
+
+    assert command({}) == "t2v generate 'a boat' -p demo --seed 3"
+    assert (
+        command({"steps": 40, "guidance_scale": 9.0})
+        == "t2v generate 'a boat' -p demo --seed 3 --steps 40 --guidance-scale 9"
+    )
+    assert command({"upscale": "auto"}) == "t2v generate 'a boat' -p demo --upscale demo-XL --seed 3"
+    assert command({"extend": str(source)}) == "t2v generate 'a boat' -p demo --extend './-a boat.mp4' --seed 3"
+    enlarged = {"command": "upscale", "source": str(source), "preset": "demo-XL"}
+    assert command(enlarged) == "t2v upscale './-a boat.mp4' --prompt 'a boat' -p demo-XL --seed 3"
+    assert command({"model": "some/model"}) == "t2v generate 'a boat' -p demo --seed 3 --model some/model"
+
+
+def test_what_no_option_can_say_is_left_to_the_recipe(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = place / "presets"
+    folder.mkdir()
+    (folder / "mine.yaml").write_text("extends: demo\nsteps: 30\noverlap: 2\n")
+    (folder / "larger.yaml").write_text("extends: demo-XL\nsteps: 30\n")
+    monkeypatch.setenv("T2V_PRESETS", str(folder))
+    mine = request_of(GenerateRequest, "mine", prompt="a boat")
+    larger = request_of(UpscaleRequest, "larger", prompt="a boat", width=128, height=128)
+
+    def command(*requests: Request) -> str:
+        return command_line(Recipe.read(recipe_of("generate", *requests), Path("it's.mp4")))
+
+    assert command(mine) == "t2v generate 'a boat' -p mine --seed 7"
+    assert command(mine, larger) == "t2v generate 'a boat' -p mine --upscale larger --seed 7"
+    without = mine.model_copy(update={"overlap": None})
+    assert command(without) == """t2v generate --from 'it'"'"'s.mp4'"""
+    assert command(mine, larger.model_copy(update={"steps": 20})).endswith(""" --from 'it'"'"'s.mp4'""")
+    monkeypatch.delenv("T2V_PRESETS")  # a preset that is gone is said value by value
+    monkeypatch.setenv("T2V_DEVICE", "cuda:3")
+    words = command(mine)
+    assert " -p ms-1.7b " in words
+    assert "--steps 30" in words
+    (again,) = requests_of(unnamed(job_asked_for(words)))
+    assert again == mine.model_copy(update={"preset": "ms-1.7b"})
+
+
+def test_info_ends_in_the_command_and_it_makes_the_same_frames() -> None:
+    made = t2v("generate", "a red boat", "-p", "demo", "--seed", "5", *SMALL, "-q", "-o", "boat.mp4")
+    assert made.code == 0, made.stderr
+    info = t2v("info", "boat.mp4")
+    command = info.stdout.splitlines()[-1]
+    assert command == "t2v generate 'a red boat' -p demo --seed 5 --width 32 --height 32 --steps 2 --frames 2"
+    assert json.loads(t2v("info", "boat.mp4", "--json").stdout)["command_line"] == command
+    assert t2v(*words_of(command), "-q", "-o", "again.mp4").code == 0
+    assert Path("again.mp4").read_bytes() == Path("boat.mp4").read_bytes()
+
+
+@pytest.mark.parametrize(
+    ("recipe", "said"),
+    [
+        ({"format": 2, "command": "generate"}, "format 2, and this t2v reads format 1"),
+        ({"format": True, "command": "generate"}, "no format"),
+        ({"command": "generate"}, "no format"),
+        ({"format": 1, "command": "paint"}, "no command"),
+        ({"format": 1, "command": ["generate"]}, "no command"),
+        ({"format": 1, "command": "generate"}, "no request"),
+        ({"format": 1, "command": "generate", "request": []}, "no request"),
+        ({"format": 1, "command": "generate", "request": {"steps": 3}}, "is missing"),
+        ({"format": 1, "command": "generate", "request": {}, "upscale": 3}, "second stage"),
+        ({"format": 1, "command": "generate", "request": {}, "source": 3}, "source"),
+    ],
+)  # fmt: skip
+def test_a_recipe_that_is_none_is_told_and_no_command_is_made_up(recipe: Any, said: str) -> None:
+    told("odd.mp4", recipe)
+    info = t2v("info", "odd.mp4")
+    assert info.code == 0
+    assert said in info.stderr
+    assert "to make it again" not in info.stdout
+
+
+@pytest.mark.parametrize(
+    ("values", "said"),
+    [
+        ({"steps": "ten"}, "steps in the recipe in odd.mp4 'ten' must be a valid integer"),
+        ({"steps": 10**30}, "steps"),
+        ({"width": 33}, "width in the recipe in odd.mp4 33 must be a multiple of 8"),
+        ({"prompt": ["a"]}, "prompt"),
+        ({"prompt": "a\0b"}, "NUL"),
+        ({"warp": 9, "flux": 1, "a" * 500: 2, "z": 3}, "does not know: 'warp', 'flux', 'aaaa"),
+        ({"fps": "1e9999"}, "fps"),
+        ({"device": "gpu; rm -rf ~"}, "device"),
+        ({"seed": -1}, "seed"),
+        ({"tile": {"a": 1}}, "tile"),
+    ],
+)
+def test_values_that_are_wrong_are_told_with_the_version_they_are_from(values: dict[str, Any], said: str) -> None:
+    recipe = recipe_of("generate", request_of(GenerateRequest, "demo", prompt="a boat"))
+    recipe["request"] |= values
+    recipe["versions"] = {"t2v": "9.1"}
+    told("odd.mp4", recipe)
+    info = t2v("info", "odd.mp4")
+    assert info.code == 0
+    assert said in info.stderr
+    assert "(it was made by t2v 9.1, this is 0.1.0)" in info.stderr
+    assert len(info.stderr) < 1000
