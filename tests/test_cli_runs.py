@@ -145,6 +145,7 @@ def test_whatever_a_prompt_holds_is_kept_exactly_and_shown_inert(model: Path) ->
     as_json = json.loads(t2v("info", "new.mp4", "--json").stdout)
     recipe = recipe_of("new.mp4")
     assert as_json.pop("recipe") == recipe
+    assert as_json.pop("command_line") == shown.stdout.splitlines()[-1]
     assert as_json == {
         "path": "new.mp4",
         "width": 32,

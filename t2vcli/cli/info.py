@@ -55,9 +55,9 @@ def info(file: FileOrRunArg, as_json: JsonOpt = False, debug: DebugOpt = False) 
         "codec": video.codec,
         "pixel_format": video.pixel_format,
     }
-    command = "" if recipe is None else _command_of(recipe, file)
+    command, problem = (None, "") if recipe is None else _command_of(recipe, file)
     if as_json:
-        result_json({**facts, "recipe": recipe, "command_line": command or None})
+        result_json({**facts, "recipe": recipe, "command_line": command})
         return
     result(
         printable(
@@ -69,21 +69,23 @@ def info(file: FileOrRunArg, as_json: JsonOpt = False, debug: DebugOpt = False) 
         result("no recipe inside: t2v did not make it, or it was encoded again since")
         return
     _print_tree(recipe)
-    if command:
-        result("\nto make it again:")
+    result("")
+    if command is None:
+        result(printable(f"it cannot be made again: {problem}"))
+    else:
+        result("to make it again:")
         result(command)
 
 
-def _command_of(recipe: Mapping[str, Any], file: Path) -> str:
-    """Returns the command that makes a clip of this recipe; "", and says why, if this t2v cannot make it."""
+def _command_of(recipe: Mapping[str, Any], file: Path) -> tuple[str | None, str]:
+    """Returns the command that makes a clip of this recipe; or None, and why this t2v cannot make it."""
     from t2vcli.asking.command_line import command_line
     from t2vcli.asking.recipe import Recipe
 
     try:
-        return command_line(Recipe.read(recipe, file))
+        return command_line(Recipe.read(recipe, file)), ""
     except InputError as error:
-        say(f"it cannot be made again as it is: {error}")
-        return ""
+        return None, str(error)
 
 
 def _warn_of_damage(file: Path, video: VideoInfo) -> None:
