@@ -6,9 +6,10 @@ import platform
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from importlib import metadata
-from typing import Any
+from typing import Any, get_args
 
 from t2vcli import __version__
+from t2vcli.choices import PromptWeights
 from t2vcli.planning.windows import UNDIVIDED, Division
 from t2vcli.request import Request
 from t2vcli.weights.models import ModelFiles
@@ -95,3 +96,13 @@ def prompts_over_time_in(recipe: Mapping[str, Any] | None) -> object:
     """Returns the prompts over time in a recipe, unchecked; none if there are none."""
     request = (recipe or {}).get("request")
     return request.get("prompt_at", ()) if isinstance(request, Mapping) else ()
+
+
+def reading_in(recipe: Mapping[str, Any] | None) -> dict[str, Any]:
+    """Returns how the prompts in a recipe are to be read, as far as it says so."""
+    request = (recipe or {}).get("request")
+    if not isinstance(request, Mapping):
+        return {}
+    mode, long = request.get("prompt_weights"), request.get("long_prompt")
+    found = {"prompt_weights": mode} if mode in get_args(PromptWeights) else {}
+    return {**found, **({"long_prompt": long} if isinstance(long, bool) else {})}

@@ -24,9 +24,10 @@ from pydantic import (
     model_validator,
 )
 
-from t2vcli.choices import Blend, DType, Forward, Memory, Noise, Offload, Schedule, Spacing, Weights
+from t2vcli.choices import Blend, DType, Forward, Memory, Noise, Offload, PromptWeights, Schedule, Spacing, Weights
+from t2vcli.emphasis import weighted
 from t2vcli.errors import UsageError
-from t2vcli.prompts import check_prompt_at, check_text, check_within
+from t2vcli.prompts import check_prompt_at, check_text, check_within, texts_at
 from t2vcli.schedulers import SCHEDULERS
 from t2vcli.sizes import parse_size
 
@@ -151,6 +152,10 @@ def _check_chunk_size(value: object) -> object:
     return size
 
 
+def _as_switch(value: object) -> object:
+    return {True: "on", False: "off"}[value] if isinstance(value, bool) else value  # YAML's reading of `on` and `off`
+
+
 def _check_window(value: object) -> object:
     if isinstance(value, str) and re.fullmatch(r"[0-9]{1,9}", value):
         value = int(value)
@@ -228,6 +233,8 @@ class Request(BaseModel):
 
     prompt: Annotated[Text, OF_A_RUN] = ""
     negative_prompt: Annotated[Text, BOTH] = ""
+    prompt_weights: Annotated[PromptWeights, BeforeValidator(_as_switch), BOTH] = "auto"
+    long_prompt: Annotated[bool, BOTH] = False
     prompt_at: Annotated[PromptsAt, OF_A_RUN] = ()  # what takes the prompt's place at later frames, "FRAME:TEXT" each
     width: Annotated[Side, DRAFT]
     height: Annotated[Side, DRAFT]
@@ -292,6 +299,21 @@ class Request(BaseModel):
     def is_guided(self, step: int) -> bool:
         """Returns whether step `step` of those that run, from 0, is in the interval with guidance."""
         return self.guidance_from <= step / self.steps_run < self.guidance_until
+
+    @property
+    def texts(self) -> dict[str, str]:
+        """Returns every text that the model is given, by what it is called."""
+        at = {f"prompt at frame {frame}": text for frame, text in texts_at(self.prompt_at)}
+        return {"prompt": self.prompt, **at, "negative prompt": self.negative_prompt}
+
+    @model_validator(mode="after")
+    def _weights_are_sound(self) -> Self:
+        for name, text in self.texts.items():
+            try:
+                weighted(text, self.prompt_weights)
+            except ValueError as error:
+                raise ValueError(f"the {name} {error}") from None
+        return self
 
     @model_validator(mode="after")
     def _interval_holds_steps(self) -> Self:

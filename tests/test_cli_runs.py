@@ -118,7 +118,9 @@ def test_a_prompt_over_the_limit_is_said_to_be_cut(count: int, model: Path) -> N
     if count == 75:
         assert warnings == []
     else:
-        assert warnings == ["warning: the prompt is 76 tokens and the model reads 75; ignored: 'boat'"]
+        assert warnings == [
+            "warning: the prompt is 76 tokens and the model reads 75; ignored: 'boat' (--long-prompt reads on)"
+        ]
 
 
 def test_overwrite_replaces_and_the_default_never_does(model: Path, place: Path) -> None:

@@ -199,6 +199,8 @@ FLAGS: dict[str, Flag] = {
     "variant": Flag(("--variant", "bf16"), "bf16"),
     "negative_prompt": Flag(("-n", "blurry"), "blurry"),
     "prompt_at": Flag(("--prompt-at", "1:a blue boat"), ("1:a blue boat",)),
+    "prompt_weights": Flag(("--prompt-weights", "on"), "on"),
+    "long_prompt": Flag(("--long-prompt",), True),
     "frames": Flag(("--frames", "5"), 5),
     "fps": Flag(("--fps", "23.976"), Fraction(24000, 1001)),
     "width": Flag(("--width", "136"), 136),

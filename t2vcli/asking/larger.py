@@ -119,7 +119,7 @@ def words_for(source: Source, job: Job, *, after: bool = False) -> Words:
 
     Raises InputError for a video whose metadata could not be carried on.
     """
-    from t2vcli.metadata import prompt_in, prompts_over_time_in
+    from t2vcli.metadata import prompt_in, prompts_over_time_in, reading_in
 
     inside, own_at = prompt_in(source.recipe), job.given("prompt_at")
     negative = job.given("negative_prompt")
@@ -142,6 +142,7 @@ def words_for(source: Source, job: Job, *, after: bool = False) -> Words:
             raise InputError(f"the {name} inside {source.path} {error}; give one with --prompt") from None
     if negative is None and inside_negative:
         given = {"negative_prompt": inside_negative}
+    given |= {name: value for name, value in reading_in(source.recipe).items() if job.given(name) is None}
     if after and at:
         prompt = texts_at(at)[-1][1]
     remarks = [f"prompt from {source.path}: {prompt}"]

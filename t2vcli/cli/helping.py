@@ -48,6 +48,8 @@ EXPERT = (
     "clip_skip",
     "noise",
     "prompt_at",
+    "prompt_weights",
+    "long_prompt",
     "strict",
     "allow_empty_prompt",
     "scheduler",

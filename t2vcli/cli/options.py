@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-from t2vcli.choices import Blend, DType, Forward, Memory, Noise, Offload, Schedule, Spacing, Weights
+from t2vcli.choices import Blend, DType, Forward, Memory, Noise, Offload, PromptWeights, Schedule, Spacing, Weights
 from t2vcli.cli import completing
 from t2vcli.cli.boundary import enable_debug
 from t2vcli.cli.console import speak_json
@@ -73,6 +73,22 @@ PromptAtOpt = Annotated[
         "--prompt-at",
         metavar="FRAME:TEXT",
         help="What to show from this frame on; between two texts they blend. As often as there are texts.",
+        rich_help_panel=SAMPLING,
+    ),
+]
+# Not --weights, which is how the UNet's own are kept.
+PromptWeightsOpt = Annotated[
+    PromptWeights | None,
+    typer.Option(
+        help="Whether (word:1.3), (word) and [word] weigh words; auto: where a number stands in brackets, as in the first.",
+        rich_help_panel=SAMPLING,
+    ),
+]
+LongPromptOpt = Annotated[
+    bool | None,
+    typer.Option(
+        "--long-prompt/--no-long-prompt",
+        help="Read a prompt over the model's 75 tokens in chunks of as many; BREAK begins another.",
         rich_help_panel=SAMPLING,
     ),
 ]
@@ -509,6 +525,8 @@ REQUEST_OPTIONS: Options = {
     "variant": (VariantOpt, None),
     "negative_prompt": (NegativePromptOpt, None),
     "prompt_at": (PromptAtOpt, None),
+    "prompt_weights": (PromptWeightsOpt, None),
+    "long_prompt": (LongPromptOpt, None),
     "width": (WidthOpt, None),
     "height": (HeightOpt, None),
     "steps": (StepsOpt, None),

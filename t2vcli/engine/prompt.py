@@ -2,45 +2,211 @@
 
 from __future__ import annotations
 
+import re
 from bisect import bisect_right
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from types import MappingProxyType
 
 import torch
 
+from t2vcli.choices import PromptWeights
+from t2vcli.emphasis import Part, weighted
 from t2vcli.engine.text_encoder import CLIPText
 from t2vcli.engine.tokenizer import Tokenizer
+
+Vectors = Mapping[str, torch.Tensor]
+"""Learned words by their names, (n, D) each: what the text encoder sees in place of n tokens."""
+NO_VECTORS: Vectors = MappingProxyType({})
 
 
 @dataclass(frozen=True)
 class Tokens:
-    """A tokenized text. `ids` is (1, L) with L the model's limit; `dropped` is the text that did not fit."""
+    """A tokenized text. `ids` is (N, L) with L the model's limit; of a text that is not long, N is 1.
+
+    `weights` are those of the tokens, (N, L), None where all are 1. `inserted` are learned words: at (chunk, place) the
+    vector (D,) that stands there. `dropped` is the text that did not fit.
+    """
 
     ids: torch.Tensor
     count: int
     limit: int
     dropped: str
+    weights: torch.Tensor | None = None
+    inserted: tuple[tuple[int, int, torch.Tensor], ...] = ()
+
+    def in_chunks(self, count: int, tokenizer: Tokenizer) -> Tokens:
+        """Returns the same text in so many chunks, those after its own empty."""
+        more = count - len(self.ids)
+        if not more:
+            return self
+        empty = torch.tensor([tokenizer.framed([])] * more)
+        weights = None if self.weights is None else torch.cat([self.weights, torch.ones(empty.shape)])
+        return replace(self, ids=torch.cat([self.ids, empty]), weights=weights)
+
+    def same_as(self, other: Tokens) -> bool:
+        """Returns whether the text encoder makes the same of both."""
+        own, others = (torch.ones(each.ids.shape) if each.weights is None else each.weights for each in (self, other))
+        return (
+            torch.equal(self.ids, other.ids)
+            and torch.equal(own, others)
+            and len(self.inserted) == len(other.inserted)
+            and all(
+                one[:2] == two[:2] and torch.equal(one[2], two[2])
+                for one, two in zip(self.inserted, other.inserted, strict=True)
+            )
+        )
 
 
-def tokenize(tokenizer: Tokenizer, text: str) -> Tokens:
-    """Returns the padded and cut token ids of `text`. `count` and `limit` leave the start and end tokens out."""
-    limit = tokenizer.model_max_length
-    whole = tokenizer.ids(text)[1:-1]
-    dropped = tokenizer.decode(whole[limit - 2 :]) if len(whole) > limit - 2 else ""
-    return Tokens(ids=torch.tensor([tokenizer.padded_ids(text)]), count=len(whole), limit=limit - 2, dropped=dropped)
+@dataclass(frozen=True)
+class _Unit:
+    """What is not parted: a token, or the vectors of a learned word."""
+
+    ids: tuple[int, ...]
+    weight: float
+    vectors: torch.Tensor | None = None
+    name: str = ""
+
+
+def tokenize(
+    tokenizer: Tokenizer,
+    text: str,
+    *,
+    mode: PromptWeights = "off",
+    long: bool = False,
+    vectors: Vectors = NO_VECTORS,
+) -> Tokens:
+    """Returns the padded token ids of `text`, cut at the limit. `count` and `limit` leave the start and end tokens out.
+
+    `mode`: whether brackets weigh what is in them (t2vcli/emphasis.py). `long`: nothing is cut, but the text goes on in
+    chunks of as many tokens, and begins another at the word BREAK.
+    """
+    found = weighted(text, mode)
+    parts = (Part(text),) if found is None else found.parts
+    named = _finder(vectors)
+    limit = tokenizer.model_max_length - 2
+    if found is None and not long and not (named and named.search(text)):
+        whole = tokenizer.ids(text)[1:-1]
+        dropped = tokenizer.decode(whole[limit:]) if len(whole) > limit else ""
+        return Tokens(torch.tensor([tokenizer.padded_ids(text)]), len(whole), limit, dropped)
+    sections: list[list[_Unit]] = [[]]
+    for part in parts:
+        for number, piece in enumerate(_BREAK.split(part.text) if long else [part.text]):
+            if number:
+                sections.append([])
+            sections[-1] += _units(tokenizer, piece, part.weight, named, vectors)
+    chunks, left = _packed(sections, limit)
+    if not long:
+        left = [unit for chunk in chunks[1:] for unit in chunk] + left
+        chunks = chunks[:1]
+    ids, weights, inserted = [], [], []
+    for number, chunk in enumerate(chunks):
+        own = [each for unit in chunk for each in unit.ids]
+        framed = tokenizer.framed(own)
+        row, place = [1.0] * len(framed), tokenizer.first_place(len(own))
+        for unit in chunk:
+            for offset in range(len(unit.ids)):
+                row[place + offset] = unit.weight
+                if unit.vectors is not None:
+                    inserted.append((number, place + offset, unit.vectors[offset]))
+            place += len(unit.ids)
+        ids.append(framed)
+        weights.append(row)
+    return Tokens(
+        torch.tensor(ids),
+        sum(len(unit.ids) for section in sections for unit in section),
+        limit,
+        _text_of(tokenizer, left),
+        torch.tensor(weights) if any(weight != 1 for row in weights for weight in row) else None,
+        tuple(inserted),
+    )
+
+
+_BREAK = re.compile(r"\s*\bBREAK\b\s*")
+
+
+def _finder(vectors: Vectors) -> re.Pattern[str] | None:
+    """Returns what finds the names of learned words as words of their own, in letters of either size."""
+    names = sorted(vectors, key=len, reverse=True)
+    return re.compile(rf"(?<!\w)({'|'.join(map(re.escape, names))})(?!\w)", re.IGNORECASE) if names else None
+
+
+def _units(
+    tokenizer: Tokenizer, text: str, weight: float, named: re.Pattern[str] | None, vectors: Vectors
+) -> Iterator[_Unit]:
+    by_name = {name.lower(): name for name in vectors}
+    for number, piece in enumerate(named.split(text) if named else [text]):
+        if number % 2:
+            name = by_name[piece.lower()]
+            yield _Unit((tokenizer.end,) * len(vectors[name]), weight, vectors[name], name)
+        else:
+            for each in tokenizer.ids(piece)[1:-1]:
+                yield _Unit((each,), weight)
+
+
+def _packed(sections: Sequence[Sequence[_Unit]], limit: int) -> tuple[list[list[_Unit]], list[_Unit]]:
+    """Returns the units in chunks of at most `limit` tokens, one at least, and those that fit into none."""
+    chunks: list[list[_Unit]] = []
+    left: list[_Unit] = []
+    for section in sections:
+        chunk: list[_Unit] = []
+        room = limit
+        for unit in section:
+            if len(unit.ids) > limit:
+                left.append(unit)
+                continue
+            if len(unit.ids) > room:
+                chunks.append(chunk)
+                chunk, room = [], limit
+            chunk.append(unit)
+            room -= len(unit.ids)
+        if chunk:
+            chunks.append(chunk)
+    return chunks or [[]], left
+
+
+def _text_of(tokenizer: Tokenizer, units: Sequence[_Unit]) -> str:
+    pieces: list[str] = []
+    ids: list[int] = []
+    for unit in units:
+        if unit.vectors is None:
+            ids += unit.ids
+            continue
+        pieces += [tokenizer.decode(ids), unit.name]
+        ids = []
+    return " ".join(filter(None, [*pieces, tokenizer.decode(ids)]))
 
 
 @torch.inference_mode()
 def encode_prompt(
-    text_encoder: CLIPText, ids: torch.Tensor, *, device: str, clip_skip: int | None = None
+    text_encoder: CLIPText,
+    ids: torch.Tensor,
+    *,
+    device: str,
+    clip_skip: int | None = None,
+    inserted: Mapping[tuple[int, int], torch.Tensor] = MappingProxyType({}),
 ) -> torch.Tensor:
     """Returns the prompt's features (B, L, D).
 
     With `clip_skip` n the output of the n-th layer before the last is taken, through the final layer norm
-    (diffusers, StableDiffusionPipeline.encode_prompt).
+    (diffusers, StableDiffusionPipeline.encode_prompt). `inserted` are vectors (D,) in place of those of the token at (row,
+    place).
     """
-    features: torch.Tensor = text_encoder(ids.to(device), skip_layers=clip_skip or 0)
+    features: torch.Tensor = text_encoder(ids.to(device), skip_layers=clip_skip or 0, inserted=inserted)
     return features
+
+
+def encode_tokens(text_encoder: CLIPText, tokens: Tokens, *, device: str, clip_skip: int | None = None) -> torch.Tensor:
+    """Returns the features (1, N L, D) of a text in N chunks, one after the other.
+
+    Those of a token with a weight are multiplied by it. Their mean is left as it comes: after the final layer norm it is
+    near zero, and to restore it would change all other tokens.
+    """
+    inserted = {(chunk, place): vector for chunk, place, vector in tokens.inserted}
+    features = encode_prompt(text_encoder, tokens.ids, device=device, clip_skip=clip_skip, inserted=inserted)
+    if tokens.weights is not None:
+        features = features * tokens.weights.to(features)[..., None]
+    return features.flatten(0, 1)[None]
 
 
 @dataclass(frozen=True)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Mapping
+from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -63,9 +64,18 @@ class CLIPText(nn.Module):
         self.encoder = _Encoder(settings)
         self.final_layer_norm = nn.LayerNorm(settings.hidden_size, eps=settings.layer_norm_eps)
 
-    def forward(self, input_ids: torch.Tensor, *, skip_layers: int = 0) -> torch.Tensor:
-        """Returns the features after all layers but the last `skip_layers`, through the final layer norm."""
-        hidden_states = self.embeddings(input_ids)
+    def forward(
+        self,
+        input_ids: torch.Tensor,
+        *,
+        skip_layers: int = 0,
+        inserted: Mapping[tuple[int, int], torch.Tensor] = MappingProxyType({}),
+    ) -> torch.Tensor:
+        """Returns the features after all layers but the last `skip_layers`, through the final layer norm.
+
+        `inserted`: vectors (D,) that take the place of the token's own at (row, place).
+        """
+        hidden_states = self.embeddings(input_ids, inserted)
         layers = self.encoder.layers
         for layer in layers[: len(layers) - skip_layers]:
             hidden_states = layer(hidden_states)
@@ -79,9 +89,12 @@ class _Embeddings(nn.Module):
         self.token_embedding = nn.Embedding(settings.vocab_size, settings.hidden_size)
         self.position_embedding = nn.Embedding(settings.max_position_embeddings, settings.hidden_size)
 
-    def forward(self, input_ids: torch.Tensor) -> torch.Tensor:
+    def forward(self, input_ids: torch.Tensor, inserted: Mapping[tuple[int, int], torch.Tensor]) -> torch.Tensor:
         places = torch.arange(input_ids.shape[-1], device=input_ids.device)
-        embedded: torch.Tensor = self.token_embedding(input_ids) + self.position_embedding(places[None])
+        tokens: torch.Tensor = self.token_embedding(input_ids)
+        for (row, place), vector in inserted.items():
+            tokens[row, place] = vector.to(tokens)
+        embedded: torch.Tensor = tokens + self.position_embedding(places[None])
         return embedded
 
 

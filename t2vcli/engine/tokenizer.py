@@ -66,6 +66,23 @@ class Tokenizer:
         )
         return list(self.backend.encode(text).ids)
 
+    def framed(self, ids: list[int]) -> list[int]:
+        """Returns tokens, at most two fewer than the limit, as `padded_ids` has those of a text: start, end and padding."""
+        start, end = self.ids("")
+        pad: Any = self.backend.token_to_id(self._padding)
+        padding = [pad] * (self.model_max_length - 2 - len(ids))
+        whole = [start, *ids, end]
+        return padding + whole if self._pad_side == "left" else whole + padding
+
+    def first_place(self, count: int) -> int:
+        """Returns where in `framed` the first of so many tokens stands."""
+        return self.model_max_length - 1 - count if self._pad_side == "left" else 1
+
+    @property
+    def end(self) -> int:
+        """The token that a text ends with."""
+        return self.ids("")[-1]
+
     def decode(self, ids: list[int]) -> str:
         """Returns the text that tokens stand for, in small letters."""
         text: str = self.backend.decode(ids, skip_special_tokens=False)

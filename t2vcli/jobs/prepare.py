@@ -7,11 +7,12 @@ from dataclasses import dataclass
 
 import torch
 
+from t2vcli.emphasis import weighted
 from t2vcli.engine.device import DTYPES, choose_device, free_device_bytes, has_nvidia_driver, why_no_cuda
 from t2vcli.engine.guidance import needs_guidance
 from t2vcli.engine.loading import check_steps, load_tokenizer, reading, schedule_remark, vae_scale
 from t2vcli.engine.memory import PlacedModel
-from t2vcli.engine.prompt import TextsOverTime, Tokens, Words, encode_prompt, tokenize
+from t2vcli.engine.prompt import TextsOverTime, Tokens, Words, encode_tokens, tokenize
 from t2vcli.engine.tokenizer import Tokenizer
 from t2vcli.errors import OutOfMemoryError, UsageError
 from t2vcli.planning.decide import Decision, Memory, decide
@@ -114,16 +115,14 @@ def prepare(
     shared = first is not None and same_tokenizer(first.files, files)
     tokenizer = first.tokenizer if first is not None and shared else load_tokenizer(files)
     _check_clip_skip(request, files)
-    prompt = _checked_tokens(files, tokenizer, request.prompt, "prompt", report, strict)
-    negative = _checked_tokens(files, tokenizer, request.negative_prompt, "negative prompt", report, strict)
+    tokens = _tokens_of(request, files, tokenizer, report, strict)
+    prompt, *later, negative = tokens
     known = request.known_frames if isinstance(request, GenerateRequest) else 0
     over_time = [(known, prompt)]
-    for frame, text in texts_at(request.prompt_at):
-        name = f"prompt at frame {frame}"
-        over_time.append((known + frame, _checked_tokens(files, tokenizer, text, name, report, strict)))
+    over_time += [(known + frame, each) for (frame, _), each in zip(texts_at(request.prompt_at), later, strict=True)]
     if request.loop:
         over_time.append((frames, prompt))  # where the clip begins again
-    _say_unknown_words(files, " ".join([request.prompt, *(text for _, text in texts_at(request.prompt_at))]), report)
+    _say_unknown_words(files, request, report)
     return Prepared(
         files,
         way.plan,
@@ -211,17 +210,54 @@ def _flags_without_effect(request: Request) -> list[str]:
     return remarks
 
 
-def _checked_tokens(
-    files: ModelFiles, tokenizer: Tokenizer, text: str, name: str, report: Report, strict: bool
-) -> Tokens:
-    with reading(f"the tokenizer in {files.parts['tokenizer']}", files):
-        tokens = tokenize(tokenizer, text)
-    if tokens.dropped:
-        line = f"the {name} is {tokens.count} tokens and the model reads {tokens.limit}; ignored: '{tokens.dropped}'"
+MOST_CHUNKS = 10
+"""Of a long prompt: at each of the UNet's attentions to the text, every pixel asks all of its tokens."""
+
+
+def _tokens_of(request: Request, files: ModelFiles, tokenizer: Tokenizer, report: Report, strict: bool) -> list[Tokens]:
+    """Returns the tokens of each of the request's texts, in as many chunks each. Raises UsageError."""
+    found = {}
+    for name, text in request.texts.items():
+        _say_weights(request, name, text, report, strict)
+        with reading(f"the tokenizer in {files.parts['tokenizer']}", files):
+            tokens = tokenize(tokenizer, text, mode=request.prompt_weights, long=request.long_prompt)
+        if tokens.dropped:
+            line = (
+                f"the {name} is {tokens.count} tokens and the model reads {tokens.limit}; ignored: '{tokens.dropped}'"
+                " (--long-prompt reads on)"
+            )
+            if strict:
+                raise UsageError(f"{line} (--strict)")
+            report.warn(line)
+        if len(tokens.ids) > MOST_CHUNKS:
+            raise UsageError(
+                f"the {name} is {tokens.count} tokens, {len(tokens.ids)} chunks of at most {tokens.limit}; the most is"
+                f" {MOST_CHUNKS} chunks"
+            )
+        found[name] = tokens
+    # A negative prompt that is not used does not make the others longer.
+    used = [each for name, each in found.items() if name != "negative prompt" or needs_guidance(request.guidance_scale)]
+    chunks = max(len(each.ids) for each in used)
+    return [each.in_chunks(max(chunks, len(each.ids)), tokenizer) for each in found.values()]
+
+
+def _say_weights(request: Request, name: str, text: str, report: Report, strict: bool) -> None:
+    """Tells which words have a weight, and warns of brackets that nothing closes. Raises UsageError for them if `strict`."""
+    found = weighted(text, request.prompt_weights)
+    if found is None:
+        return
+    told = [f"{part.text.strip()!r:.60} {part.weight:.3g}" for part in found.parts if part.weight != 1]
+    if told:
+        report.say(f"weights in the {name}: {', '.join(told)} (--prompt-weights off takes brackets as text)")
+    if found.unclosed:
+        bracket = text[found.unclosed[0] - 1]
+        line = (
+            f"the {name} has a {bracket!r} at character {found.unclosed[0]} that nothing closes, so its weight reaches to"
+            f" the end; write \\{bracket} for a bracket that is text"
+        )
         if strict:
             raise UsageError(f"{line} (--strict)")
         report.warn(line)
-    return tokens
 
 
 def _check_clip_skip(request: Request, files: ModelFiles) -> None:
@@ -233,12 +269,16 @@ def _check_clip_skip(request: Request, files: ModelFiles) -> None:
         )
 
 
-def _say_unknown_words(files: ModelFiles, prompt: str, report: Report) -> None:
+def _say_unknown_words(files: ModelFiles, request: Request, report: Report) -> None:
     vocabulary = files.vocabulary()
     if vocabulary is None:
         return
-    known = vocabulary.words | _FILLER
-    unknown = [w for w in re.findall(r"\w+", prompt) if w.lower() not in known]
+    known = vocabulary.words | _FILLER | ({"break"} if request.long_prompt else frozenset())
+    unknown = []
+    for text in (request.prompt, *(text for _, text in texts_at(request.prompt_at))):
+        found = weighted(text, request.prompt_weights)
+        words = text if found is None else found.text
+        unknown += [word for word in re.findall(r"\w+", words) if word.lower() not in known]
     if unknown:
         names = ", ".join(dict.fromkeys(unknown))
         report.warn(f"the demo model does not know: {names}; it knows {vocabulary.summary}")
@@ -254,13 +294,13 @@ def encode_words(placed: PlacedModel, prepared: Prepared, *, guided: bool, clip_
     with placed.text_encoder() as text_encoder:
         rows = []
         if guided:
-            rows.append(encode_prompt(text_encoder, prepared.negative_prompt.ids, device=device))
-        rows.append(encode_prompt(text_encoder, prompt.ids, device=device, clip_skip=clip_skip))
-        if all(torch.equal(tokens.ids, prompt.ids) for _, tokens in prepared.over_time):
+            rows.append(encode_tokens(text_encoder, prepared.negative_prompt, device=device))
+        rows.append(encode_tokens(text_encoder, prompt, device=device, clip_skip=clip_skip))
+        if all(tokens.same_as(prompt) for _, tokens in prepared.over_time):
             return torch.cat(rows)
         texts = torch.cat(
             [
-                encode_prompt(text_encoder, tokens.ids, device=device, clip_skip=clip_skip)
+                encode_tokens(text_encoder, tokens, device=device, clip_skip=clip_skip)
                 for _, tokens in prepared.over_time
             ]
         )
