@@ -44,9 +44,10 @@ def build_recipe(
 
 def _stage(request: Request, model: ModelFiles, division: Division) -> dict[str, Any]:
     divided = {} if division == UNDIVIDED else {"blocks": asdict(division)}
+    adapters = {"adapters": [adapter.described for adapter in model.adapters]} if model.adapters else {}
     return {
         "request": request.model_dump(mode="json"),
-        "model": {"source": model.source, "revision": model.revision, "variant": model.variant},
+        "model": {"source": model.source, "revision": model.revision, "variant": model.variant, **adapters},
         **divided,
     }
 

@@ -24,6 +24,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationEr
 from pydantic.fields import FieldInfo
 
 from t2vcli.errors import InputError, T2VError, UsageError
+from t2vcli.loras import located
 from t2vcli.paths import expanded, expanded_model
 from t2vcli.plain_yaml import with_plain_numbers
 from t2vcli.report import counted
@@ -129,6 +130,7 @@ def _rules_of(field: FieldInfo) -> Any:
 
 _OPTIONAL: dict[str, Any] = {name: (_rules_of(field), None) for name, field in _REQUEST_FIELDS.items()}
 _PresetFile = create_model("_PresetFile", __base__=_Header, **_OPTIONAL)
+LISTS = frozenset({"lora"})  # the fields of a request that may be a list
 _KEYS = ("extends", *_Header.model_fields, *_REQUEST_FIELDS)
 
 
@@ -196,6 +198,8 @@ def _read(path: Path) -> _Source:
     raw, lines = _parse(content, shown)
     _reject_unknown(raw, _KEYS, shown, lines)
     for key, value in raw.items():
+        if key in LISTS and isinstance(value, list):
+            continue
         wanted = {"notes": list, "trained": dict}.get(key)
         if wanted and value is not None and not isinstance(value, wanted):
             kind = "a list of texts" if wanted is list else "a mapping with frames, width and height"
@@ -442,11 +446,7 @@ def _load(path: Path) -> Preset:
         trained=trained and TrainedRange(trained.frames[0], trained.frames[1], trained.width, trained.height),
         notes=tuple(merged.get("notes", ())),
         values=MappingProxyType(
-            {
-                key: _local_model(value, setter[key].path) if key == "model" else value
-                for key, value in merged.items()
-                if key in _REQUEST_FIELDS
-            }
+            {key: _beside(key, value, setter[key].path) for key, value in merged.items() if key in _REQUEST_FIELDS}
         ),
         sources=MappingProxyType({key: source.shown for key, source in setter.items()}),
         longest_pass=merged.get("longest_pass"),
@@ -488,6 +488,13 @@ def _parent(source: _Source) -> Path:
         hint = _suggest_preset(name, (other for other in index if other != source.path.stem))
         raise InputError(f"extends in {source.where('extends')} names no preset {_shorten(name)!r}; {hint}")
     return files[0]
+
+
+def _beside(key: str, value: Any, path: Path) -> Any:
+    """Returns the value of a key; what of it begins with ./ or ../ is beside the preset's file, ~ at home."""
+    if key == "model":
+        return _local_model(value, path)
+    return tuple(located(value, path.resolve().parent)) if key == "lora" else value
 
 
 def _local_model(model: str, path: Path) -> str:

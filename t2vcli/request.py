@@ -27,6 +27,7 @@ from pydantic import (
 from t2vcli.choices import Blend, DType, Forward, Memory, Noise, Offload, PromptWeights, Schedule, Spacing, Weights
 from t2vcli.emphasis import weighted
 from t2vcli.errors import UsageError
+from t2vcli.loras import as_written
 from t2vcli.prompts import check_prompt_at, check_text, check_within, texts_at
 from t2vcli.schedulers import SCHEDULERS
 from t2vcli.sizes import parse_size
@@ -230,6 +231,9 @@ class Request(BaseModel):
     model: Annotated[str, DRAFT]
     revision: Annotated[str | None, DRAFT] = None
     variant: Annotated[str | None, DRAFT] = None
+    lora: Annotated[
+        tuple[str, ...], BeforeValidator(as_written), DRAFT
+    ] = ()  # loras.py; added to the model in this order
 
     prompt: Annotated[Text, OF_A_RUN] = ""
     negative_prompt: Annotated[Text, BOTH] = ""

@@ -197,6 +197,7 @@ FLAGS: dict[str, Flag] = {
     "model": Flag(("--model", "owner/name"), "owner/name", {"variant": None}),
     "revision": Flag(("--revision", "v2"), "v2"),
     "variant": Flag(("--variant", "bf16"), "bf16"),
+    "lora": Flag(("--lora", "owner/name:0.50", "--lora", "owner/other"), ("owner/name:0.5", "owner/other")),
     "negative_prompt": Flag(("-n", "blurry"), "blurry"),
     "prompt_at": Flag(("--prompt-at", "1:a blue boat"), ("1:a blue boat",)),
     "prompt_weights": Flag(("--prompt-weights", "on"), "on"),

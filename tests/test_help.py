@@ -83,8 +83,8 @@ def test_examples_are_commands_that_there_are(line: str) -> None:
 
 def test_a_name_is_suggested_only_where_it_is_near() -> None:
     assert "--frames" in sentence(t2v("generate", "a boat", "--frame", "3"))
-    far = sentence(t2v("generate", "a boat", "--lora", "x"))
-    assert "--lora" in far
+    far = sentence(t2v("generate", "a boat", "--vignette", "x"))
+    assert "--vignette" in far
     assert "ossible" not in far
     assert "--offload" not in far
 

@@ -14,6 +14,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationEr
 
 from t2vcli import prompts
 from t2vcli.errors import UsageError
+from t2vcli.loras import located
 from t2vcli.paths import ANY_NAME, expanded, expanded_model, output_path
 from t2vcli.presets import REQUESTS
 from t2vcli.request import describe_problem, flag_name
@@ -42,7 +43,8 @@ OutputText = Annotated[Path, BeforeValidator(_as_output)]
 class Job(BaseModel):
     """What to make, as far as somebody said it: a value that is not given is the preset's, or is found out.
 
-    `values` holds the fields of the request that were given, as plain values (text, numbers, true or false), unchecked.
+    `values` holds the fields of the request that were given, as plain values (text, numbers, true or false, or a list of
+    texts), unchecked.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
@@ -87,6 +89,8 @@ class Job(BaseModel):
         try:
             if isinstance(values.get("model"), str):
                 values["model"] = expanded_model(values["model"])
+            if "lora" in values:
+                values["lora"] = located(values["lora"])
             return cls.model_validate({**_with_first_text(own, values), "values": values})
         except UsageError as error:
             raise UsageError(f"{prefix}{error}") from None
@@ -169,6 +173,8 @@ def _plain(value: Any) -> Any:
     """Returns a value as JSON has it: numbers and text as they are, rates and paths as text."""
     if isinstance(value, Enum):
         return value.value
+    if isinstance(value, list | tuple):
+        return [_plain(each) for each in value]
     return str(value) if isinstance(value, Path | Fraction) else value
 
 

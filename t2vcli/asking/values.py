@@ -18,8 +18,9 @@ def merged_values(preset: Preset, given: Mapping[str, Any], kind: type[Request])
     """
     values = {**preset.values_for(kind), **fields_of(kind), **_without_none(given)}
     if given.get("model") is not None:
-        # Another model's revision and variant are not this one's.
+        # Another model's revision, variant and LoRAs are not this one's.
         values["revision"], values["variant"] = given.get("revision"), given.get("variant")
+        values["lora"] = given.get("lora") or ()
     if values.get("variant") == "":
         values["variant"] = None
     values["preset"] = preset.name

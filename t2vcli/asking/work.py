@@ -107,6 +107,9 @@ class Work:
         sha256 = source.get("sha256") if isinstance(source, Mapping) else None
         if recipe.get("command") != self.command or not self.made_by(found):
             return False
+        for stage, told in zip(self.stages, (recipe, upscale), strict=False):
+            if stage.request.lora and not _same_loras(stage.request, told):
+                return False
         return sha256 == (None if self.source is None else self.source.described["sha256"])
 
     def made_by(self, deciding: Sequence[Mapping[str, Any]]) -> bool:
@@ -120,6 +123,16 @@ class Work:
 
         stages = tuple(replace(stage, request=changed(stage.request, seed=seed)) for stage in self.stages)
         return replace(self, stages=stages)
+
+
+def _same_loras(request: Request, recipe: object) -> bool:
+    """Returns whether a recipe's stage was made with the very files that a request's LoRAs are now."""
+    from t2vcli.weights.adapters import adapters_here
+
+    model = recipe.get("model") if isinstance(recipe, Mapping) else None
+    told = model.get("adapters") if isinstance(model, Mapping) else None
+    here = adapters_here(request.lora)
+    return here is not None and told == [adapter.described for adapter in here]
 
 
 def work_for(job: Job, *, take_up: bool = True) -> Work:

@@ -38,7 +38,7 @@ def decide(fields: dict[str, Any]) -> Decided:
         work.frames * stage.request.width * stage.request.height * _steps(stage.request) * passes
         for stage in work.stages
     )
-    models = [(stage.request.model, stage.request.revision, stage.request.variant) for stage in work.stages]
+    models = [(each.model, each.revision, each.variant, each.lora) for each in (stage.request for stage in work.stages)]
     shapes = [(stage.request.width, stage.request.height) for stage in work.stages]
 
     def check(output: str) -> None:

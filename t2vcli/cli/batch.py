@@ -261,7 +261,7 @@ def _end(tally: Tally) -> None:
 
 
 def _defaults(preset: str | None, given: list[str]) -> dict[str, Any]:
-    from t2vcli.batches.fields import KNOWN, OF_THE_LIST, from_text, unknown
+    from t2vcli.batches.fields import KNOWN, OF_THE_LIST, from_text, is_several, unknown
 
     found: dict[str, Any] = {}
     for each in given:
@@ -271,7 +271,10 @@ def _defaults(preset: str | None, given: list[str]) -> dict[str, Any]:
             raise UsageError(f"--set {each!r} must be a name and a value, such as steps=25")
         if key not in KNOWN or key in (*OF_THE_LIST, "output"):
             raise UsageError(f"--set: {unknown(key)}")
-        found[key] = from_text(key, value)
+        if is_several(key):
+            found.setdefault(key, []).append(value)
+        else:
+            found[key] = from_text(key, value)
     if preset is not None:
         found["preset"] = preset
     return found

@@ -44,6 +44,7 @@ NOT_EXPERT = ("device", "memory", "vram", "dry_run", "exact")
 EXPERT = (
     "revision",
     "variant",
+    "lora",
     "eta",
     "clip_skip",
     "noise",

@@ -53,6 +53,17 @@ VariantOpt = Annotated[
     str | None, typer.Option(help="The weights' variant, such as fp16; '' for none.", rich_help_panel=MODEL)
 ]
 
+LoraOpt = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--lora",
+        metavar="FILE|FOLDER|REPO[:SCALE]",
+        help="Add a LoRA to the model: a file, a folder or owner/name on the hub, times SCALE; several add up"
+        " (docs/adapters.md). '' for none.",
+        rich_help_panel=MODEL,
+    ),
+]
+
 OfflineOpt = Annotated[
     bool,
     typer.Option(
@@ -523,6 +534,7 @@ REQUEST_OPTIONS: Options = {
     "model": (ModelOpt, None),
     "revision": (RevisionOpt, None),
     "variant": (VariantOpt, None),
+    "lora": (LoraOpt, None),
     "negative_prompt": (NegativePromptOpt, None),
     "prompt_at": (PromptAtOpt, None),
     "prompt_weights": (PromptWeightsOpt, None),
@@ -684,6 +696,7 @@ def job_of(command: str, given: dict[str, Any]) -> Job:
     from t2vcli.asking.job import Job
 
     prompt = read_prompt(given.pop("prompt", None), given.pop("prompt_file", None))
+    given = {name: None if value == [] else value for name, value in given.items()}  # Typer's word for not given
     return Job.read({**given, "command": command, "prompt": prompt})
 
 

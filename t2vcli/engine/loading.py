@@ -14,7 +14,7 @@ import json
 import math
 import re
 from collections.abc import Callable, Collection, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
@@ -24,6 +24,8 @@ from torch import nn
 from t2vcli.choices import Spacing
 from t2vcli.engine import dpm_solver, picture_vae, video_unet
 from t2vcli.engine.layerwise.unet import LayerwiseUNet
+from t2vcli.engine.lora.merge import PARTS as LORA_PARTS
+from t2vcli.engine.lora.merge import Fitted, adding, changes_of, fitted
 from t2vcli.engine.picture_vae import PictureVAE
 from t2vcli.engine.tensors import fill, read_tensors, without_storage
 from t2vcli.engine.text_encoder import CLIPText
@@ -139,7 +141,7 @@ def load_model(
     classes, for whoever calls what only these do; the others of ours, where those know the config. Each part is built
     from its config without its weights, these are fitted in by name and shape, and the parts are tried out together
     before anything is converted. No library is left to look for files, or to do what a config says beyond the numbers of
-    the model.
+    the model. What the model's adapters change is added to each weight before it is converted.
     """
     built: dict[str, Any] = {}
     weights: dict[str, dict[str, torch.Tensor]] = {}
@@ -150,13 +152,32 @@ def load_model(
         with reading(files.source, files):
             _try_out(**built)
         _tried.add(configs)
+    changes = changes_of(_loras(files, built))
     for part, module in built.items():
         if part in shared and not (part in theirs and isinstance(shared[part], VideoUNet | PictureVAE)):
             built[part] = shared[part]
             continue
         with reading(", ".join(map(str, files.weights[part])), files):
-            fill(module, weights.pop(part), dtype)
+            fill(module, weights.pop(part), dtype, adding(changes.get(part, {})))
     return Model(**built)
+
+
+def check_loras(files: ModelFiles) -> list[Fitted]:
+    """Returns how each LoRA of a model fits it, before anything is loaded. Raises ModelError if one does not."""
+    if not files.adapters:
+        return []
+    return _loras(files, {part: _fitted(files, part, False)[0] for part in LORA_PARTS})
+
+
+def _loras(files: ModelFiles, parts: Mapping[str, nn.Module]) -> list[Fitted]:
+    found = []
+    for adapter in files.adapters:
+        with reading(f"the LoRA {adapter.path}", replace(files, remedy=LORA_AGAIN)):
+            found.append(fitted(adapter, parts, files.source))
+    return found
+
+
+LORA_AGAIN = "get the file again"
 
 
 # Building the parts. The settings that make them what they are; all else in a config is not for us.

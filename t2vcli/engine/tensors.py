@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import pickle
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +24,7 @@ def read_tensors(paths: Sequence[Path]) -> dict[str, torch.Tensor]:
     """
     tensors: dict[str, torch.Tensor] = {}
     for path in paths:
-        held = safetensors.torch.load_file(path) if path.suffix == ".safetensors" else _unpickled(path)
+        held = safetensors.torch.load_file(path) if path.suffix == ".safetensors" else unpickled(path)
         if not isinstance(held, dict) or not all(
             isinstance(k, str) and isinstance(v, torch.Tensor) for k, v in held.items()
         ):
@@ -33,7 +33,8 @@ def read_tensors(paths: Sequence[Path]) -> dict[str, torch.Tensor]:
     return tensors
 
 
-def _unpickled(path: Path) -> object:
+def unpickled(path: Path) -> object:
+    """Returns what a pickle of tensors holds, mapped where it can be. Raises ModelError if it holds anything that could run."""
     with path.open("rb") as file:
         legacy = is_legacy(file)
     try:
@@ -42,8 +43,8 @@ def _unpickled(path: Path) -> object:
         refused = _refused_by_the_unpickler(error)
         if refused:
             raise ModelError(
-                f"{path} cannot be loaded: it holds {refused}, and a .bin is read only as far as it holds tensors,"
-                " since anything else could run code; use a model in safetensors"
+                f"{path} cannot be loaded: it holds {refused}, and a {path.suffix} is read only as far as it holds"
+                " tensors, since anything else could run code; use one in safetensors"
             ) from None
         raise
 
@@ -59,7 +60,16 @@ def _refused_by_the_unpickler(error: BaseException) -> str | None:
     return None
 
 
-def fill(module: torch.nn.Module, tensors: dict[str, torch.Tensor], dtype: torch.dtype) -> None:
+Convert = Callable[[str, torch.Tensor, torch.dtype], torch.Tensor]
+"""(name of a weight, the weight as its file has it, the type that it is to have) -> the weight"""
+
+
+def fill(
+    module: torch.nn.Module,
+    tensors: dict[str, torch.Tensor],
+    dtype: torch.dtype,
+    convert: Convert = lambda name, weight, dtype: weight.to(dtype),
+) -> None:
     """Gives a module without storage (on the meta device) its weights, in `dtype`. `tensors` is used up by it.
 
     They are converted one by one, and each is let go of before the next: at no time is more than one held twice.
@@ -69,7 +79,7 @@ def fill(module: torch.nn.Module, tensors: dict[str, torch.Tensor], dtype: torch
         holder, _, own = name.rpartition(".")
         place = module.get_submodule(holder)
         if tensor.is_floating_point():
-            tensor = tensor.to(dtype)
+            tensor = convert(name, tensor, dtype)
         if own in place._parameters:
             # They keep requires_grad, as in diffusers' pipelines: nothing is recorded in inference mode, but without it
             # torch.matmul multiplies non-contiguous inputs another way and the frames differ in the last bits.

@@ -68,7 +68,7 @@ def key_of(prepared: Prepared) -> Key:
     """Returns what tells one loaded model from another: its files, and how they are loaded."""
     files = prepared.files
     stamps = tuple(_stamp(path) for _, paths in sorted(files.weights.items()) for path in paths)
-    adapters = tuple((adapter.sha256, adapter.scale) for adapter in files.adapters)
+    adapters = tuple(adapter.mark for adapter in files.adapters)
     how = prepared.plan.dtype, prepared.plan.weights, parts_of_diffusers(prepared)
     return (files.source, files.revision, files.variant, stamps, adapters, *how)
 

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
+import shlex
+from dataclasses import dataclass, replace
+from pathlib import Path
 
 import torch
 
 from t2vcli.emphasis import weighted
 from t2vcli.engine.device import DTYPES, choose_device, free_device_bytes, has_nvidia_driver, why_no_cuda
 from t2vcli.engine.guidance import needs_guidance
-from t2vcli.engine.loading import check_steps, load_tokenizer, reading, schedule_remark, vae_scale
+from t2vcli.engine.loading import check_loras, check_steps, load_tokenizer, reading, schedule_remark, vae_scale
 from t2vcli.engine.memory import PlacedModel
 from t2vcli.engine.prompt import TextsOverTime, Tokens, Words, encode_tokens, tokenize
 from t2vcli.engine.tokenizer import Tokenizer
@@ -25,6 +27,7 @@ from t2vcli.prompts import texts_at
 from t2vcli.report import Report, told_in_megabytes
 from t2vcli.request import GenerateRequest, Request
 from t2vcli.sizes import size_text
+from t2vcli.weights.adapters import find_adapters, repositories
 from t2vcli.weights.cached import hold
 from t2vcli.weights.models import EMBEDDED_PREFIX, ModelFiles, find_model, same_tokenizer
 
@@ -86,6 +89,8 @@ def prepare(
         say=report.say,
     )
     hold(request.model)
+    if request.lora:
+        files = with_loras(files, request, preset, report, offline=offline)
     if request.device == "auto" and device == "cpu" and not request.model.startswith(EMBEDDED_PREFIX):
         reason = why_no_cuda() if has_nvidia_driver() else "no GPU was found"
         report.warn(f"{reason}; a model of this size takes hours on the CPU (--device cpu says that you know)")
@@ -134,6 +139,47 @@ def prepare(
         tuple(over_time) if request.prompt_at else (),
         way.remarks,
     )
+
+
+def with_loras(
+    files: ModelFiles, request: Request, preset: Preset | None, report: Report, *, offline: bool
+) -> ModelFiles:
+    """Returns the model's files with those of the LoRAs, each of which is known to fit. Raises InputError or ModelError."""
+
+    def on_read(path: Path, size: int) -> None:
+        report.say(f"reading {path.name} ({size_text(size)}), to know it again")
+
+    adapters = find_adapters(
+        request.lora,
+        offline=offline,
+        on_download=told_in_megabytes(report, "download"),
+        say=report.say,
+        on_read=on_read,
+    )
+    for repository in repositories(request.lora):
+        hold(repository)
+    files = replace(files, adapters=adapters)
+    for each in check_loras(files):
+        report.say(each.told)
+        if not each.alpha_known:
+            report.warn(
+                f"{each.adapter.shown} does not say its alpha, which peft keeps in another file; taking its rank"
+            )
+        if each.adapter.scale == 0:
+            report.warn(f"{each.adapter.shown} has no effect at scale 0")
+    for sha256 in dict.fromkeys(adapter.sha256 for adapter in adapters):
+        same = [adapter for adapter in adapters if adapter.sha256 == sha256]
+        if len(same) > 1:
+            scales = " + ".join(f"{adapter.scale:g}" for adapter in same)
+            total = sum(adapter.scale for adapter in same)
+            report.warn(f"{same[0].shown} is given {len(same)} times, and added up: {scales} = {total:g}")
+    own = [] if preset is None else [text for text in preset.values.get("lora", ()) if text not in request.lora]
+    if own and preset is not None:
+        report.warn(
+            f"--lora takes the place of {preset.name}'s own, which was made to go with its values: to have both, give"
+            f" --lora {shlex.join(own)}, too"
+        )
+    return files
 
 
 def decide_here(

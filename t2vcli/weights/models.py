@@ -56,16 +56,33 @@ class Vocabulary:
 
 @dataclass(frozen=True)
 class Adapter:
-    """A file that changes a model when it is loaded (a LoRA, an embedding), known by its content. `scale`: how much."""
+    """A file that changes a model when it is loaded (a LoRA, an embedding), known by its content. `scale`: how much.
+
+    `settings` is what the adapter_config.json beside it holds, where it counts, and `settings_sha256` its hash.
+    """
 
     path: Path
     sha256: str
     scale: float = 1.0
+    settings: Mapping[str, Any] | None = None
+    settings_sha256: str | None = None
 
     @property
     def described(self) -> dict[str, Any]:
         """Returns what a recipe and a run's identity keep of it; where it lies has no part in the result."""
-        return {"name": self.path.name, "sha256": self.sha256, "scale": self.scale}
+        settings = {} if self.settings_sha256 is None else {"settings_sha256": self.settings_sha256}
+        return {"name": self.path.name, "sha256": self.sha256, "scale": self.scale, **settings}
+
+    @property
+    def shown(self) -> str:
+        """Returns its name for a line, with that of its folder where files of all kinds are called so."""
+        usual = self.path.stem in ("adapter_model", "pytorch_lora_weights")
+        return f"{self.path.parent.name}/{self.path.name}" if usual else self.path.name
+
+    @property
+    def mark(self) -> tuple[object, ...]:
+        """Returns what tells one that changes the model from another."""
+        return self.sha256, self.scale, self.settings_sha256
 
 
 @dataclass(frozen=True)
@@ -189,7 +206,7 @@ def pull_model(
     if local is not None:
         return Pulled(local, local.parts["unet"].parent, None)
     hub = Hub.from_environment()
-    if offline or _client_is_offline():
+    if offline or client_is_offline():
         cached = _cached_model(hub, model, revision=revision, variant=variant)
         if cached is not None:
             return Pulled(cached, cached.parts["unet"].parent, None)
@@ -237,11 +254,16 @@ def model_here(model: str, *, revision: str | None, variant: str | None) -> Mode
 
 
 def equal_parts(one: ModelFiles, other: ModelFiles) -> list[str]:
-    """Returns the names of the parts with weights that two models have in common: equal settings, equal weights."""
+    """Returns the names of the parts with weights that two models have in common: equal settings, equal weights.
+
+    Which parts adapters change is known only to who reads them; none changes the VAE.
+    """
+    adapted = [adapter.mark for adapter in one.adapters] != [adapter.mark for adapter in other.adapters]
     return [
         part
         for part in one.weights
         if part in other.weights
+        and (part == "vae" or not adapted)
         and one.config(part) == other.config(part)
         and len(one.weights[part]) == len(other.weights[part])
         and all(_same_content(*both) for both in zip(one.weights[part], other.weights[part], strict=True))
@@ -396,7 +418,7 @@ def pull_command(repository: str, *, revision: str | None, variant: str | None) 
     return shlex.join(["t2v", "pull", repository, *(word for flag, value in flags if value for word in (flag, value))])
 
 
-def _client_is_offline() -> bool:
+def client_is_offline() -> bool:
     import huggingface_hub
 
     return bool(huggingface_hub.is_offline_mode())
@@ -468,7 +490,7 @@ def _pull(
         'give a local folder with --model, or try `t2v generate "a red boat moving right on the sea" --preset demo`,'
         " which needs no download"
     )
-    if offline or _client_is_offline():
+    if offline or client_is_offline():
         name = "--offline" if offline else "HF_HUB_OFFLINE"
         raise ModelError(f"{absent}, and {name} forbids to download it: leave it out, {elsewhere}")
     try:
