@@ -8,7 +8,7 @@ READY := $(VENV)/.ready
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-slow test-browser check fix docs man fuzz kill-test golden bench bench-windows bench-batch bench-gallery train-demo evaluate-demo memory-table memory-report clean
+.PHONY: help demo test test-slow test-browser check fix docs man fuzz kill-test golden bench bench-full bench-windows bench-batch bench-gallery train-demo evaluate-demo memory-table memory-report clean
 
 help:  ## list the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 16
@@ -65,8 +65,11 @@ man: $(READY)  ## write man pages into man/ (man -l man/t2v.1 shows one; copy th
 golden: $(READY)  ## write the golden numbers anew, from diffusers' own pipelines
 	$(BIN)/python tests/make_goldens.py
 
-bench: $(READY)  ## measure, and write benchmarks/report.md
+bench: $(READY)  ## measure beside named baselines, and write benchmarks/REPORT.md (under 15 minutes)
 	$(BIN)/python -m benchmarks.run
+
+bench-full: $(READY)  ## the same, and models of full size (an hour, 16 GiB)
+	$(BIN)/python -m benchmarks.run --full
 
 bench-windows: $(READY)  ## measure windows, loops, tiles and joints on the embedded model (most of an hour)
 	OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.windows

@@ -10,7 +10,6 @@ from __future__ import annotations
 import argparse
 import io
 import json
-import resource
 import subprocess
 import sys
 import tempfile
@@ -20,19 +19,14 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from benchmarks.measure import cpu_s, timed
+
 FIELDS = {"preset": "demo", "frames": 8, "steps": 2}
 PROMPTS = ("a red boat", "a yellow star", "a blue ball", "a green fish", "a white square", "a purple triangle")
 
 
-def cpu_s() -> float:
-    used = [resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
-    return sum(each.ru_utime + each.ru_stime for each in used)
-
-
 def measured(work: Callable[[], object]) -> float:
-    before = cpu_s()
-    work()
-    return cpu_s() - before
+    return timed(work)[0].cpu_s
 
 
 def listed(count: int) -> list[dict[str, Any]]:

@@ -8,13 +8,13 @@ benchmarks/demo.md.
 from __future__ import annotations
 
 import tempfile
-import time
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
+from benchmarks.measure import timed
 from t2vcli.asking.job import Job, Policy
 from t2vcli.asking.work import work_for
 from t2vcli.jobs.run import run as make
@@ -34,12 +34,15 @@ def run(values: dict[str, dict[str, Any]], folder: Path) -> tuple[float, float]:
     clip = folder / "clip.mp4"
     first = Job.read({**common, "preset": "demo", "output": clip, **values["demo"]})
     then = {**common, "command": "upscale", "source": clip, "preset": "demo-XL", **values["demo-XL"]}
-    started_s = time.process_time()
-    with FlopCounterMode(display=False) as counter:
+
+    def both() -> None:
         make(work_for(first, take_up=False), Policy(overwrite=True))
         large = Job.read({**then, "output": folder / "large.mp4"})
         make(work_for(large, take_up=False), Policy(overwrite=True))
-    return counter.get_total_flops() / 1e9, time.process_time() - started_s
+
+    with FlopCounterMode(display=False) as counter:
+        took, _ = timed(both)
+    return counter.get_total_flops() / 1e9, took.cpu_s
 
 
 def main() -> None:

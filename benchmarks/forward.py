@@ -2,7 +2,7 @@
 
     python -m benchmarks.forward demo|quarter|quarter-32|full [--rounds N] [--threads N]
 
-Printed are the speed-up (CPU time of diffusers' forward divided by ours), pair by pair: median, least and most, and how far the
+Printed is what part of the CPU time of diffusers' forward ours takes, pair by pair: median, least and most, and how far the
 results are apart, as a part of the largest value. The weights of all but `demo` are random, float32; `full` has 1.4 G of them
 (6 GB, and again as much packed: it drops those that it packed).
 """
@@ -11,14 +11,16 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import statistics
-import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from diffusers import UNet3DConditionModel
+from torch.utils.flop_counter import FlopCounterMode
 
+from benchmarks.measure import Measured, Took, in_turn, spread, timed
 from t2vcli.engine.guidance import plain_forward
 from t2vcli.engine.layerwise.operators import packing_works
 from t2vcli.engine.layerwise.unet import LayerwiseUNet
@@ -34,60 +36,69 @@ SIZES: dict[str, tuple[dict[str, object], tuple[int, int, int, int], int]] = {
     "quarter-32": ({**QUARTER, "norm_num_groups": 16}, (2, 8, 32, 32), 77),
     "full": ({"attention_head_dim": 64, "cross_attention_dim": 1024}, (1, 4, 16, 16), 77),
 }
+Inputs = tuple[torch.Tensor, torch.Tensor, torch.Tensor]
 
 
-def unet_of(size: str) -> UNet3DConditionModel:
-    """Returns the UNet in float32; where it is random, the temporal convolutions' last layers are not zero."""
+@dataclass(frozen=True)
+class Case:
+    """A UNet in float32, and what it is given."""
+
+    unet: UNet3DConditionModel
+    inputs: Inputs
+
+
+def case_of(size: str) -> Case:
+    """Returns the case of that name; where the weights are random, the temporal convolutions' last layers are not zero."""
     torch.manual_seed(0)
+    settings, (batch, frames, height, width), tokens = SIZES[size]
     if size == "demo":
-        return UNet3DConditionModel.from_pretrained(DEMO, dtype=torch.float32).eval()
-    unet = UNet3DConditionModel(**SIZES[size][0]).eval()
-    with torch.no_grad():
-        for name, weight in unet.named_parameters():
-            if ".conv4." in name:
-                weight.normal_(std=0.02)
-    return unet
-
-
-def timed(forward: Callable[[], torch.Tensor]) -> tuple[float, torch.Tensor]:
-    """Returns the CPU seconds of a forward, and its result."""
-    started_s = time.process_time()
-    with torch.inference_mode():
-        result = forward()
-    return time.process_time() - started_s, result
-
-
-def compared(size: str, rounds: int) -> dict[str, list[float]]:
-    """Returns the speed-ups of each way to run the UNet, pair by pair, and prints them as they are made.
-
-    The packed way runs by itself after the others, with diffusers' forward before each of its runs on weights that are not
-    packed: so packing is undone and done again between, outside of what is timed.
-    """
-    unet = unet_of(size)
-    _, (batch, frames, height, width), tokens = SIZES[size]
+        unet = UNet3DConditionModel.from_pretrained(DEMO, dtype=torch.float32).eval()
+    else:
+        unet = UNet3DConditionModel(**settings).eval()
+        with torch.no_grad():
+            for name, weight in unet.named_parameters():
+                if ".conv4." in name:
+                    weight.normal_(std=0.02)
     sample = torch.randn(batch, unet.config.in_channels, frames, height, width)
-    inputs = (sample, torch.tensor(500), torch.randn(batch, tokens, unet.config.cross_attention_dim))
-    plain = plain_forward(unet)
-    ways = {"each layer at once, packed": {"pack": True}} if packing_works() else {}
-    ways["each layer at once"] = {}
-    ways |= {f"in chunks of {size_text(chunk)}": {"chunk_bytes": chunk} for chunk in CHUNKS}
-    expected = timed(lambda: plain(*inputs))[1]  # the first run also reads the weights
-    speedups: dict[str, list[float]] = {}
-    for name, settings in ways.items():
-        for _ in range(rounds):
-            baseline_s = timed(lambda: plain(*inputs))[0]
-            with contextlib.closing(LayerwiseUNet(unet, device="cpu", **settings)) as ours:  # type: ignore[arg-type]
-                ours(*inputs)  # packs what is packed at first sight, and makes the text's keys and values: once a run
-                took_s, result = timed(lambda ours=ours: ours(*inputs))  # type: ignore[misc]
-            speedups.setdefault(name, []).append(baseline_s / took_s)
-        apart = float((result - expected).abs().max() / expected.abs().max())
-        values = speedups[name]
-        print(
-            f"{size}: {name}: {statistics.median(values):.2f} ({min(values):.2f} to {max(values):.2f}, {rounds} pairs),"
-            f" {apart:.1e} apart",
-            flush=True,
-        )
-    return speedups
+    return Case(unet, (sample, torch.tensor(500), torch.randn(batch, tokens, unet.config.cross_attention_dim)))
+
+
+def ways() -> dict[str, dict[str, Any]]:
+    """Returns the ways to run our forward, by name: the settings of LayerwiseUNet."""
+    packed = {"each layer at once, packed": {"pack": True}} if packing_works() else {}
+    chunked = {f"in chunks of {size_text(chunk)}": {"chunk_bytes": chunk} for chunk in CHUNKS}
+    return {**packed, "each layer at once": {}, **chunked}
+
+
+def against_plain(case: Case, settings: Mapping[str, Any], pairs: int) -> Measured:
+    """Returns our forward, in one way, beside diffusers' on the same weights, in turn.
+
+    Packing is undone and done again between two runs, outside of what is timed: diffusers' runs on weights that are not
+    packed.
+    """
+    plain = plain_forward(case.unet)
+    with FlopCounterMode(display=False) as counter:
+        expected = _result(lambda: plain(*case.inputs))  # the first run also reads the weights
+    result = expected
+
+    def ours() -> Took:
+        nonlocal result
+        with contextlib.closing(LayerwiseUNet(case.unet, device="cpu", **settings)) as forward:
+            forward(
+                *case.inputs
+            )  # packs what is packed at first sight, and makes the text's keys and values: once a run
+            took, result = timed(lambda: _result(lambda: forward(*case.inputs)))
+        return took
+
+    measured = in_turn(ours, lambda: timed(lambda: _result(lambda: plain(*case.inputs)))[0], pairs=pairs, warm=False)
+    measured.flops = counter.get_total_flops()
+    measured.apart = float((result - expected).abs().max() / expected.abs().max())
+    return measured
+
+
+def _result(forward: Callable[[], torch.Tensor]) -> torch.Tensor:
+    with torch.inference_mode():
+        return forward()
 
 
 def main() -> None:
@@ -97,7 +108,11 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=1)
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
-    compared(arguments.size, arguments.rounds)
+    case = case_of(arguments.size)
+    for name, settings in ways().items():
+        measured = against_plain(case, settings, arguments.rounds)
+        told = f"{spread(measured.ratios('cpu_s'))} of diffusers' CPU time, {arguments.rounds} pairs"
+        print(f"{arguments.size}: {name}: {told}, {measured.apart:.1e} apart", flush=True)
 
 
 if __name__ == "__main__":

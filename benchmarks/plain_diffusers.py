@@ -1,24 +1,54 @@
-"""The text-to-video script of diffusers' documentation, on the embedded model: the baseline of the demo job.
+"""The scripts of diffusers' documentation, on the embedded model: the baselines of whole jobs.
 
-python benchmarks/plain_diffusers.py MODEL_FOLDER OUT.mp4
+    python benchmarks/plain_diffusers.py generate MODEL_FOLDER OUT.mp4              text to video
+    python benchmarks/plain_diffusers.py upscale MODEL_FOLDER OUT.mp4 IN.mp4        a video enlarged to 128x128
+    python benchmarks/plain_diffusers.py both MODEL_FOLDER OUT.mp4                  text to video, then enlarged
+
+The settings are those of the presets demo and demo-XL.
 """
 
 import sys
 
 import torch
-from diffusers import DiffusionPipeline, DPMSolverMultistepScheduler
-from diffusers.utils import export_to_video
+from diffusers import DiffusionPipeline, DPMSolverMultistepScheduler, VideoToVideoSDPipeline
+from diffusers.utils import export_to_video, load_video
+from PIL import Image
 
-folder, out = sys.argv[1:]
-pipe = DiffusionPipeline.from_pretrained(folder, dtype=torch.float32)
-pipe.scheduler = DPMSolverMultistepScheduler.from_config(pipe.scheduler.config)
-frames = pipe(
-    "a red boat moving right on the sea",
-    num_frames=16,
-    height=64,
-    width=64,
-    num_inference_steps=8,
-    guidance_scale=2.0,
-    generator=torch.Generator().manual_seed(1),
-).frames[0]
+PROMPT = "a red boat moving right on the sea"
+what, folder, out, *source = sys.argv[1:]
+
+
+def generate() -> list:
+    pipe = DiffusionPipeline.from_pretrained(folder, dtype=torch.float32)
+    pipe.scheduler = DPMSolverMultistepScheduler.from_config(pipe.scheduler.config)
+    return pipe(
+        PROMPT,
+        num_frames=16,
+        height=64,
+        width=64,
+        num_inference_steps=8,
+        guidance_scale=2.0,
+        generator=torch.Generator().manual_seed(1),
+    ).frames[0]
+
+
+def upscale(frames: list) -> list:
+    pipe = VideoToVideoSDPipeline.from_pretrained(folder, dtype=torch.float32)
+    pipe.scheduler = DPMSolverMultistepScheduler.from_config(pipe.scheduler.config)
+    return pipe(
+        PROMPT,
+        video=[frame.resize((128, 128)) for frame in frames],
+        strength=0.15,
+        num_inference_steps=20,
+        guidance_scale=1.0,
+        generator=torch.Generator().manual_seed(1),
+    ).frames[0]
+
+
+if what == "generate":
+    frames = generate()
+elif what == "upscale":
+    frames = upscale(load_video(source[0]))
+else:
+    frames = upscale([Image.fromarray((frame * 255).round().astype("uint8")) for frame in generate()])
 export_to_video(frames, out, fps=8)

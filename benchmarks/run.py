@@ -1,104 +1,117 @@
-"""Measures t2v beside a named baseline, both in one run and in turn, and writes benchmarks/report.md.
+"""Measures t2v beside named baselines, in turn, and writes benchmarks/REPORT.md and a line of benchmarks/history.jsonl.
 
-    python -m benchmarks.run [--runs N]
+    python -m benchmarks.run [--full] [--only ROW] [--pairs N] [--quick]
 
-Only the ratios are meant to be compared: they hold when the machine's speed drifts, single times do not.
+Each row runs in a process of its own, for --limit seconds at the most. One that fails is named, the others go on, and the
+exit code is 1. --quick runs each once, small where it can, to see whether it works: it writes nothing, unless --to says
+where. `make bench` takes under 15 minutes on two cores; --full (`make bench-full`) also measures models of full size.
 """
 
 from __future__ import annotations
 
 import argparse
+import json
 import os
-import platform
-import statistics
 import subprocess
 import sys
-import tempfile
 import time
-from dataclasses import dataclass
-from datetime import date
-from importlib import metadata
 from pathlib import Path
 
+from benchmarks import report
+from benchmarks.measure import Measured, commit, machine, say, watching_others
+from benchmarks.rows import ROWS, Row, chosen, measured_here
+
 HERE = Path(__file__).parent
-DEMO_MODEL = HERE.parent / "t2vcli" / "demo"
 
 
-@dataclass(frozen=True)
-class Row:
-    """Two commands that do the same kind of thing, ours and the baseline."""
-
-    name: str
-    ours: list[str]
-    baseline: list[str]
-    baseline_name: str
+class FailedError(Exception):
+    """A row that could not be measured, and why, in one line."""
 
 
-@dataclass(frozen=True)
-class Measured:
-    row: Row
-    ours_s: list[float]
-    baseline_s: list[float]
-
-    def as_line(self) -> str:
-        ratios = [a / b for a, b in zip(self.ours_s, self.baseline_s, strict=True)]
-        low, middle, high = min(ratios), statistics.median(ratios), max(ratios)
-        ours, base = statistics.median(self.ours_s), statistics.median(self.baseline_s)
-        return (
-            f"| {self.row.name} | {self.row.baseline_name} | **{middle:.2f}** ({low:.2f} to {high:.2f})"
-            f" | {ours:.2f} s | {base:.2f} s | {len(ratios)} |"
-        )
-
-
-def rows(folder: Path) -> list[Row]:
-    t2v = [sys.executable, "-m", "t2vcli"]
-    demo = ["generate", "a red boat moving right on the sea", "--preset", "demo", "--seed", "1", "--quiet"]
-    return [
-        Row("`t2v --help`", [*t2v, "--help"], [sys.executable, "-c", "import typer, rich"], "`import typer, rich`"),
-        Row(
-            "the demo job, end to end",
-            [*t2v, *demo, "--overwrite", "-o", str(folder / "ours.mp4")],
-            [sys.executable, str(HERE / "plain_diffusers.py"), str(DEMO_MODEL), str(folder / "plain.mp4")],
-            "the plain diffusers script",
-        ),
-    ]
-
-
-def timed_s(command: list[str]) -> float:
-    started_s = time.perf_counter()
-    subprocess.run(command, check=True, stdin=subprocess.DEVNULL, capture_output=True)
-    return time.perf_counter() - started_s
+def in_its_process(row: Row, *, pairs: int, quick: bool, limit_s: float) -> Measured:
+    """Returns the row as a process of its own has measured it. Raises FailedError."""
+    arguments = ["--one", row.name, "--pairs", str(pairs), *(["--quick"] if quick else [])]
+    threads = {"OMP_NUM_THREADS": str(row.threads), "MKL_NUM_THREADS": str(row.threads)}
+    process = subprocess.Popen(
+        [sys.executable, "-m", "benchmarks.run", *arguments],
+        cwd=HERE.parent,
+        env={**os.environ, **threads},
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        text=True,
+        process_group=0,
+    )
+    try:
+        out, _ = process.communicate(timeout=limit_s)
+    except subprocess.TimeoutExpired:
+        raise FailedError(f"not done after {limit_s:g} s") from None
+    finally:
+        if process.poll() is None:
+            os.killpg(process.pid, 9)  # and the commands that it has started
+            process.wait()
+    lines = out.splitlines()
+    if process.returncode < 0:
+        raise FailedError(f"killed by signal {-process.returncode}")
+    if process.returncode or not lines:
+        raise FailedError(lines[-1] if lines else f"it ended with {process.returncode}, and said nothing")
+    return Measured.of_json(json.loads(lines[-1]))
 
 
-def measure(row: Row, runs: int) -> Measured:
-    """Returns `runs` times of each command, taken in turn after one warm-up each."""
-    timed_s(row.ours), timed_s(row.baseline)
-    pairs = [(timed_s(row.ours), timed_s(row.baseline)) for _ in range(runs)]
-    return Measured(row, [a for a, _ in pairs], [b for _, b in pairs])
+def one(name: str, *, pairs: int, quick: bool) -> int:
+    """Measures a row in this process, and prints it, or in one line why that failed. Returns the exit code."""
+    row = next(row for row in ROWS if row.name == name)
+    others: list[float] = []
+    try:
+        with watching_others(others):
+            measured = measured_here(row, pairs=pairs, quick=quick)
+    except Exception as error:
+        print(" ".join(f"{type(error).__name__}: {error}".split())[:500])
+        return 1
+    measured.others = others[0] if others else None
+    print(json.dumps(measured.as_json()))
+    return 0
 
 
-def main() -> None:
+def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--runs", type=int, default=5)
+    parser.add_argument("--full", action="store_true", help="also the rows of full size (gigabytes)")
+    parser.add_argument("--only", default="", metavar="ROW", help="the rows whose names hold this")
+    parser.add_argument(
+        "--pairs", type=int, default=5, help="of ours and the baseline, at the most; slow rows take fewer"
+    )
+    parser.add_argument("--quick", action="store_true", help="one pair, no warm-up, and small where it can be")
+    parser.add_argument("--limit", type=float, default=1200, metavar="S", help="seconds that one row may take")
+    parser.add_argument("--to", type=Path, metavar="FOLDER", help="where the report and the history go")
+    parser.add_argument("--list", action="store_true", help="name the rows, and measure none")
+    parser.add_argument("--one", help=argparse.SUPPRESS)
     arguments = parser.parse_args()
-    with tempfile.TemporaryDirectory() as folder:
-        measured = [measure(row, arguments.runs) for row in rows(Path(folder))]
-    packages = ", ".join(f"{name} {metadata.version(name)}" for name in ("torch", "diffusers", "transformers", "typer"))
-    lines = [
-        "# Benchmarks",
-        "",
-        f"Written by `make bench` on {date.today()}: {os.cpu_count()} cores, {platform.machine()},",
-        f"Python {platform.python_version()}, {packages}.",
-        "The ratio is ours over the baseline, pair by pair in one run: median (least to most). Below 1, t2v is faster.",
-        "",
-        "| what | baseline | ratio | ours, median | baseline, median | pairs |",
-        "|---|---|---|---|---|---|",
-        *(m.as_line() for m in measured),
-        "",
-    ]
-    (HERE / "report.md").write_text("\n".join(lines))
-    print("\n".join(lines))
+    pairs = 1 if arguments.quick else arguments.pairs
+    if arguments.one:
+        return one(arguments.one, pairs=pairs, quick=arguments.quick)
+    rows = chosen(arguments.only, full=arguments.full)
+    if not rows or pairs < 1:
+        parser.error(
+            "--pairs must be 1 or more" if rows else f"no row's name holds {arguments.only!r}; --list names all"
+        )
+    if arguments.list:
+        print("\n".join(row.name for row in rows))
+        return 0
+    started_s, done, failed = time.monotonic(), {}, {}
+    for number, row in enumerate(rows, 1):
+        say(f"{number} of {len(rows)}, {time.monotonic() - started_s:.0f} s: {row.name}")
+        try:
+            done[row.name] = in_its_process(row, pairs=pairs, quick=arguments.quick, limit_s=arguments.limit)
+        except FailedError as error:
+            failed[row.name] = str(error)
+            say(f"  FAILED: {error}")
+    folder = arguments.to or (None if arguments.quick else HERE)
+    entry = report.Entry.now(machine(), commit(), done, failed)
+    if folder is not None:
+        report.add(entry, folder)
+    print(report.text([entry], entry.machine))
+    say(f"in {time.monotonic() - started_s:.0f} s" + (f"; failed: {', '.join(failed)}" if failed else ""))
+    return 1 if failed else 0
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

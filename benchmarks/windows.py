@@ -1,6 +1,6 @@
 """Measures clips of the embedded model that are made in windows, loops, tiles and continuations.
 
-    python -m benchmarks.windows --part blends|overlaps|noise|one-pass|loop|tiles|vae|joint|memory ... [--keep FOLDER]
+    python -m benchmarks.windows --part blends|overlaps|noise|one-pass|loop|tiles|vae|joint ... [--keep FOLDER]
 
 Prints one Markdown table a part; docs/windows.md holds them and says what the columns are. With --keep, every clip is kept
 as .npy with a contact sheet, and made no second time.
@@ -11,11 +11,7 @@ from __future__ import annotations
 import argparse
 import hashlib
 import itertools
-import os
-import subprocess
-import sys
 import tempfile
-import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -450,39 +446,6 @@ def _differences(
     }
 
 
-def memory(studio: Studio) -> Iterator[Row]:
-    """Processes of their own, two steps each: their high-water mark, and the CPU time that they took."""
-    first_s, first_windows = 0.0, 0
-    for frames in (16, 64, 256, 1024):
-        with tempfile.TemporaryDirectory() as folder:
-            command = [sys.executable, "-m", "t2vcli", "generate", world.plain_caption(SCENES[0]), "--preset", "demo"]
-            command += ["--frames", str(frames), "--steps", "2", "--seed", "1", "-o", str(Path(folder) / "clip.mp4")]
-            command += ["--window", str(WINDOW), "--overlap", str(OVERLAP if frames > WINDOW else 0)]
-            command += ["--window-schedule", "fixed", "--no-resume", "--quiet"]
-            started_s = time.perf_counter()
-            process = subprocess.Popen(command, stdout=subprocess.DEVNULL)
-            _, status, used = os.wait4(process.pid, 0)
-            process.returncode = os.waitstatus_to_exitcode(status)
-            if process.returncode:
-                raise SystemExit(f"{' '.join(command)} ended with {process.returncode}")
-            wall_s = time.perf_counter() - started_s
-        windows = 2 * len(Axis(WINDOW, OVERLAP).spans(frames))
-        cpu_s = used.ru_utime + used.ru_stime
-        further = (cpu_s - first_s) / (windows - first_windows) if first_windows else np.nan
-        if not first_windows:
-            first_s, first_windows = cpu_s, windows
-        yield (
-            f"{frames} frames",
-            {
-                "window passes": windows,
-                "peak, MiB": used.ru_maxrss / 1024,
-                "CPU time, s": cpu_s,
-                "wall time, s": wall_s,
-                "CPU s a further window pass": further,
-            },
-        )
-
-
 PARTS: dict[str, Callable[[Studio], Iterator[Row]]] = {
     "blends": blends,
     "overlaps": overlaps,
@@ -492,7 +455,6 @@ PARTS: dict[str, Callable[[Studio], Iterator[Row]]] = {
     "tiles": tiles,
     "vae": vae,
     "joint": joint,
-    "memory": memory,
 }
 
 

@@ -1,0 +1,84 @@
+"""`make bench` in small: a row is measured beside its baseline, a row that fails is named, and the report has them all."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from commandline import LIMIT_S, environment
+
+from benchmarks.measure import Measured, Took, command, machine, matmul_peak
+from benchmarks.report import Entry, add
+from benchmarks.rows import ROWS
+
+ROOT = Path(__file__).parent.parent
+
+
+def bench(*arguments: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-m", "benchmarks.run", *arguments],
+        cwd=ROOT,
+        env=environment(),
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        timeout=LIMIT_S,
+        check=False,
+    )
+
+
+def test_a_row_is_measured_and_one_that_fails_is_named_and_the_report_keeps_both(tmp_path: Path) -> None:
+    measured = bench("--quick", "--only=t2v --help", "--to", str(tmp_path))
+    assert measured.returncode == 0, measured.stderr
+    assert "1 of 1" in measured.stderr  # progress
+    failed = bench("--quick", "--only", "a usage error", "--limit", "0.01", "--to", str(tmp_path))
+    assert failed.returncode == 1
+    assert "failed: a usage error" in failed.stderr
+    report = (tmp_path / "REPORT.md").read_text(encoding="utf-8")
+    assert "| `t2v --help` | `import typer, rich` | **" in report
+    assert "- a usage error: not done after 0.01 s" in report
+    first, second = map(json.loads, (tmp_path / "history.jsonl").read_text(encoding="utf-8").splitlines())
+    (pair,) = first["rows"]["`t2v --help`"]["ours"]
+    assert pair["cpu_s"] > 0
+    assert pair["wall_s"] > 0
+    assert second["failed"] == {"a usage error": "not done after 0.01 s"}
+    assert first["machine"].keys() >= {"cpu", "cores"}
+
+
+def test_a_command_that_ends_otherwise_fails_its_row_and_says_what_the_command_said() -> None:
+    with pytest.raises(RuntimeError, match="ended with 3: no such weight"):
+        command([sys.executable, "-c", "import sys; print('no such weight'); sys.exit(3)"])
+
+
+def test_no_row_holds_a_wrong_word() -> None:
+    assert bench("--only", "no such row").returncode == 2
+
+
+def entry(ours_s: float, on: dict[str, object], row: int = 0) -> Entry:
+    pairs = Measured([Took(ours_s, ours_s)] * 3, [Took(1.0, 1.0)] * 3)
+    return Entry("2026-01-01", "abc", on, {ROWS[row].name: pairs}, {})
+
+
+def test_the_report_has_the_latest_of_each_row_on_this_processor_alone(tmp_path: Path) -> None:
+    here = machine()
+    add(entry(0.11, here), tmp_path)
+    add(entry(0.22, here), tmp_path)
+    add(entry(0.33, {**here, "cpu": "another"}), tmp_path)
+    add(entry(0.44, here, row=1), tmp_path)
+    report = (tmp_path / "REPORT.md").read_text(encoding="utf-8")
+    assert "0.22 (0.22 to 0.22)" in report.replace("**", "")
+    assert "0.44 (0.44 to 0.44)" in report.replace("**", "")
+    assert "0.11 (" not in report.replace("**", "")
+    assert "0.33 (" not in report.replace("**", "")
+
+
+def test_rows_have_names_of_their_own_and_a_known_measure() -> None:
+    assert len({row.name for row in ROWS}) == len(ROWS)
+
+
+def test_the_peak_is_what_a_multiplication_does_in_a_second() -> None:
+    """Between what the slowest of processors and the fastest of many cores do; a wrong count is off by thousands."""
+    assert 1e8 < matmul_peak(seconds=0.1) < 1e13
