@@ -224,7 +224,7 @@ def _decode(full: bool) -> Callable[[Effort], Measured]:
         theirs = AutoencoderKL.from_config(dict(vae.config)).eval()  # type: ignore[attr-defined]
         theirs.load_state_dict(vae.state_dict())  # type: ignore[attr-defined]
         frames, cells = (4, 32) if full else (16, 8)
-        latents = torch.randn(1, 4, frames, cells, cells) * vae.config.scaling_factor  # type: ignore[attr-defined]
+        latents = torch.randn(1, vae.config.latent_channels, frames, cells, cells) * vae.config.scaling_factor  # type: ignore[attr-defined]
         chunk = decode_chunk(frames, 8 * cells, 8 * cells)
         results: dict[str, torch.Tensor] = {}
 
@@ -277,7 +277,7 @@ def _written(frames: int, side: int) -> Callable[[Effort], Measured]:
         count = 2 if effort.quick else frames
         vae, chunk = _vae(full=False), decode_chunk(count, side, side)
         torch.manual_seed(0)
-        latents = torch.randn(1, 4, count, side // 8, side // 8)
+        latents = torch.randn(1, vae.config.latent_channels, count, side // 8, side // 8)
 
         def decoded() -> Iterator[Frame]:
             return to_frames(decode_latents(vae, latents, chunk=chunk, device="cpu"))  # type: ignore[arg-type]

@@ -289,6 +289,26 @@ def test_the_smallest_card_counts_context_and_margin() -> None:
     assert smallest_card(replace(plan, predicted_bytes=None)) is None
 
 
+@pytest.mark.parametrize(
+    ("size", "frames", "at_once"), [(64, 64, 16), (64, 5, 5), (128, 64, 4), (256, 64, 1), (1024, 64, 1)]
+)
+def test_small_frames_are_decoded_several_at_a_time_on_a_cpu(size: int, frames: int, at_once: int) -> None:
+    """As many as have the pixels of one frame of 256x256, and never less than one."""
+
+    def at_most(device: str = "cpu", **changes: Any) -> list[int]:
+        asked = request(width=size, height=size, frames=frames, **changes)
+        shape = Shape(frames, size, size, guided=True, encodes_video=False)
+        plans = candidates(asked, device=device, shape=shape, unet_config=UNET, vae_scale=8)
+        return [plan.decode_chunk for plan in plans]
+
+    fast, *smaller = at_most()
+    assert fast == at_once
+    assert set(smaller) == {1}
+    assert set(at_most("cuda:0")) == set(at_most(vae_slicing=True)) == set(at_most(vae_tiling=True)) == {1}
+    assert at_most(forward="diffusers") == [1]
+    assert at_most(vae_slicing=False) == [frames]
+
+
 def test_the_forward_is_ours_on_a_cpu_and_diffusers_on_a_gpu_until_asked_otherwise() -> None:
     gpu, cpu = ways(), ways(device="cpu")
     assert [plan.runs_diffusers_forward for plan in gpu] == [plan.chunk_bytes is None for plan in gpu]

@@ -166,7 +166,7 @@ def candidates(
         device=device,
         dtype=dtype,
         offload="none",
-        decode_chunk=shape.frames if request.vae_slicing is False else 1,
+        decode_chunk=_frames_at_once(request, shape, on_host),
         vae_tiling=request.vae_tiling,
         forward_chunking=_forward_chunk(request, shape, unet_config, vae_scale),
         weights=request.weights,
@@ -176,6 +176,22 @@ def candidates(
     if not plans:
         raise UsageError(_conflict(request, base))
     return plans
+
+
+PIXELS_AT_ONCE = 2**16
+"""So many pixels of small frames go through the VAE together on a CPU: its layers are too small to be fast one by one.
+
+A frame of 256x256 has as many, and is decoded by itself: no more memory is taken than for that.
+"""
+
+
+def _frames_at_once(request: Request, shape: Shape, on_host: bool) -> int:
+    """Returns how many frames go through the VAE together where it runs whole, in t2v's own plans."""
+    if request.vae_slicing is False:
+        return shape.frames
+    if request.vae_slicing or request.vae_tiling or not on_host:
+        return 1
+    return max(1, min(shape.frames, PIXELS_AT_ONCE // shape.pixels))
 
 
 def _plans(request: Request, base: MemoryPlan) -> list[MemoryPlan]:
@@ -221,6 +237,8 @@ def _with_flags(plan: MemoryPlan, request: Request, on_host: bool) -> MemoryPlan
             plan = replace(plan, forward="layerwise")
         if plan.forward == "layerwise" and plan.offload in ("sequential", "group"):
             return None  # they bring weights in hooks of modules that it does not call
+        if plan.forward == "diffusers" and request.vae_slicing is not False:
+            plan = replace(plan, decode_chunk=1)  # as it was, bit for bit
     else:
         if request.forward == "diffusers":
             return None  # it knows no chunks of a size
