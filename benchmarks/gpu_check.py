@@ -24,9 +24,8 @@ def measured(arguments: argparse.Namespace, number: int, frames_to: Path) -> dic
     """Runs plan `number` in this process and returns what it took."""
     import torch
 
-    from t2vcli.engine.guidance import needs_guidance
     from t2vcli.engine.latents import make_generator, noise_state
-    from t2vcli.engine.loading import make_scheduler
+    from t2vcli.engine.schedule import laid_out
     from t2vcli.jobs.around import Around
     from t2vcli.jobs.attempt import Attempts
     from t2vcli.jobs.models import Models
@@ -34,7 +33,7 @@ def measured(arguments: argparse.Namespace, number: int, frames_to: Path) -> dic
     from t2vcli.jobs.sample import decoded_frames, denoised_latents
     from t2vcli.jobs.stages import latent_shape
     from t2vcli.planning.plan import candidates
-    from t2vcli.planning.shape import shape_of
+    from t2vcli.planning.shape import runs_both_halves, shape_of
     from t2vcli.planning.windows import UNDIVIDED
     from t2vcli.presets import load_preset
     from t2vcli.report import Silent
@@ -50,7 +49,7 @@ def measured(arguments: argparse.Namespace, number: int, frames_to: Path) -> dic
     plan = candidates(
         asked,
         device=prepared.plan.device,
-        shape=shape_of(asked, UNDIVIDED, frames=request.frames, vae_scale=8),
+        shape=shape_of(asked, UNDIVIDED, frames=request.frames, vae_scale=8, unet_config={}),
         unet_config=prepared.files.config("unet"),
         vae_scale=8,
     )[number]
@@ -58,11 +57,10 @@ def measured(arguments: argparse.Namespace, number: int, frames_to: Path) -> dic
     attempts = Attempts(Models().take(prepared, Silent()), plan, [], Silent())
     if on_gpu:
         torch.cuda.reset_peak_memory_stats(plan.device)
-    guided = needs_guidance(request.guidance_scale)
+    guided = runs_both_halves(request, prepared.files.config("unet"))
     embeds = attempts.run("encoding", lambda placed: encode_words(placed, prepared, guided=guided, clip_skip=None))
     generator = make_generator(request.seed)
-    scheduler = make_scheduler(request.scheduler, prepared.files, request.spacing)
-    scheduler.set_timesteps(request.steps, device=plan.device)
+    scheduler = laid_out(request, prepared.files, plan.device)
     state = noise_state(
         scheduler,
         generator,

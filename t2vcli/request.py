@@ -6,6 +6,7 @@ A field is called `guidance_scale` here and in YAML, and `--guidance-scale` on t
 from __future__ import annotations
 
 import difflib
+import itertools
 import math
 import re
 from collections.abc import Mapping
@@ -39,6 +40,7 @@ MAX_LEVEL = 15  # of a UNet: models have four
 MAX_FRAMES = 10_000
 MAX_SECONDS = 1_000_000
 MIN_CHUNK_BYTES = 64 * 1024  # smaller ones make hundreds of thousands of calls and save nothing more
+TABLES = ("ays", "even")  # of timesteps, by name
 MAX_RATE_PART = 1_001_000  # the encoder rounds a rate whose numerator or denominator is larger
 
 
@@ -113,6 +115,31 @@ def _check_scheduler(value: object) -> object:
     near = difflib.get_close_matches(str(value), SCHEDULERS, n=1, cutoff=0.4)
     hint = f"did you mean '{near[0]}'? The" if near else "the"
     raise ValueError(f"is not a scheduler; {hint} names are {', '.join(SCHEDULERS)}")
+
+
+def _check_timesteps(value: object) -> object:
+    """Returns auto, ays, even, or whole numbers that fall, as text with commas and no spaces."""
+    text = str(value) if isinstance(value, int) and not isinstance(value, bool) else value
+    if not isinstance(text, str) or text in ("auto", *TABLES):
+        return text
+    parts = [part.strip() for part in text.split(",")]
+    if len(text) > 10 * MAX_STEPS or not all(re.fullmatch(r"[0-9]{1,6}", part) for part in parts):
+        raise ValueError(f"must be auto, {', '.join(TABLES)}, or numbers from high to low such as 999,759,519,279")
+    numbers = [int(part) for part in parts]
+    rising = next((pair for pair in itertools.pairwise(numbers) if pair[0] <= pair[1]), None)
+    if rising:
+        raise ValueError(f"must fall from one to the next; {rising[1]} follows {rising[0]}")
+    if len(numbers) > MAX_STEPS:
+        raise ValueError(f"must be {MAX_STEPS} numbers at most")
+    return ",".join(map(str, numbers))
+
+
+def timesteps_named(value: object) -> tuple[int, ...]:
+    """Returns the timesteps that are named one by one; none for auto, a table's name, and what is no such value."""
+    if not isinstance(value, str | int) or isinstance(value, bool):
+        return ()
+    numbers = str(value).split(",")
+    return tuple(map(int, numbers)) if all(re.fullmatch(r"\s*[0-9]{1,6}\s*", number) for number in numbers) else ()
 
 
 def _check_device(value: object) -> object:
@@ -248,6 +275,8 @@ class Request(BaseModel):
     seed: Annotated[int, BeforeValidator(_check_seed), DRAFT_OF_A_RUN]
     eta: Annotated[float, Field(ge=0, le=1, allow_inf_nan=False), DRAFT] = 0.0
     spacing: Annotated[Spacing, DRAFT] = "auto"  # of the timesteps; auto: as the model's own configuration has it
+    timesteps: Annotated[str, BeforeValidator(_check_timesteps), DRAFT] = "auto"  # one by one, or those of a table
+    timestep_scaling: Annotated[Annotated[float, Field(gt=0, le=1000, allow_inf_nan=False)] | None, DRAFT] = None
     clip_skip: Annotated[Annotated[int, Field(ge=1, le=48)] | None, BOTH] = None
     noise: Annotated[Noise, BOTH] = "whole"
 
@@ -352,6 +381,39 @@ class Request(BaseModel):
             raise ValueError(
                 f"--spacing {self.spacing} has no effect with --scheduler '{self.scheduler}'; those that have it:"
                 f" {takers}"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _timesteps_suit(self) -> Self:
+        named = timesteps_named(self.timesteps)
+        if self.timesteps == "auto":
+            return self
+        takers = [
+            name
+            for name, each in SCHEDULERS.items()
+            if each.takes_timesteps and (bool(named) or each.consistency == (self.timesteps == "even"))
+        ]
+        if self.scheduler not in takers:
+            raise ValueError(
+                f"--timesteps {self.timesteps} does not go with --scheduler '{self.scheduler}'; those that take it:"
+                f" {', '.join(takers)}"
+            )
+        if self.spacing != "auto":
+            raise ValueError(f"--spacing {self.spacing} and --timesteps {self.timesteps} exclude each other")
+        if named and len(named) != self.steps:
+            raise ValueError(
+                f"--timesteps names {len(named)} and --steps is {self.steps}; name as many, or take --timesteps auto"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _scaling_has_an_effect(self) -> Self:
+        if self.timestep_scaling is not None and not SCHEDULERS[self.scheduler].consistency:
+            takers = " or ".join(name for name, choice in SCHEDULERS.items() if choice.consistency)
+            raise ValueError(
+                f"--timestep-scaling {self.timestep_scaling:g} has no effect with --scheduler '{self.scheduler}';"
+                f" use {takers}"
             )
         return self
 

@@ -27,15 +27,16 @@ from standins import write_standin
 
 from t2vcli.asking.source import Source
 from t2vcli.asking.work import Stage, Work
-from t2vcli.engine.guidance import needs_guidance
 from t2vcli.engine.latents import encode_video, make_generator, noise_state, skipped_steps, video_state
-from t2vcli.engine.loading import Model, make_scheduler
+from t2vcli.engine.loading import Model
 from t2vcli.engine.memory import PlacedModel
+from t2vcli.engine.schedule import laid_out
 from t2vcli.jobs.around import Around
 from t2vcli.jobs.attempt import Attempts
-from t2vcli.jobs.models import Models
+from t2vcli.jobs.models import Models, parts_of_diffusers
 from t2vcli.jobs.prepare import Prepared, encode_words, prepare
 from t2vcli.jobs.sample import decoded_frames, denoised_latents
+from t2vcli.planning.shape import runs_both_halves
 from t2vcli.presets import Preset
 from t2vcli.report import Silent
 from t2vcli.request import GenerateRequest, Request, UpscaleRequest
@@ -214,7 +215,7 @@ def prepared_model(request: Request) -> tuple[Prepared, Model]:
     frames = request.frames if isinstance(request, GenerateRequest) else FRAMES
     prepared = prepare(request, preset_of(task), frames=frames, report=Silent())
     plan = prepared.plan
-    key = (request.model, request.variant, plan.dtype)
+    key = (request.model, request.variant, plan.dtype, parts_of_diffusers(prepared))
     if key not in _models:
         _models[key] = Models().take(prepared, Silent()).model
     return prepared, _models[key]
@@ -257,11 +258,10 @@ def run_once(
     """Returns the same as `our_latents`, made anew."""
     prepared, model = prepared_model(request)
     plan, attempts = prepared.plan, attempts_at(request)
-    guided = needs_guidance(request.guidance_scale)
+    guided = runs_both_halves(request, prepared.files.config("unet"))
     embeds = encode_words(attempts.placed, prepared, guided=guided, clip_skip=request.clip_skip)
     generator = make_generator(request.seed)
-    scheduler = make_scheduler(request.scheduler, prepared.files, request.spacing)
-    scheduler.set_timesteps(request.steps, device=plan.device)
+    scheduler = laid_out(request, prepared.files, plan.device)
     if isinstance(request, GenerateRequest):
         scale = model.vae_scale
         shape = (1, model.unet.config.in_channels, request.frames, request.height // scale, request.width // scale)

@@ -218,6 +218,8 @@ FLAGS: dict[str, Flag] = {
     "clip_skip": Flag(("--clip-skip", "1"), 1),
     "noise": Flag(("--noise", "per-frame"), "per-frame"),
     "spacing": Flag(("--spacing", "trailing"), "trailing"),
+    "timesteps": Flag(("--timesteps", "999, 500"), "999,500", {"steps": 2}),
+    "timestep_scaling": Flag(("--timestep-scaling", "4", "--scheduler", "lcm"), 4.0, {"scheduler": "lcm"}),
     "guidance_from": Flag(("--guidance-from", "0.25"), 0.25),
     "guidance_until": Flag(("--guidance-until", "0.5"), 0.5),
     "cache": Flag(("--cache", "2"), 2),

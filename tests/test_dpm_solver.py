@@ -49,6 +49,21 @@ def test_a_run_is_that_of_diffusers(settings: dict[str, Any], steps: int) -> Non
         _assert_same(ours, theirs)
 
 
+@pytest.mark.parametrize("settings", [demo_settings(), MODELSCOPE, {**MODELSCOPE, "algorithm_type": "sde-dpmsolver++"}])
+def test_timesteps_one_by_one_are_laid_out_as_by_diffusers(settings: dict[str, Any]) -> None:
+    ours, theirs = DPMSolver(settings), DPMSolverMultistepScheduler(**settings)
+    for scheduler in (ours, theirs):
+        scheduler.set_timesteps(timesteps=[999, 640, 7])
+    _assert_same(scheduler_state(ours), scheduler_state(theirs))
+    for kind in (DPMSolver, DPMSolverMultistepScheduler):
+        with pytest.raises(ValueError, match=r"[Kk]arras"):
+            kind(**_as(kind, {**MODELSCOPE, "use_karras_sigmas": True})).set_timesteps(timesteps=[999, 640])
+
+
+def _as(kind: Any, settings: dict[str, Any]) -> dict[str, Any]:
+    return {"settings": settings} if kind is DPMSolver else settings
+
+
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
 def test_half_precision_is_that_of_diffusers(dtype: torch.dtype) -> None:
     settings = demo_settings()

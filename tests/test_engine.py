@@ -19,7 +19,7 @@ from torch import nn
 
 from t2vcli.engine.decode import decode_latents, to_frames
 from t2vcli.engine.denoise import denoise
-from t2vcli.engine.guidance import needs_guidance, unet_prediction, with_guidance
+from t2vcli.engine.guidance import unet_prediction, with_guidance
 from t2vcli.engine.latents import (
     DenoiseState,
     draw_noise,
@@ -28,9 +28,10 @@ from t2vcli.engine.latents import (
     skipped_steps,
     video_state,
 )
-from t2vcli.engine.loading import Model, check_steps, load_model, load_tokenizer, make_scheduler
+from t2vcli.engine.loading import Model, load_model, load_tokenizer, make_scheduler
 from t2vcli.engine.memory import PlacedModel
 from t2vcli.engine.prompt import tokenize
+from t2vcli.engine.schedule import check_steps
 from t2vcli.errors import NonFiniteError, UsageError
 from t2vcli.jobs.around import Around
 from t2vcli.jobs.attempt import Attempts
@@ -206,7 +207,7 @@ def test_guidance_at_one_has_no_negative_half(scale: float, rows: int, few_layer
     request = generate_request(few_layers, guidance_scale=scale)
     prepared, model = prepared_model(request)
     placed = attempts_at(request).placed
-    guided = needs_guidance(scale)
+    guided = scale > 1
     embeds = encode_words(placed, prepared, guided=guided, clip_skip=None)
     assert embeds.shape == (rows, 77, 32)
     alone = encode_words(placed, prepared, guided=False, clip_skip=None)

@@ -19,12 +19,13 @@ from t2vcli.engine.latents import DenoiseState, make_generator, noise_state
 from t2vcli.engine.layerwise.unet import Deep, LayerwiseUNet
 from t2vcli.engine.loading import make_scheduler
 from t2vcli.engine.reuse import full_steps, places_of
+from t2vcli.engine.schedule import laid_out
 from t2vcli.errors import Interrupted, UsageError
 from t2vcli.jobs.around import Around, Seen
 from t2vcli.jobs.prepare import encode_words
 from t2vcli.jobs.sample import denoised_latents
 from t2vcli.planning.forecast import cached_bytes, configs_of, table_forecast
-from t2vcli.planning.shape import Shape
+from t2vcli.planning.shape import Shape, runs_both_halves
 from t2vcli.planning.windows import UNDIVIDED, Axis, Division
 from t2vcli.request import Request
 from t2vcli.schedulers import SCHEDULERS
@@ -46,9 +47,9 @@ def made(
     prepared, model = prepared_model(request)
     attempts = attempts_at(request)
     attempts.plan = replace(attempts.plan, **plan)
-    embeds = encode_words(attempts.placed, prepared, guided=request.guidance_scale > 1, clip_skip=None)
-    scheduler, generator = make_scheduler(request.scheduler, prepared.files, request.spacing), make_generator(7)
-    scheduler.set_timesteps(request.steps)
+    guided = runs_both_halves(request, prepared.files.config("unet"))
+    embeds = encode_words(attempts.placed, prepared, guided=guided, clip_skip=None)
+    scheduler, generator = laid_out(request, prepared.files), make_generator(7)
     scale = model.vae_scale
     shape = (1, 4, 3, request.height // scale, request.width // scale)
     first = noise_state(scheduler, generator, shape=shape, dtype=prepared.dtype, device="cpu")

@@ -24,6 +24,7 @@ UNETS = {
     "demo": DEMO_UNET,
     "ModelScope's": UNET,
     "defaults": {},
+    "with a condition": {**UNET, "time_cond_proj_dim": 256},
     "odd": {**UNET, "block_out_channels": [16, 48], "up_block_types": ["UpBlock3D", "CrossAttnUpBlock3D"]}
     | {"down_block_types": ["DownBlock3D", "CrossAttnDownBlock3D"], "layers_per_block": 3, "norm_eps": 1e-4},
 }
@@ -126,7 +127,8 @@ WRONG: list[tuple[Callable[[Any], bool], dict[str, Any], dict[str, Any]]] = [
             {"up_block_types": ["UpBlock3D"]},
             {"block_out_channels": "abcd"},
             {"downsample_padding": 0},
-            {"time_cond_proj_dim": 4},
+            {"time_cond_proj_dim": "4"},
+            {"time_cond_proj_dim": 0},
         )
     ),
     *(

@@ -17,7 +17,7 @@ import torch
 from make_goldens import attempts_at, generate_request, prepared_model, work_of
 
 from t2vcli.engine.checkpoint import read_state, write_state
-from t2vcli.engine.guidance import UNetForward, needs_guidance
+from t2vcli.engine.guidance import UNetForward
 from t2vcli.engine.latents import DenoiseState, make_generator, noise_state
 from t2vcli.engine.loading import make_scheduler
 from t2vcli.engine.wrapping import Spot
@@ -67,7 +67,7 @@ def denoised(
     prepared, model = prepared_model(request)
     attempts = attempts_at(request)
     attempts.plan = replace(attempts.plan, guidance_together=request.seed % 2 == 0)
-    guided = needs_guidance(request.guidance_scale)
+    guided = request.guidance_scale > 1
     embeds = encode_words(attempts.placed, prepared, guided=guided, clip_skip=None)
     generator, scheduler = make_generator(request.seed), make_scheduler(request.scheduler, prepared.files)
     scheduler.set_timesteps(request.steps)

@@ -246,7 +246,7 @@ def test_a_long_clip_is_predicted_the_memory_of_one_window_and_its_latents(ms_ch
 
     def peak(frames: int, division: Division) -> dict[str, int]:
         request = generate_request(ms_checkpoint, width=576, height=320)
-        shape = shape_of(request, division, frames=frames, vae_scale=8)
+        shape = shape_of(request, division, frames=frames, vae_scale=8, unet_config={})
         return {stage.name: stage.reserved_bytes for stage in table_forecast("modelscope-1.7b", shape)(plan) or ()}
 
     window, long = peak(24, UNDIVIDED), peak(1024, division)

@@ -8,19 +8,22 @@ from typing import Any
 
 from t2vcli.environment import FIELDS, fields_of
 from t2vcli.presets import Preset
-from t2vcli.request import AnyRequest, Request, build_request
+from t2vcli.request import AnyRequest, Request, build_request, timesteps_named
 
 
 def merged_values(preset: Preset, given: Mapping[str, Any], kind: type[Request]) -> dict[str, Any]:
     """Returns the preset's values that the request has a field for, with the given ones laid over them.
 
-    A seed that nobody gave is drawn here.
+    A seed that nobody gave is drawn here. Timesteps that were named one by one say how many steps there are.
     """
     values = {**preset.values_for(kind), **fields_of(kind), **_without_none(given)}
     if given.get("model") is not None:
         # Another model's revision, variant and LoRAs are not this one's.
         values["revision"], values["variant"] = given.get("revision"), given.get("variant")
         values["lora"] = given.get("lora") or ()
+    named = timesteps_named(given.get("timesteps"))
+    if named and given.get("steps") is None:
+        values["steps"] = len(named)
     if values.get("variant") == "":
         values["variant"] = None
     values["preset"] = preset.name

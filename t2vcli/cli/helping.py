@@ -55,6 +55,8 @@ EXPERT = (
     "allow_empty_prompt",
     "scheduler",
     "spacing",
+    "timesteps",
+    "timestep_scaling",
     "guidance_from",
     "guidance_until",
     "cache",

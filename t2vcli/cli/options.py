@@ -184,6 +184,24 @@ SpacingOpt = Annotated[
     ),
 ]
 
+TimestepsOpt = Annotated[
+    str | None,
+    typer.Option(
+        metavar="auto|ays|even|N,N,...",
+        help="The timesteps of the steps, one by one; ays: Align Your Steps', tuned for SD 1.5; even: with lcm, as"
+        " T2V-Turbo has them.",
+        rich_help_panel=SAMPLING,
+    ),
+]
+TimestepScalingOpt = Annotated[
+    float | None,
+    typer.Option(
+        metavar="NUMBER",
+        help="With lcm: the scaling of the timesteps that the model was distilled with; 10 if not given.",
+        rich_help_panel=SAMPLING,
+    ),
+]
+
 # --- fewer operations
 GuidanceFromOpt = Annotated[
     float | None,
@@ -549,6 +567,8 @@ REQUEST_OPTIONS: Options = {
     "clip_skip": (ClipSkipOpt, None),
     "noise": (NoiseOpt, None),
     "spacing": (SpacingOpt, None),
+    "timesteps": (TimestepsOpt, None),
+    "timestep_scaling": (TimestepScalingOpt, None),
     "guidance_from": (GuidanceFromOpt, None),
     "guidance_until": (GuidanceUntilOpt, None),
     "cache": (CacheOpt, None),

@@ -8,7 +8,7 @@ command's start: torch's compiler and SciPy, neither of which it needs for what 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -134,19 +134,33 @@ class DPMSolver:
         """Makes the next step the one with this number, as where a clip is made anew from an earlier one."""
         self._begin_index = begin_index
 
-    def set_timesteps(self, num_inference_steps: int, device: str | torch.device | None = None) -> None:
-        """Lays out a schedule of so many steps, and forgets what was before."""
+    def set_timesteps(
+        self,
+        num_inference_steps: int | None = None,
+        device: str | torch.device | None = None,
+        *,
+        timesteps: Sequence[int] | None = None,
+    ) -> None:
+        """Lays out a schedule of so many steps, or of these timesteps, and forgets what was before.
+
+        Raises ValueError for timesteps beside Karras' noise levels.
+        """
+        if (num_inference_steps is None) == (timesteps is None):
+            raise ValueError("either a number of steps or the timesteps")
         sigmas = np.array(((1 - self.alphas_cumprod) / self.alphas_cumprod) ** 0.5)
         if self.config.use_karras_sigmas:
+            if num_inference_steps is None:
+                raise ValueError("Karras' noise levels have timesteps of their own")
             log_sigmas = np.log(sigmas)
             sigmas = _karras(np.flip(sigmas), num_inference_steps)
-            timesteps = np.array([_timestep_of(sigma, log_sigmas) for sigma in sigmas]).round()
+            spaced = np.array([_timestep_of(sigma, log_sigmas) for sigma in sigmas]).round()
         else:
-            timesteps = self._spaced(num_inference_steps)
-            sigmas = np.interp(timesteps, np.arange(0, len(sigmas)), sigmas)
+            named = None if timesteps is None else np.array(timesteps).astype(np.int64)
+            spaced = self._spaced(num_inference_steps or 0) if named is None else named
+            sigmas = np.interp(spaced, np.arange(0, len(sigmas)), sigmas)
         self.sigmas = torch.from_numpy(np.concatenate([sigmas, [0]]).astype(np.float32))
-        self.timesteps = torch.from_numpy(timesteps).to(device=device, dtype=torch.int64)
-        self.num_inference_steps = len(timesteps)
+        self.timesteps = torch.from_numpy(spaced).to(device=device, dtype=torch.int64)
+        self.num_inference_steps = len(spaced)
         self._forget()
 
     def _spaced(self, steps: int) -> np.ndarray:

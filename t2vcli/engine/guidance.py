@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import math
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any
 
@@ -17,15 +18,17 @@ UNetForward = Callable[[torch.Tensor, torch.Tensor, torch.Tensor], torch.Tensor]
 """(sample (B, C, F, H, W), timestep, encoder_hidden_states (B, L, D) or, a text per frame, (B F, L, D)) -> noise_pred"""
 
 
-def plain_forward(unet: UNet3DConditionModel) -> UNetForward:
-    """Returns diffusers' own forward as a function of three tensors."""
+def plain_forward(unet: UNet3DConditionModel, condition: torch.Tensor | None = None) -> UNetForward:
+    """Returns diffusers' own forward as a function of three tensors, with a `condition` (1, D) of every timestep."""
 
     def forward(sample: torch.Tensor, timestep: torch.Tensor, encoder_hidden_states: torch.Tensor) -> torch.Tensor:
         batch, texts = len(sample), encoder_hidden_states
         per_frame = len(texts) != batch
         with _text_per_frame(unet, texts) if per_frame else contextlib.nullcontext():
             first = texts[:: len(texts) // batch] if per_frame else texts  # the forward itself takes one per sample
-            noise_pred: torch.Tensor = unet(sample, timestep, encoder_hidden_states=first, return_dict=False)[0]
+            noise_pred: torch.Tensor = unet(
+                sample, timestep, encoder_hidden_states=first, timestep_cond=condition, return_dict=False
+            )[0]
         return noise_pred
 
     return forward
@@ -96,6 +99,17 @@ def guided_where(guided: PredictNoise, alone: PredictNoise, is_guided: Callable[
     return predict_noise
 
 
-def needs_guidance(scale: float) -> bool:
-    """Returns whether guidance does anything: at 1 and below, diffusers leaves the negative half out."""
-    return scale > 1.0
+def guidance_condition(scale: float, unet: Any) -> torch.Tensor | None:
+    """Returns the guidance scale as a condition (1, D) of a UNet that takes it so, None for one that takes none.
+
+    Sines of scale * 1000, then cosines, as T2V-Turbo was trained (arXiv:2405.18750, arXiv:2310.04378).
+    """
+    width = unet.config.time_cond_proj_dim
+    if width is None:
+        return None
+    half = width // 2
+    angles = (
+        1000.0 * scale * torch.exp(torch.arange(half, dtype=torch.float32) * -(math.log(10000.0) / max(half - 1, 1)))
+    )
+    features = torch.cat([torch.sin(angles), torch.cos(angles)])
+    return torch.nn.functional.pad(features, (0, width % 2))[None]

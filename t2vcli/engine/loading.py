@@ -31,7 +31,7 @@ from t2vcli.engine.tensors import fill, read_tensors, without_storage
 from t2vcli.engine.text_encoder import CLIPText
 from t2vcli.engine.tokenizer import Tokenizer, read_tokenizer
 from t2vcli.engine.video_unet import VideoUNet
-from t2vcli.errors import ModelError, OutOfMemoryError, T2VError, UsageError
+from t2vcli.errors import ModelError, OutOfMemoryError, T2VError
 from t2vcli.limits import refuse_limit
 from t2vcli.quiet import keep_quiet
 from t2vcli.schedulers import SCHEDULERS
@@ -298,14 +298,18 @@ def scheduler_class(name: str) -> Any:
     return getattr(diffusers(), SCHEDULERS[name].class_name)
 
 
-def make_scheduler(name: str, files: ModelFiles, spacing: Spacing = "auto") -> Any:
+def make_scheduler(
+    name: str, files: ModelFiles, spacing: Spacing = "auto", *, timestep_scaling: float | None = None
+) -> Any:
     """Returns the scheduler called `name`, with the noise schedule that the model was trained with.
 
     Its timesteps are spaced as the model's configuration has it ("auto"), or in that way (arXiv:2305.08891, table 2).
-    Where ours gives the same numbers as diffusers' class (engine/dpm_solver.py), it is ours.
+    `timestep_scaling` is of a consistency scheduler: how fast its output leaves the input as the noise grows. Where ours gives the same numbers as diffusers' class (engine/dpm_solver.py), it is ours.
     """
     choice, config = SCHEDULERS[name], files.config("scheduler")
     laid_over = choice.settings if spacing == "auto" else {**choice.settings, "timestep_spacing": spacing}
+    if timestep_scaling is not None:
+        laid_over = {**laid_over, "timestep_scaling": timestep_scaling}
     with reading(str(files.config_path("scheduler")), files):
         trained = config.get("num_train_timesteps", 1000)
         if not isinstance(trained, int) or not 0 < trained <= MAX_TRAINED_STEPS:
@@ -340,23 +344,3 @@ def _suits_pure_noise(name: str) -> bool:
     if choice.class_name == dpm_solver.DIFFUSERS_CLASS:
         return True
     return "rescale_betas_zero_snr" in inspect.signature(scheduler_class(name).__init__).parameters
-
-
-def check_steps(name: str, files: ModelFiles, steps: int, spacing: Spacing = "auto") -> None:
-    """Raises UsageError if the scheduler called `name` has no sound schedule of `steps` for this model."""
-    scheduler = make_scheduler(name, files, spacing)
-    if SCHEDULERS[name].class_name == "PNDMScheduler":
-        least = 1 if scheduler.config.skip_prk_steps else scheduler.pndm_order
-        if steps < least:  # it begins with that many Runge-Kutta steps
-            raise UsageError(f"--steps {steps} is too few for --scheduler {name}; use {least} or more")
-    with reading(str(files.config_path("scheduler")), files):
-        scheduler.set_timesteps(steps)
-    trained = scheduler.config.num_train_timesteps
-    sigmas = getattr(scheduler, "sigmas", None)
-    # Schedules that count from 1 go beyond the last timestep; others visit one twice, and divide by the step between.
-    stands_still = sigmas is not None and scheduler.order == 1 and bool((sigmas.diff() == 0).any())
-    if float(scheduler.timesteps.max()) >= trained or stands_still:
-        raise UsageError(
-            f"--steps {steps} is too many for --scheduler {name}: the model knows {trained} levels of noise;"
-            f" use {trained - 2} or fewer"
-        )

@@ -80,12 +80,17 @@ class PlacedModel:
             yield self.model.text_encoder
 
     @contextlib.contextmanager
-    def unet(self) -> Iterator[UNetForward]:
-        """Yields the UNet's forward, as planned, with its weights where they should be while the block runs."""
+    def unet(self, condition: torch.Tensor | None = None) -> Iterator[UNetForward]:
+        """Yields the UNet's forward, as planned, with its weights where they should be while the block runs.
+
+        `condition`: of every timestep, (1, D), for a UNet that takes one.
+        """
         plan = self._placed()
         with self._whole(self.model.unet, plan.offload == "model" and plan.resident_bytes is None):
             if plan.runs_diffusers_forward:
-                yield plain_forward(self.model.unet)
+                if condition is not None:
+                    condition = condition.to(plan.device, self.model.unet.dtype)
+                yield plain_forward(self.model.unet, condition)
                 return
             ours = LayerwiseUNet(
                 self.model.unet,
@@ -95,6 +100,7 @@ class PlacedModel:
                 park_skips=plan.park_skips,
                 # A packed weight takes the place of the other. In chunks it would save too little time to be worth the wait.
                 pack=plan.device == "cpu" and plan.chunk_bytes is None,
+                condition=condition,
             )
             try:
                 yield ours

@@ -49,7 +49,6 @@ _FIXED: dict[str, object] = {
     "mid_block_scale_factor": 1,
     "act_fn": "silu",
     "num_attention_heads": None,
-    "time_cond_proj_dim": None,
 }
 _WITH_ATTENTION = {
     "CrossAttnDownBlock3D": True,
@@ -69,6 +68,7 @@ def knows(config: Mapping[str, Any]) -> bool:
     return (
         all(_is_count(whole[name]) for name in _COUNTS)
         and all(type(whole[name]) is type(value) and whole[name] == value for name, value in _FIXED.items())
+        and (whole["time_cond_proj_dim"] is None or _is_count(whole["time_cond_proj_dim"]))
         and type(whole["norm_eps"]) in (int, float)
         and all(isinstance(each, list | tuple) and each for each in (channels, downs, ups))
         and all(map(_is_count, channels))
@@ -97,7 +97,7 @@ class VideoUNet(nn.Module):
         time_width = 4 * widths[0]
         self.conv_in = nn.Conv2d(settings.in_channels, widths[0], 3, padding=1)
         self.time_proj = Timesteps(widths[0])
-        self.time_embedding = TimeEmbedding(widths[0], time_width)
+        self.time_embedding = TimeEmbedding(widths[0], time_width, settings.time_cond_proj_dim)
         self.transformer_in = FramesTransformer(
             widths[0], heads=FRAMES_HEADS, head_width=settings.attention_head_dim, groups=groups
         )
@@ -160,15 +160,19 @@ class Timesteps(nn.Module):
 
 
 class TimeEmbedding(nn.Module):
-    """A small network over the features of timesteps."""
+    """A small network over the features of timesteps, and over a condition where the model takes one."""
 
-    def __init__(self, width: int, out_width: int) -> None:
+    def __init__(self, width: int, out_width: int, condition_width: int | None = None) -> None:
         super().__init__()
         self.linear_1 = nn.Linear(width, out_width)
+        if condition_width is not None:
+            self.cond_proj = nn.Linear(condition_width, width, bias=False)
         self.act = nn.SiLU()
         self.linear_2 = nn.Linear(out_width, out_width)
 
-    def forward(self, features: torch.Tensor) -> torch.Tensor:
+    def forward(self, features: torch.Tensor, condition: torch.Tensor | None = None) -> torch.Tensor:
+        if condition is not None:
+            features = features + self.cond_proj(condition)
         embedded: torch.Tensor = self.linear_2(self.act(self.linear_1(features)))
         return embedded
 

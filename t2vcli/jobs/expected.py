@@ -13,8 +13,9 @@ import torch
 from t2vcli.engine.checkpoint import KeptState, check_latents, check_state, read_latents, read_state
 from t2vcli.engine.denoise import denoise
 from t2vcli.engine.latents import DenoiseState, make_generator, noise_state, skipped_steps, video_state
-from t2vcli.engine.loading import make_scheduler, vae_scale
+from t2vcli.engine.loading import vae_scale
 from t2vcli.engine.reuse import NAME, block_places, key_of, schedule_of
+from t2vcli.engine.schedule import laid_out
 from t2vcli.engine.wrapping import Spot
 from t2vcli.errors import InputError
 from t2vcli.jobs.prepare import Prepared
@@ -89,9 +90,7 @@ class Expected:
         return shapes
 
     def _scheduler(self) -> Any:
-        scheduler = make_scheduler(self.request.scheduler, self.prepared.files, self.request.spacing)
-        scheduler.set_timesteps(self.request.steps, device=self.prepared.plan.device)
-        return scheduler
+        return laid_out(self.request, self.prepared.files, self.prepared.plan.device)
 
     @property
     def _most_bytes(self) -> int:

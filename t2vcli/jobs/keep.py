@@ -305,7 +305,13 @@ def _is_a_way(plan: MemoryPlan, stage: Expected) -> bool:
     ways = candidates(
         request,
         device=prepared.plan.device,
-        shape=shape_of(request, prepared.division, frames=stage.frames, vae_scale=scale),
+        shape=shape_of(
+            request,
+            prepared.division,
+            frames=stage.frames,
+            vae_scale=scale,
+            unet_config=prepared.files.config("unet"),
+        ),
         unet_config=prepared.files.config("unet"),
         vae_scale=scale,
     )

@@ -4,28 +4,32 @@ from __future__ import annotations
 
 import re
 import shlex
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import torch
 
 from t2vcli.emphasis import weighted
 from t2vcli.engine.device import DTYPES, choose_device, free_device_bytes, has_nvidia_driver, why_no_cuda
-from t2vcli.engine.guidance import needs_guidance
-from t2vcli.engine.loading import check_loras, check_steps, load_tokenizer, reading, schedule_remark, vae_scale
+from t2vcli.engine.loading import check_loras, load_tokenizer, reading, schedule_remark, vae_scale
 from t2vcli.engine.memory import PlacedModel
 from t2vcli.engine.prompt import TextsOverTime, Tokens, Words, encode_tokens, tokenize
+from t2vcli.engine.schedule import check_steps
 from t2vcli.engine.tokenizer import Tokenizer
 from t2vcli.errors import OutOfMemoryError, UsageError
 from t2vcli.planning.decide import Decision, Memory, decide
 from t2vcli.planning.forecast import architecture_of, table_forecast, weight_bytes
 from t2vcli.planning.hardware import free_host_bytes
 from t2vcli.planning.plan import MemoryPlan, no_forecast, vram_budget
+from t2vcli.planning.shape import runs_both_halves
 from t2vcli.planning.windows import Division
 from t2vcli.presets import Preset
 from t2vcli.prompts import texts_at
 from t2vcli.report import Report, told_in_megabytes
 from t2vcli.request import GenerateRequest, Request
+from t2vcli.schedulers import SCHEDULERS
 from t2vcli.sizes import size_text
 from t2vcli.weights.adapters import find_adapters, repositories
 from t2vcli.weights.cached import hold
@@ -95,7 +99,7 @@ def prepare(
         reason = why_no_cuda() if has_nvidia_driver() else "no GPU was found"
         report.warn(f"{reason}; a model of this size takes hours on the CPU (--device cpu says that you know)")
 
-    check_steps(request.scheduler, files, request.steps, request.spacing)
+    check_steps(request.scheduler, files, request.steps, request.spacing, request.timesteps)
     if off := schedule_remark(request.scheduler, files):
         report.warn(off)
     way = decided
@@ -111,11 +115,7 @@ def prepare(
         report.warn(f"--offload {request.offload} has no effect on {device}: its memory is the host's")
     if device == "cpu" and request.vram is not None:
         report.warn("--vram has no effect on the CPU: it says how much of a GPU's memory to use")
-    if request.negative_prompt and not needs_guidance(request.guidance_scale):
-        report.warn(
-            f"the negative prompt has no effect at --guidance-scale {request.guidance_scale:g}; use more than 1"
-        )
-    for remark in _flags_without_effect(request):
+    for remark in _flags_without_effect(request, files.config("unet")):
         report.warn(remark)
     shared = first is not None and same_tokenizer(first.files, files)
     tokenizer = first.tokenizer if first is not None and shared else load_tokenizer(files)
@@ -247,10 +247,24 @@ def host_bytes(plan: MemoryPlan, files: ModelFiles) -> int:
 PINNED_ROUNDING = 1.33  # of the weights of a ModelScope UNet, each rounded up to a power of two bytes
 
 
-def _flags_without_effect(request: Request) -> list[str]:
+def _flags_without_effect(request: Request, unet_config: Mapping[str, Any]) -> list[str]:
     remarks = []
-    if not needs_guidance(request.guidance_scale) and (request.guidance_from, request.guidance_until) != (0, 1):
-        remarks.append(f"the interval of guidance has no effect at --guidance-scale {request.guidance_scale:g}")
+    inside = unet_config.get("time_cond_proj_dim") is not None
+    if not runs_both_halves(request, unet_config):
+        why = (
+            "with this model, which has its guidance inside"
+            if inside
+            else f"at --guidance-scale {request.guidance_scale:g}"
+        )
+        if request.negative_prompt:
+            remarks.append(f"the negative prompt has no effect {why}" + ("" if inside else "; use more than 1"))
+        if (request.guidance_from, request.guidance_until) != (0, 1):
+            remarks.append(f"the interval of guidance has no effect {why}")
+    elif SCHEDULERS[request.scheduler].consistency:
+        remarks.append(
+            f"with --scheduler {request.scheduler}, --guidance-scale {request.guidance_scale:g} burns colours in: models"
+            " for it have their guidance inside, and are made for --guidance-scale 1"
+        )
     if request.cache == 1 and (request.cache_level, request.cache_first) != (0, 1):
         remarks.append("--cache-level and --cache-first have no effect without --cache")
     return remarks

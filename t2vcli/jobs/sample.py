@@ -18,12 +18,12 @@ from t2vcli.engine.decode import decode_latents, to_frames
 from t2vcli.engine.denoise import denoise
 from t2vcli.engine.device import free_cached_memory
 from t2vcli.engine.divide import blocks_per_step, in_parts, spread_noise, with_known_frames
-from t2vcli.engine.guidance import guided_where, needs_guidance, unet_prediction, with_guidance
+from t2vcli.engine.guidance import guidance_condition, guided_where, unet_prediction, with_guidance
 from t2vcli.engine.latents import DenoiseState, draw_noise, draw_noise_per_frame, make_generator
-from t2vcli.engine.loading import make_scheduler
 from t2vcli.engine.memory import PlacedModel
 from t2vcli.engine.prompt import TextsOverTime, Words
 from t2vcli.engine.reuse import DeepFeatures, block_places, first_step, schedule_of
+from t2vcli.engine.schedule import laid_out
 from t2vcli.engine.wrapping import Spot, Wrapper, wrapped
 from t2vcli.errors import Interrupted
 from t2vcli.jobs.around import Around, Seen
@@ -31,6 +31,7 @@ from t2vcli.jobs.attempt import Attempts
 from t2vcli.jobs.keep import Keeper
 from t2vcli.jobs.prepare import Prepared, encode_words
 from t2vcli.metadata import comment_for, made_by_model_alone
+from t2vcli.planning.shape import runs_both_halves
 from t2vcli.planning.windows import UNDIVIDED, Division
 from t2vcli.record import HowItWent
 from t2vcli.report import Report
@@ -64,13 +65,15 @@ def made_latents(
     embeds = attempts.run(
         "encoding the prompt",
         lambda placed: encode_words(
-            placed, prepared, guided=needs_guidance(request.guidance_scale), clip_skip=request.clip_skip
+            placed,
+            prepared,
+            guided=runs_both_halves(request, prepared.files.config("unet")),
+            clip_skip=request.clip_skip,
         ),
     )
     generator = make_generator(request.seed)
-    scheduler = make_scheduler(request.scheduler, prepared.files, request.spacing)
-    attempts.run(
-        "preparing the schedule", lambda placed: scheduler.set_timesteps(request.steps, device=prepared.plan.device)
+    scheduler = attempts.run(
+        "preparing the schedule", lambda placed: laid_out(request, prepared.files, prepared.plan.device)
     )
 
     # 4. Noise to latents, with no name here for the state that it begins with
@@ -165,10 +168,11 @@ def denoised_latents(
                 report.advance(done)
 
         together = attempts.plan.guidance_together
-        with placed.unet() as forward:
+        unet = placed.model.unet
+        with placed.unet(guidance_condition(request.guidance_scale, unet)) as forward:
             around_all = wrapped(forward, wrappers, spot)
             predict_noise = unet_prediction(around_all, at_hand(embeds), together=together, on_half=spot.see_half)
-            if needs_guidance(request.guidance_scale):
+            if runs_both_halves(request, unet.config):
                 predict_noise = with_guidance(predict_noise, request.guidance_scale)
                 if (request.guidance_from, request.guidance_until) != (0, 1):
                     prompt = embeds.prompt_alone if isinstance(embeds, TextsOverTime) else embeds[-1:]

@@ -60,7 +60,7 @@ def decide(
     """
 
     def plan_in(division: Division) -> tuple[MemoryPlan, list[MemoryPlan]]:
-        shape = shape_of(request, division, frames=frames, vae_scale=vae_scale)
+        shape = shape_of(request, division, frames=frames, vae_scale=vae_scale, unet_config=unet_config)
         plans = candidates(
             request, device=memory.device, shape=shape, unet_config=dict(unet_config), vae_scale=vae_scale
         )
@@ -91,7 +91,9 @@ def decide(
             raise problem from None
     remarks += flags_without_effect(request, division, frames=frames)
     if preset is not None:
-        seen, width, height = shape_of(request, division, frames=frames, vae_scale=vae_scale).block or (
+        seen, width, height = shape_of(
+            request, division, frames=frames, vae_scale=vae_scale, unet_config=unet_config
+        ).block or (
             frames,
             request.width,
             request.height,

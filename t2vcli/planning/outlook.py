@@ -113,7 +113,7 @@ def outlook_for(request: Request, preset: Preset, *, frames: int, forecast_of: F
         problem = str(error)
         division, on_blocks = division_for(request, preset, frames=frames, vae_scale=scale)
         remarks = (*on_blocks, *flags_without_effect(request, division, frames=frames))
-    shape = shape_of(request, division, frames=frames, vae_scale=scale)
+    shape = shape_of(request, division, frames=frames, vae_scale=scale, unet_config=unet_config)
     flops = flops_of(architecture, shape)
 
     def alternative(plan: MemoryPlan) -> Alternative:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 from t2vcli.planning.windows import Division
 from t2vcli.request import Request, UpscaleRequest
@@ -40,7 +42,17 @@ class Shape:
         return frames, width * height
 
 
-def shape_of(request: Request, division: Division, *, frames: int, vae_scale: int) -> Shape:
+def runs_both_halves(request: Request, unet_config: Mapping[str, Any]) -> bool:
+    """Returns whether the UNet runs for the negative prompt, too: not at a guidance scale up to 1, as in diffusers.
+
+    Nor where the UNet takes the scale as a condition.
+    """
+    return request.guidance_scale > 1 and unet_config.get("time_cond_proj_dim") is None
+
+
+def shape_of(
+    request: Request, division: Division, *, frames: int, vae_scale: int, unet_config: Mapping[str, Any]
+) -> Shape:
     """Returns the shape of a request's clip of `frames`, divided as `division` says."""
     rows, columns = request.height // vae_scale, request.width // vae_scale
     length, tile_rows, tile_columns = division.largest(frames, rows, columns)
@@ -48,7 +60,7 @@ def shape_of(request: Request, division: Division, *, frames: int, vae_scale: in
         frames=frames,
         width=request.width,
         height=request.height,
-        guided=request.guidance_scale > 1,
+        guided=runs_both_halves(request, unet_config),
         encodes_video=isinstance(request, UpscaleRequest),
         block=(length, tile_columns * vae_scale, tile_rows * vae_scale),
         blocks=division.count((frames, rows, columns), 0),

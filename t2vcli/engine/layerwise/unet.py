@@ -61,6 +61,7 @@ class LayerwiseUNet:
     `park_skips`: skip tensors wait in host memory. `layout`: the memory format of what is between the layers; by itself
     channels last on a CPU, where it was measured (benchmarks), and contiguous elsewhere. `pack`: weights are packed for this
     CPU's kernels until `close`, where torch can (`packing_works`); LoRA layers and hooks that come later are not seen then.
+    `condition`: of every timestep, (1, D), for a UNet that takes one.
 
     LoRA layers and hooks on the layers that compute are taken along, if they are in place at construction; hooks on what
     contains them (blocks, resnets, transformers, attentions, temporal convolutions) and on norms and activations within them
@@ -78,6 +79,7 @@ class LayerwiseUNet:
         park_skips: bool = False,
         layout: torch.memory_format | None = None,
         pack: bool = False,
+        condition: torch.Tensor | None = None,
     ) -> None:
         if chunk_bytes is not None and chunk_bytes < 1:
             raise ValueError(f"chunk_bytes must be 1 or more, not {chunk_bytes}")
@@ -92,6 +94,7 @@ class LayerwiseUNet:
         self._unet = unet
         self._device = torch.device(device)
         self._chunk_bytes = chunk_bytes
+        self._condition = condition
         self._park_skips = park_skips
         on_cpu = self._device.type == "cpu"
         self._layout = layout or (torch.channels_last if on_cpu else torch.contiguous_format)
@@ -262,7 +265,9 @@ class LayerwiseUNet:
         if not isinstance(timestep, torch.Tensor):
             timestep = torch.tensor(timestep, device=sample.device)
         timesteps = timestep.to(sample.device).reshape(-1)
-        embedding: torch.Tensor = self._unet.time_embedding(self._unet.time_proj(timesteps).to(self._unet.dtype))
+        condition = None if self._condition is None else self._condition.to(sample.device, self._unet.dtype)
+        features = self._unet.time_proj(timesteps).to(self._unet.dtype)
+        embedding: torch.Tensor = self._unet.time_embedding(features, condition)
         return embedding
 
     def _last(self, hidden_states: torch.Tensor) -> torch.Tensor:
