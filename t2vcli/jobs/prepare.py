@@ -296,7 +296,8 @@ def _tokens_of(request: Request, files: ModelFiles, tokenizer: Tokenizer, report
             )
         found[name] = tokens
     # A negative prompt that is not used does not make the others longer.
-    used = [each for name, each in found.items() if name != "negative prompt" or needs_guidance(request.guidance_scale)]
+    both = runs_both_halves(request, files.config("unet"))
+    used = [each for name, each in found.items() if name != "negative prompt" or both]
     chunks = max(len(each.ids) for each in used)
     return [each.in_chunks(max(chunks, len(each.ids)), tokenizer) for each in found.values()]
 
