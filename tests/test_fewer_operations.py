@@ -20,7 +20,7 @@ from t2vcli.engine.layerwise.unet import Deep, LayerwiseUNet
 from t2vcli.engine.loading import make_scheduler
 from t2vcli.engine.reuse import full_steps, places_of
 from t2vcli.engine.schedule import laid_out
-from t2vcli.errors import Interrupted, UsageError
+from t2vcli.errors import UsageError
 from t2vcli.jobs.around import Around, Seen
 from t2vcli.jobs.prepare import encode_words
 from t2vcli.jobs.sample import denoised_latents
@@ -29,7 +29,6 @@ from t2vcli.planning.shape import Shape, runs_both_halves
 from t2vcli.planning.windows import UNDIVIDED, Axis, Division
 from t2vcli.request import Request
 from t2vcli.schedulers import SCHEDULERS
-from t2vcli.stopping import Stop
 from t2vcli.weights.models import files_in_folder
 
 DIVIDED = Division(Axis(2, 1), None, Axis(2, 1))
@@ -146,27 +145,24 @@ def test_every_scheduler_runs_with_features_used_again(scheduler: str, ms_checkp
 
 @pytest.mark.parametrize("together", [True, False], ids=["halves together", "halves apart"])
 @pytest.mark.parametrize("division", [UNDIVIDED, DIVIDED], ids=["whole", "divided"])
-@pytest.mark.parametrize("stopped_after", [1, 2, 3])
-def test_a_run_that_was_stopped_goes_on_bit_for_bit(
-    stopped_after: int, division: Division, together: bool, ms_checkpoint: Path, tmp_path: Path
+def test_a_run_goes_on_from_each_of_its_states_bit_for_bit(
+    division: Division, together: bool, ms_checkpoint: Path, tmp_path: Path
 ) -> None:
     request = generate_request(ms_checkpoint, scheduler="dpm++ 2M", forward="auto", cache=3, guidance_until=0.5)
-    undisturbed = made(request, division, guidance_together=together)
-    stop, states = Stop(), []
+    paths: list[Path] = []
 
-    def look(seen: Seen) -> None:
-        states.append(seen.state)
-        if seen.state.next_step == stopped_after:
-            stop.ask()
+    def keep(seen: Seen) -> None:
+        content = io.BytesIO()
+        write_state(content, seen.state)
+        path = tmp_path / f"{seen.state.next_step}.pt"
+        path.write_bytes(content.getvalue())
+        paths.append(path)
+        # None before a step that makes them anew.
+        assert bool(seen.state.memories["cache"]) == (seen.state.next_step < 3)
 
-    with pytest.raises(Interrupted):
-        made(request, division, around=Around(stop=stop, watch=look), guidance_together=together)
-    assert bool(states[-1].memories["cache"]) == (stopped_after < 3)  # none before a step that makes them anew
-    content = io.BytesIO()
-    write_state(content, states[-1])
-    (tmp_path / "state.pt").write_bytes(content.getvalue())
-    again = made(request, division, state=read_state(tmp_path / "state.pt"), guidance_together=together)
-    assert torch.equal(again, undisturbed)
+    undisturbed = made(request, division, around=Around(watch=keep), guidance_together=together)
+    for path in paths[:3]:
+        assert torch.equal(made(request, division, state=read_state(path), guidance_together=together), undisturbed)
 
 
 def test_an_upscale_counts_the_steps_that_run(ms_checkpoint: Path) -> None:
