@@ -74,6 +74,21 @@ def test_a_latent_that_was_half_written_is_written_again(tmp_path: Path) -> None
     assert again.path.read_bytes() == whole
 
 
+def test_the_vae_of_a_larger_picture_has_a_level_more_and_starts_from_the_others() -> None:
+    small, large = train_vae.new_vae(), train_vae.new_vae(128)
+    own = {name: tensor.clone() for name, tensor in large.state_dict().items()}
+    train_vae.copy_levels(small, large)
+    frames = np.zeros((1, 128, 128, 3), np.uint8)
+    assert train_vae.encode(large, frames).shape == (16, 1, 8, 8)
+    assert torch.equal(large.encoder.conv_in.weight, small.encoder.conv_in.weight)
+    fresh = [n for n, t in large.state_dict().items() if "blocks" in n and ".conv" in n and torch.equal(t, own[n])]
+    inner = ("encoder.down_blocks.3.downsamplers", "encoder.down_blocks.4.", "decoder.up_blocks.0.")
+    assert fresh
+    assert all(name.startswith(inner) for name in fresh)
+    last, first = large.decoder.up_blocks[-1], small.decoder.up_blocks[-1]
+    assert torch.equal(last.resnets[0].conv1.weight, first.resnets[0].conv1.weight)
+
+
 def test_the_subject_s_cells_are_where_it_is_drawn(tmp_path: Path) -> None:
     for motion in world.MOTIONS:
         scene = world.Scene("red", "ball", motion, "grass")

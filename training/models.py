@@ -88,15 +88,17 @@ def new_text_encoder(tokenizer: CLIPTokenizer) -> CLIPTextModel:
     return CLIPTextModel(config)
 
 
-def new_vae() -> AutoencoderKL:
+def new_vae(size: int = 64) -> AutoencoderKL:
+    """Returns the VAE whose latents of a frame of `size` pixels are 8x8: a level more for 128, with twice the channels."""
+    levels, channels = {64: (4, LATENT_CHANNELS), 128: (5, 2 * LATENT_CHANNELS)}[size]
     return AutoencoderKL(
-        down_block_types=("DownEncoderBlock2D",) * 4,
-        up_block_types=("UpDecoderBlock2D",) * 4,
-        block_out_channels=(16, 32, 64, 64),
+        down_block_types=("DownEncoderBlock2D",) * levels,
+        up_block_types=("UpDecoderBlock2D",) * levels,
+        block_out_channels=(16, 32, *(64,) * (levels - 2)),
         layers_per_block=1,
-        latent_channels=LATENT_CHANNELS,
+        latent_channels=channels,
         norm_num_groups=8,
-        sample_size=64,
+        sample_size=size,
     )
 
 

@@ -1,4 +1,8 @@
-"""Trains the demo VAE on drawn frames, and writes it, whitened, to RUN/vae: `python -m training.train_vae --steps N`."""
+"""Trains the demo VAE on drawn frames, and writes it, whitened, to RUN/vae: `python -m training.train_vae --steps N`.
+
+`--size 128` is a trial: a level more, so that a frame of 128x128 has 8x8 latents, too, and the UNet costs the same.
+`--init FOLDER` starts from the levels that a finished model's VAE has in common with it.
+"""
 
 from __future__ import annotations
 
@@ -12,7 +16,7 @@ import torch
 from diffusers import AutoencoderKL
 
 from training import world
-from training.latents import encode
+from training.latents import encode, frames_to_tensor
 from training.loop import Schedule, Trainer, is_first, log, spawn
 from training.models import new_vae
 
@@ -55,14 +59,17 @@ def reconstruction_loss(predicted: torch.Tensor, target: torch.Tensor, mask: tor
 
 def work(rank: int, workers: int, arguments: argparse.Namespace) -> None:
     torch.manual_seed(0)
-    vae = new_vae().to(memory_format=torch.channels_last)
+    vae = new_vae(arguments.size)
+    if arguments.init:
+        copy_levels(AutoencoderKL.from_pretrained(arguments.init / "vae", torch_dtype=torch.float32), vae)
+    vae.to(memory_format=torch.channels_last)
     arguments.out.mkdir(parents=True, exist_ok=True)
-    schedule = Schedule(arguments.lr, arguments.steps, hold=0.3)
+    schedule = Schedule(arguments.lr, arguments.steps, hold=0.3, minutes=arguments.minutes)
     parts = {"vae": vae}
     trainer = Trainer(parts, schedule, arguments.out / "vae.pt", ema_decay=0.998, weight_decay=0.0)
     for _ in trainer.steps():
         rng = trainer.random()
-        x, mask = sample_batch(rng, arguments.batch // workers)
+        x, mask = sample_batch(rng, arguments.batch // workers, arguments.size)
         posterior = vae.encode(x).latent_dist
         predicted = vae.decode(posterior.sample()).sample
         loss = reconstruction_loss(predicted, x, mask)
@@ -75,13 +82,39 @@ def work(rank: int, workers: int, arguments: argparse.Namespace) -> None:
     if is_first():
         finished = trainer.ema["vae"].eval()
         whiten(finished, *latent_statistics(finished)).save_pretrained(arguments.out / "vae")
+        print(f"held-out frames: {held_out_psnr(finished):.2f} dB")
+
+
+def copy_levels(source: AutoencoderKL, target: AutoencoderKL) -> int:
+    """Copies the weights of the levels that both have, counted from the pixels, and returns how many tensors they are."""
+    more = len(target.config.block_out_channels) - len(source.config.block_out_channels)
+    ours, copied = target.state_dict(), 0
+    for name, tensor in source.state_dict().items():
+        head, found, rest = name.partition("decoder.up_blocks.")
+        if found:  # counted from the latents
+            number, _, rest = rest.partition(".")
+            name = f"{head}{found}{int(number) + more}.{rest}"
+        if name in ours and ours[name].shape == tensor.shape:
+            ours[name].copy_(tensor)
+            copied += 1
+    return copied
+
+
+@torch.no_grad()
+def held_out_psnr(vae: AutoencoderKL, count: int = 24) -> float:
+    """Returns the PSNR in dB of `count` frames of held-out combinations through the VAE, over all their pixels."""
+    rng = random.Random(6)
+    scenes = [world.sample_scene(rng, rng.choice(world.held_out_combinations())) for _ in range(count)]
+    frames = np.stack([world.draw_frame(scene, rng.uniform(0, 15), vae.config.sample_size) for scene in scenes])
+    out = vae.decode(encode(vae, frames).transpose(0, 1)).sample.clamp(-1, 1)
+    return float(10 * torch.log10(4 / (out - frames_to_tensor(frames)).square().mean()))
 
 
 @torch.no_grad()
 def latent_statistics(vae: AutoencoderKL, count: int = 200) -> tuple[torch.Tensor, torch.Tensor]:
     """Returns mean and deviation of each latent channel over `count` drawn frames."""
-    rng = random.Random(5)
-    frames = [world.draw_frame(world.sample_scene(rng), rng.uniform(0, 15)) for _ in range(count)]
+    rng, size = random.Random(5), vae.config.sample_size
+    frames = [world.draw_frame(world.sample_scene(rng), rng.uniform(0, 15), size) for _ in range(count)]
     z = torch.cat([encode(vae, frame[None]) for frame in frames], dim=1).flatten(1)
     return z.mean(1), z.std(1)
 
@@ -104,9 +137,12 @@ def whiten(vae: AutoencoderKL, mean: torch.Tensor, std: torch.Tensor) -> Autoenc
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, default=Path("training/run"))
+    parser.add_argument("--size", type=int, choices=(64, 128), default=64, help="of a frame, in pixels")
+    parser.add_argument("--init", type=Path, help="a finished model's folder, whose VAE's levels are taken over")
     parser.add_argument("--steps", type=int, default=12000)
+    parser.add_argument("--minutes", type=float, help="end the schedule after this time, if that is sooner")
     parser.add_argument("--batch", type=int, default=16)
     parser.add_argument("--lr", type=float, default=2e-3)
     parser.add_argument("--kl", type=float, default=3e-4)
