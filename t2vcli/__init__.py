@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 __version__ = "0.1.0"
 
 if TYPE_CHECKING:
-    from t2vcli.api import batch, convert, gallery, generate, make, plan, read_recipe, resume, upscale
+    from t2vcli.api import batch, compare, convert, gallery, generate, make, plan, read_recipe, resume, sheet, upscale
     from t2vcli.asking.job import Job, Policy
     from t2vcli.asking.result import Result
     from t2vcli.asking.work import Work, work_for
@@ -37,7 +37,19 @@ if TYPE_CHECKING:
 
 # Where each name is. They are imported when they are asked for, so that `import t2vcli` takes no time, and no torch.
 _HOMES = {
-    "api": ["batch", "convert", "gallery", "generate", "make", "plan", "read_recipe", "resume", "upscale"],
+    "api": [
+        "batch",
+        "compare",
+        "convert",
+        "gallery",
+        "generate",
+        "make",
+        "plan",
+        "read_recipe",
+        "resume",
+        "sheet",
+        "upscale",
+    ],
     "asking.job": ["Job", "Policy"],
     "asking.result": ["Result"],
     "batches.loop": ["Tally"],
@@ -93,6 +105,7 @@ __all__ = [
     "Work",
     "__version__",
     "batch",
+    "compare",
     "convert",
     "gallery",
     "generate",
@@ -102,6 +115,7 @@ __all__ = [
     "read_recipe",
     "resume",
     "run",
+    "sheet",
     "upscale",
     "work_for",
 ]

@@ -31,6 +31,7 @@ from t2vcli.stopping import Stop
 if TYPE_CHECKING:
     from t2vcli.batches.loop import Tally
     from t2vcli.batches.loop import Watch as BatchWatch
+    from t2vcli.galleries.beside import Compared
     from t2vcli.galleries.make import Gallery
     from t2vcli.jobs.around import Around, Seen
     from t2vcli.jobs.models import Models
@@ -126,22 +127,68 @@ def convert(
     overwrite: bool = False,
 ) -> Converted:
     """Writes a finished clip, or a part of it, as another kind of file, as `t2v convert` does. Raises a T2VError."""
-    from t2vcli.request import check_fps
     from t2vcli.video.convert import convert as make_other
 
-    try:
-        rate = None if fps is None else check_fps(fps)
-    except ValueError as error:
-        raise UsageError(f"fps {fps} {error}") from None
     return make_other(
         expanded(source),
         expanded(output),
-        fps=rate,
+        fps=_rate(fps),
         width=width,
         start=start,
         duration=duration,
         max_bytes=max_bytes,
         audio=None if audio is None else expanded(audio),
+        overwrite=overwrite,
+        report=report,
+    )
+
+
+def sheet(
+    clips: PathText | Iterable[PathText],
+    output: PathText | None = None,
+    *,
+    report: Report | None = None,
+    columns: int = 8,
+    most: int = 16,
+    scale: int = 1,
+    overwrite: bool = False,
+) -> Path:
+    """Writes a PNG of a clip's frames, or of several clips a labelled row each, as `t2v sheet` does; returns where it is.
+
+    Raises a T2VError.
+    """
+    from t2vcli.galleries.sheets import make_sheet
+
+    return make_sheet(
+        _paths(clips),
+        _path(output),
+        columns=columns,
+        most=most,
+        scale=scale,
+        overwrite=overwrite,
+        report=report,
+    )
+
+
+def compare(
+    clips: Iterable[PathText],
+    output: PathText,
+    *,
+    report: Report | None = None,
+    columns: int | None = None,
+    scale: int = 1,
+    fps: Fraction | str | int | None = None,
+    overwrite: bool = False,
+) -> Compared:
+    """Writes one video that shows clips side by side, each with its label, as `t2v compare` does. Raises a T2VError."""
+    from t2vcli.galleries.beside import compare as make_video
+
+    return make_video(
+        _paths(clips),
+        expanded(output),
+        columns=columns,
+        scale=scale,
+        fps=_rate(fps),
         overwrite=overwrite,
         report=report,
     )
@@ -237,6 +284,19 @@ def read_recipe(path: PathText) -> dict[str, Any] | None:
 
 def _path(path: PathText | None) -> Path | None:
     return None if path is None else expanded(path)
+
+
+def _paths(clips: PathText | Iterable[PathText]) -> list[Path]:
+    return [expanded(each) for each in ([clips] if isinstance(clips, str | PathLike) else clips)]
+
+
+def _rate(fps: Fraction | str | int | None) -> Fraction | None:
+    from t2vcli.request import check_fps
+
+    try:
+        return None if fps is None else check_fps(fps)
+    except ValueError as error:
+        raise UsageError(f"fps {fps} {error}") from None
 
 
 def _around(

@@ -252,6 +252,7 @@ FLAGS: dict[str, Flag] = {
 NO_FIELDS = {
     "count",
     "sweep",
+    "sheet",
     "prompt_file",
     "source",
     "scale",

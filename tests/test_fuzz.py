@@ -381,6 +381,7 @@ WORDS = [
     "upscale",
     "info",
     "sheet",
+    "compare",
     "presets",
     "show",
     "convert",

@@ -143,6 +143,7 @@ def test_an_address_is_no_path(written: str, instead: str, home: Path) -> None:
         ("upscale", written),
         ("info", written),
         ("sheet", written),
+        ("compare", "a.mp4", "b.mp4", "-o", written),
         ("generate", "x", "--init-video", written),
         ("generate", "x", "--extend", written),
         ("generate", "x", "--output", written),

@@ -10,7 +10,8 @@ from PIL import Image
 
 from t2vcli.errors import OutputError
 from t2vcli.video import Frame
-from t2vcli.video.sheet import GAP, LIGHT, contact_sheet, write_png
+from t2vcli.video.cells import GAP, LIGHT
+from t2vcli.video.sheet import contact_sheet, write_png
 
 
 def small(count: int) -> list[Frame]:

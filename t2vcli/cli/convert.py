@@ -8,11 +8,10 @@ from typing import Annotated, Any
 import typer
 
 from t2vcli.cli import options as opt
-from t2vcli.cli.console import result_json, result_path, say
 from t2vcli.cli.progress import choose_report
+from t2vcli.cli.running import print_video
 from t2vcli.errors import UsageError
 from t2vcli.paths import expanded
-from t2vcli.report import counted
 
 ClipArg = Annotated[
     Path, typer.Argument(metavar="CLIP", parser=expanded, help="A video, or a folder of PNGs.", show_default=False)
@@ -80,7 +79,6 @@ def convert(
     if values["duration"] == 0:
         raise UsageError("--duration 0 would leave no frame; give more than 0")
 
-    from t2vcli.sizes import bytes_text
     from t2vcli.video.convert import convert as make
 
     with choose_report(quiet=quiet) as report:
@@ -96,23 +94,4 @@ def convert(
             overwrite=overwrite,
             report=report,
         )
-    video = done.video
-    if not quiet:
-        say(
-            f"{counted(video.frames, 'frame')} of {video.width}x{video.height} at {float(video.fps):g} fps,"
-            f" {bytes_text(done.size_bytes)}"
-        )
-    if not as_json:
-        result_path(done.path)
-        return
-    result_json(
-        {
-            "path": str(done.path),
-            "width": video.width,
-            "height": video.height,
-            "frames": video.frames,
-            "fps": str(video.fps),
-            "duration_s": round(video.duration_s, 3),
-            "bytes": done.size_bytes,
-        }
-    )
+    print_video(done.path, done.video, done.size_bytes, quiet=quiet, as_json=as_json)

@@ -29,6 +29,14 @@ EXAMPLES: Mapping[str, tuple[str, ...]] = {
         "t2v batch prompts.txt --preset demo -o clips",
         "t2v batch status clips",
     ),
+    "sheet": (
+        "t2v sheet boat.mp4 --scale 3",
+        "t2v sheet boat-1.mp4 boat-2.mp4 boat-3.mp4",
+    ),
+    "compare": (
+        "t2v compare boat-1.mp4 boat-2.mp4 -o both.mp4",
+        "t2v compare boat-*.mp4 -o grid.mp4 --columns 3",
+    ),
     "models": ("t2v models", "t2v models rm zeroscope-XL"),
     "pull": ("t2v pull zeroscope-576w", "t2v pull ali-vilab/text-to-video-ms-1.7b --variant fp16"),
 }

@@ -34,6 +34,7 @@ def generate(
     job: Job,
     policy: Policy,
     several: opt.Several,
+    sheet: opt.SheetOpt = False,
     dry_run: opt.DryRunOpt = False,
     quiet: opt.QuietOpt = False,
     progress: opt.ProgressOpt = None,
@@ -54,7 +55,7 @@ def generate(
     else:
         from t2vcli.cli.running import run_and_report
 
-        run_and_report(job, policy, several, quiet=quiet, as_json=as_json)
+        run_and_report(job, policy, several, sheet=sheet, quiet=quiet, as_json=as_json)
 
 
 @opt.takes("generate", WISH)

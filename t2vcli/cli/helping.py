@@ -64,6 +64,7 @@ EXPERT = (
     "cache_first",
     "smooth",
     "sweep",
+    "sheet",
     "context",
     "upscale_strength",
     "keep_draft",

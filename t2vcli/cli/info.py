@@ -1,33 +1,28 @@
-"""`t2v info` and `t2v sheet`: what is in a video, as words and as a picture."""
+"""`t2v info`: what is in a video."""
 
 from __future__ import annotations
 
 import json
-import math
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from t2vcli.cli.console import printable, result, result_json, result_path, say
+from t2vcli.cli.console import printable, result, result_json, say
 from t2vcli.cli.options import DebugOpt, JsonOpt
 from t2vcli.cli.progress import late_report
 from t2vcli.cli.runs import run_of, show_run_folder
-from t2vcli.errors import InputError, OutputError, UsageError
+from t2vcli.errors import InputError
 from t2vcli.paths import expanded
 from t2vcli.report import counted
 
 if TYPE_CHECKING:
-    from t2vcli.report import Report
-    from t2vcli.video import Frame
     from t2vcli.video.reader import VideoInfo
 
 MAX_INDENT = 20  # deeper, a recipe's values are shown as JSON: a stranger's file may be nested without end
-MAX_SHEET_PIXELS = 100_000_000
 
-FileArg = Annotated[Path, typer.Argument(metavar="FILE", parser=expanded, help="A video.", show_default=False)]
 FileOrRunArg = Annotated[
     Path,
     typer.Argument(metavar="FILE", parser=expanded, help="A video, or an unfinished run.", show_default=False),
@@ -95,13 +90,6 @@ def _warn_of_damage(file: Path, video: VideoInfo) -> None:
         say(line)
 
 
-def _told(frames: Iterator[Frame], report: Report) -> Iterator[Frame]:
-    """Yields the frames, and tells how many there were."""
-    for number, frame in enumerate(frames, 1):
-        yield frame
-        report.advance(number)
-
-
 def _print_tree(values: Mapping[str, Any], indent: str = "") -> None:
     for key, value in values.items():
         if isinstance(value, Mapping) and value and len(indent) < MAX_INDENT:
@@ -110,45 +98,3 @@ def _print_tree(values: Mapping[str, Any], indent: str = "") -> None:
         else:
             text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
             result(f"{indent}{printable(str(key)):<18} {printable(text)}")
-
-
-def sheet(
-    file: FileArg,
-    output: Annotated[
-        Path | None,
-        typer.Option(
-            "--output",
-            "-o",
-            parser=expanded,
-            metavar="PATH",
-            help="The PNG to write; the video's name with .png if not given.",
-        ),
-    ] = None,
-    columns: Annotated[int, typer.Option(help="Frames in a row.", min=1, max=64)] = 8,
-    most: Annotated[int, typer.Option(help="Frames at the most, evenly picked.", min=1, max=1024)] = 16,
-    scale: Annotated[int, typer.Option(help="Enlarge each pixel this many times.", min=1, max=16)] = 1,
-    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an existing PNG.")] = False,
-    debug: DebugOpt = False,
-) -> None:
-    """Lay a video's frames out in one PNG, to see it at a glance."""
-    from t2vcli.video.files import check_target, refuse_input_as_output
-    from t2vcli.video.reader import probe, read_frames
-    from t2vcli.video.sheet import contact_sheet, sheet_size, write_png
-
-    with late_report():
-        video = probe(file)
-    path = output or file.with_suffix(".png")
-    if path.suffix.lower() != ".png":
-        raise OutputError(f"{path}: a contact sheet is a .png file")
-    check_target(path, overwrite=overwrite)
-    refuse_input_as_output(path, file)
-    shape = sheet_size(video.width, video.height, count=video.frames, columns=columns, most=most, scale=scale)
-    if math.prod(shape) > MAX_SHEET_PIXELS:
-        raise UsageError(f"the sheet would be {shape[0]}x{shape[1]} pixels; choose a smaller --scale or --most")
-    _warn_of_damage(file, video)
-    with late_report() as report:
-        report.stage("decode", video.frames)
-        frames = _told(read_frames(file, video), report)
-        image = contact_sheet(frames, count=video.frames, columns=columns, most=most, scale=scale)
-    write_png(path, image, overwrite=overwrite)
-    result_path(path)

@@ -156,6 +156,14 @@ SweepOpt = Annotated[
         rich_help_panel=VARIANTS,
     ),
 ]
+SheetOpt = Annotated[
+    bool,
+    typer.Option(
+        "--sheet",
+        help="Also lay the frames out in a PNG beside the clips, a labelled row for each, as t2v sheet does.",
+        rich_help_panel=VARIANTS,
+    ),
+]
 EtaOpt = Annotated[
     float | None,
     typer.Option(help="DDIM's eta, 0 to 1; other schedulers have no use for it.", rich_help_panel=SAMPLING),

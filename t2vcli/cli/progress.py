@@ -224,6 +224,12 @@ class _LateReport(Silent):
         if self._shown is not None:
             self._shown.advance(done)
 
+    def say(self, line: str) -> None:
+        (self._shown or choose_report(quiet=self._quiet)).say(line)
+
+    def warn(self, line: str) -> None:
+        (self._shown or choose_report(quiet=self._quiet)).warn(line)
+
 
 @contextlib.contextmanager
 def late_report(*, quiet: bool = False) -> Iterator[Report]:

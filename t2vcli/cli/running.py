@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import time
 from collections.abc import Callable
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from t2vcli import stopping
@@ -22,22 +23,25 @@ if TYPE_CHECKING:
     from t2vcli.batches.spread import Spread
     from t2vcli.batches.variants import Variants
     from t2vcli.jobs.around import Around
+    from t2vcli.video.reader import VideoInfo
 
 
-def run_and_report(job: Job, policy: Policy, several: dict[str, Any], *, quiet: bool, as_json: bool) -> None:
-    """Makes what a job asks for, or each of its variants, and prints where it is."""
+def run_and_report(
+    job: Job, policy: Policy, several: dict[str, Any], *, sheet: bool, quiet: bool, as_json: bool
+) -> None:
+    """Makes what a job asks for, or each of its variants, and prints where it is; with `sheet`, then a picture of all."""
     if any(value is not None for value in several.values()):
         from t2vcli.batches.variants import only_one, spread_for
 
         spread = spread_for(job, several)
         if len(spread) > 1:
-            _run_variants(job, spread, policy, quiet=quiet, as_json=as_json)
+            _run_variants(job, spread, policy, sheet=sheet, quiet=quiet, as_json=as_json)
             return
         job = only_one(job, spread)
-    _run_one(job, policy, quiet=quiet, as_json=as_json)
+    _run_one(job, policy, sheet=sheet, quiet=quiet, as_json=as_json)
 
 
-def _run_variants(job: Job, spread: Spread, policy: Policy, *, quiet: bool, as_json: bool) -> None:
+def _run_variants(job: Job, spread: Spread, policy: Policy, *, sheet: bool, quiet: bool, as_json: bool) -> None:
     """Makes the variants that are not there yet. Raises BatchError if some failed."""
     from t2vcli.batches.run import Settings
     from t2vcli.batches.variants import make_variants, variants_of
@@ -48,11 +52,15 @@ def _run_variants(job: Job, spread: Spread, policy: Policy, *, quiet: bool, as_j
             variants = afterwards.enter_context(variants_of(job, spread))
         if variants.seed is not None and not quiet:
             say(f"seed {variants.seed}; --seed {variants.seed} makes the same clips")
-        display = afterwards.enter_context(choose_batch_display(quiet=quiet, printed=_printed(variants, as_json)))
+        made: dict[int, Path] = {}
+        printed = _printed(variants, as_json, made)
+        display = afterwards.enter_context(choose_batch_display(quiet=quiet, printed=printed))
         tally = make_variants(variants, Settings(policy=policy), watch=display, stop=stopping.by_signals())
         elapsed_s = display.elapsed_s
     if not quiet:
         say(counts(tally, elapsed_s, left=False))
+    if sheet and made:
+        _write_sheet([made[place] for place in sorted(made)], policy, quiet=quiet)
     if tally.failed:
         raise BatchError(
             f"{tally.failed:,} of {tally.total:,} clips failed: {tally.failures[0].error};"
@@ -60,13 +68,18 @@ def _run_variants(job: Job, spread: Spread, policy: Policy, *, quiet: bool, as_j
         )
 
 
-def _printed(variants: Variants, as_json: bool) -> Callable[[Planned, Record | None], None]:
-    """Returns what prints the end of a clip: its path, or one JSON object; `None` for one that was there already."""
+def _printed(variants: Variants, as_json: bool, made: dict[int, Path]) -> Callable[[Planned, Record | None], None]:
+    """Returns what prints the end of a clip: its path, or one JSON object; `None` for one that was there already.
+
+    The clips that are there then are put into `made`, by their places.
+    """
     from t2vcli.batches.made import result_at
 
     def printed(job: Planned, record: Record | None) -> None:
         path = variants.folder / job.output
         failed = record is not None and record.status == "failed"
+        if not failed:
+            made[job.index] = path
         if not as_json:
             if not failed:
                 result_path(path)
@@ -79,7 +92,18 @@ def _printed(variants: Variants, as_json: bool) -> Callable[[Planned, Record | N
     return printed
 
 
-def _run_one(job: Job, policy: Policy, *, quiet: bool, as_json: bool) -> None:
+def _write_sheet(clips: list[Path], policy: Policy, *, quiet: bool) -> None:
+    """Writes a sheet of clips under a name of its own, or in place of the same clips' older one, and says where it is."""
+    from t2vcli.galleries.sheets import free_name, make_sheet
+
+    path, is_older_one = free_name(clips)
+    with late_report(quiet=quiet) as report:
+        make_sheet(clips, path, overwrite=is_older_one, bare=policy.bare, report=report)
+    if not quiet:
+        say(f"the sheet is {path}")
+
+
+def _run_one(job: Job, policy: Policy, *, sheet: bool, quiet: bool, as_json: bool) -> None:
     from t2vcli.asking.claim import claimed
     from t2vcli.asking.work import check_place
 
@@ -95,7 +119,9 @@ def _run_one(job: Job, policy: Policy, *, quiet: bool, as_json: bool) -> None:
 
             return run(work, policy, around, claim=claim)
 
-        show_run(make, quiet=quiet, as_json=as_json)
+        done = show_run(make, quiet=quiet, as_json=as_json)
+    if sheet:
+        _write_sheet([done.place], policy, quiet=quiet)
 
 
 def _size_of(done: Result) -> str:
@@ -106,8 +132,8 @@ def _size_of(done: Result) -> str:
         return ""
 
 
-def show_run(make: Callable[[Around], Result], *, quiet: bool, as_json: bool) -> None:
-    """Makes something under a progress display, and prints the result: the file, or the folder of its pictures."""
+def show_run(make: Callable[[Around], Result], *, quiet: bool, as_json: bool) -> Result:
+    """Makes something under a progress display, and prints and returns the result: the file, or the folder of its pictures."""
     started_s = time.monotonic()
     with choose_report(quiet=quiet) as report:
         report.stage("start")  # importing torch takes seconds
@@ -125,3 +151,27 @@ def show_run(make: Callable[[Around], Result], *, quiet: bool, as_json: bool) ->
         result_json({**done.written(), "elapsed_s": round(elapsed_s, 3)})
     else:
         result_path(done.place)
+    return done
+
+
+def print_video(path: Path, video: VideoInfo, size_bytes: int, *, quiet: bool, as_json: bool) -> None:
+    """Prints a video that was written: its path, or one JSON object, and to stderr what it is."""
+    if not quiet:
+        say(
+            f"{counted(video.frames, 'frame')} of {video.width}x{video.height} at {float(video.fps):g} fps,"
+            f" {bytes_text(size_bytes)}"
+        )
+    if not as_json:
+        result_path(path)
+        return
+    result_json(
+        {
+            "path": str(path),
+            "width": video.width,
+            "height": video.height,
+            "frames": video.frames,
+            "fps": str(video.fps),
+            "duration_s": round(video.duration_s, 3),
+            "bytes": size_bytes,
+        }
+    )

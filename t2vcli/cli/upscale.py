@@ -30,6 +30,7 @@ def upscale(
     job: Job,
     policy: Policy,
     several: opt.Several,
+    sheet: opt.SheetOpt = False,
     dry_run: opt.DryRunOpt = False,
     quiet: opt.QuietOpt = False,
     progress: opt.ProgressOpt = None,
@@ -48,7 +49,7 @@ def upscale(
     else:
         from t2vcli.cli.running import run_and_report
 
-        run_and_report(job, policy, several, quiet=quiet, as_json=as_json)
+        run_and_report(job, policy, several, sheet=sheet, quiet=quiet, as_json=as_json)
 
 
 @opt.takes("upscale", WISH)

@@ -16,7 +16,10 @@ import struct
 from pathlib import Path
 
 from t2vcli import __version__
+from t2vcli.errors import InputError
+from t2vcli.video.ffmpeg import shown
 from t2vcli.video.formats import GIF, MKV, MOV, MP4, PNG, WEBM, Format
+from t2vcli.video.pictures import pictures_in
 from t2vcli.video.tags import SOURCE_TYPE_KEY, TOOL_KEY, put_png_text, put_xmp_in_gif
 
 _NEWSCODES = "http://cv.iptc.org/newscodes/digitalsourcetype/"
@@ -35,6 +38,8 @@ _PACKET = (
     '<rdf:Description rdf:about="" xmlns:Iptc4xmpExt="http://iptc.org/std/Iptc4xmpExt/2008-02-29/"'
     f' xmlns:xmp="http://ns.adobe.com/xap/1.0/">{PROPERTIES}</rdf:Description></rdf:RDF></x:xmpmeta>'
 )
+XMP_KEY = "XML:com.adobe.xmp"
+"""The keyword of XMP among the texts of a PNG."""
 _XMP_UUID = bytes.fromhex("be7acfcb97a942e89c71999491e3afac")
 _SEARCHED_BYTES = 4 << 20
 
@@ -44,12 +49,17 @@ def tags_of_mark(kind: Format, source_type: str) -> dict[str, str]:
     return {SOURCE_TYPE_KEY: source_type, TOOL_KEY: TOOL} if kind in (WEBM, MKV) else {}
 
 
+def packet_of(source_type: str) -> str:
+    """Returns the XMP that tells it."""
+    return _PACKET.format(source_type)
+
+
 def mark(path: Path, kind: Format, source_type: str) -> None:
     """Puts the mark into a finished file, or into each picture of a folder, where it is not in the tags.
 
     Raises OSError, ValueError for a file of another kind.
     """
-    packet = _PACKET.format(source_type).encode()
+    packet = packet_of(source_type).encode()
     if kind in (MP4, MOV):
         with open(path, "ab") as file:
             file.write(struct.pack(">I", 24 + len(packet)) + b"uuid" + _XMP_UUID + packet)
@@ -57,14 +67,32 @@ def mark(path: Path, kind: Format, source_type: str) -> None:
         put_xmp_in_gif(path, packet)
     elif kind is PNG:
         for picture in path.iterdir():
-            put_png_text(picture, {"XML:com.adobe.xmp": packet.decode()})
+            put_png_text(picture, {XMP_KEY: packet.decode()})
 
 
 def is_marked(path: Path, source_type: str) -> bool:
     """Returns whether a finished file, or the first picture of a folder, holds the mark, near its beginning or its end."""
     if path.is_dir():
         path = min(path.iterdir())
+    head, tail = _ends(path)
+    return source_type.encode() in head or source_type.encode() in tail
+
+
+def mark_in(path: Path) -> str | None:
+    """Returns the mark of a video, or of the first picture of a folder, None if it has none of ours. Raises InputError."""
+    try:
+        ends = _ends(pictures_in(path)[0] if path.is_dir() else path)
+    except OSError as error:
+        raise InputError(f"{shown(path)} cannot be read any more ({error.strerror})") from None
+    for source_type in (MADE_BY_MODEL, CHANGED_BY_MODEL):
+        if any(source_type.encode() in each for each in ends):
+            return source_type
+    return None
+
+
+def _ends(path: Path) -> tuple[bytes, bytes]:
+    """Returns the first and the last few megabytes of a file."""
     with open(path, "rb") as file:
         head = file.read(_SEARCHED_BYTES)
         file.seek(max(0, file.seek(0, os.SEEK_END) - _SEARCHED_BYTES))
-        return source_type.encode() in head or source_type.encode() in file.read()
+        return head, file.read()

@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 
 import numpy as np
-from PIL import Image
+from PIL import Image, PngImagePlugin
 
+from t2vcli.errors import InputError
 from t2vcli.video import Frame
+from t2vcli.video.cells import GAP, blank
 from t2vcli.video.files import explained, move_into_place, reserved
-
-GAP = 2
-LIGHT = 240
+from t2vcli.video.pictures import picture_tags
 
 
 def sheet_size(
@@ -34,29 +34,45 @@ def contact_sheet(frames: Iterable[Frame], *, count: int, columns: int = 8, most
     """
     if min(count, columns, most, scale) < 1:
         raise ValueError("count, columns, most and scale must be 1 or more")
-    wanted = {round(index) for index in np.linspace(0, count - 1, min(most, count)).tolist()}
-    picked = [
-        frame.repeat(scale, axis=0).repeat(scale, axis=1) for index, frame in enumerate(frames) if index in wanted
-    ]
-    if not picked:
+    chosen = [frame.repeat(scale, axis=0).repeat(scale, axis=1) for frame in picked(frames, count=count, most=most)]
+    if not chosen:
         raise ValueError("there is no frame to show")
-    height, width = picked[0].shape[:2]
-    columns = min(columns, len(picked))
-    sheet_width, sheet_height = sheet_size(width, height, count=len(picked), columns=columns, most=most)
-    sheet = np.full((sheet_height, sheet_width, 3), LIGHT, np.uint8)
-    for index, frame in enumerate(picked):
+    height, width = chosen[0].shape[:2]
+    columns = min(columns, len(chosen))
+    sheet_width, sheet_height = sheet_size(width, height, count=len(chosen), columns=columns, most=most)
+    sheet = blank(width=sheet_width, height=sheet_height)
+    for index, frame in enumerate(chosen):
         top, left = index // columns * (height + GAP), index % columns * (width + GAP)
         sheet[top : top + height, left : left + width] = frame
     return sheet
 
 
-def write_png(path: Path, image: Frame, *, overwrite: bool = True) -> None:
+def picked(frames: Iterable[Frame], *, count: int, most: int) -> Iterator[Frame]:
+    """Yields at most `most` of the `count` frames, evenly picked with the first and the last, and reads all of them."""
+    wanted = {round(index) for index in np.linspace(0, count - 1, min(most, count)).tolist()}
+    for index, frame in enumerate(frames):
+        if index in wanted:
+            yield frame
+
+
+def write_png(path: Path, image: Frame, *, overwrite: bool = True, texts: Mapping[str, str] | None = None) -> None:
     """Writes `image` (H, W, 3) uint8 RGB to `path`, whole or not at all; a file there is replaced with `overwrite`.
 
-    Raises OutputError.
+    `texts` are kept in it, by their keywords. Raises OutputError.
     """
+    kept = PngImagePlugin.PngInfo()
+    for key, text in (texts or {}).items():
+        kept.add_itxt(key, text)
     with explained(path), reserved(path.parent, "png") as (temporary, handle):
-        Image.fromarray(image).save(handle, "PNG")
+        Image.fromarray(image).save(handle, "PNG", pnginfo=kept)
         handle.flush()
         os.fsync(handle.fileno())
         move_into_place(temporary, path, overwrite=overwrite)
+
+
+def png_texts(path: Path) -> dict[str, str]:
+    """Returns the texts in a PNG, by their keywords; none of what is no PNG that can be read."""
+    try:
+        return picture_tags(path)
+    except InputError:
+        return {}
