@@ -8,7 +8,7 @@ from dataclasses import asdict
 from importlib import metadata
 from typing import Any, get_args
 
-from t2vcli import __version__
+from t2vcli import __version__, inputs
 from t2vcli.choices import PromptWeights
 from t2vcli.planning.windows import UNDIVIDED, Division
 from t2vcli.request import Request
@@ -47,6 +47,7 @@ def _stage(request: Request, model: ModelFiles, division: Division) -> dict[str,
     adapters = {"adapters": [adapter.described for adapter in model.adapters]} if model.adapters else {}
     return {
         "request": request.model_dump(mode="json"),
+        **inputs.described(request),
         "model": {"source": model.source, "revision": model.revision, "variant": model.variant, **adapters},
         **divided,
     }
@@ -107,3 +108,11 @@ def reading_in(recipe: Mapping[str, Any] | None) -> dict[str, Any]:
     mode, long = request.get("prompt_weights"), request.get("long_prompt")
     found = {"prompt_weights": mode} if mode in get_args(PromptWeights) else {}
     return {**found, **({"long_prompt": long} if isinstance(long, bool) else {})}
+
+
+def learned_words_in(recipe: Mapping[str, Any] | None) -> list[str]:
+    """Returns the names of the files of learned words in a recipe."""
+    files = (recipe or {}).get("files")
+    told = files.get("embedding") if isinstance(files, Mapping) else None
+    names = [each.get("name") for each in told if isinstance(each, Mapping)] if isinstance(told, list) else []
+    return [name for name in names if isinstance(name, str)][:8]

@@ -25,6 +25,7 @@ from pydantic import (
     model_validator,
 )
 
+from t2vcli import embeddings
 from t2vcli.choices import Blend, DType, Forward, Memory, Noise, Offload, PromptWeights, Schedule, Spacing, Weights
 from t2vcli.emphasis import weighted
 from t2vcli.errors import UsageError
@@ -226,6 +227,7 @@ Side = Annotated[int, BeforeValidator(_check_side)]
 DeviceName = Annotated[str, BeforeValidator(_check_device)]
 SchedulerName = Annotated[str, BeforeValidator(_check_scheduler)]
 Text = Annotated[str, BeforeValidator(check_text)]
+Embeddings = Annotated[tuple[str, ...], BeforeValidator(embeddings.as_written)]
 PromptsAt = Annotated[tuple[str, ...], BeforeValidator(check_prompt_at)]
 
 
@@ -234,15 +236,17 @@ class Traits:
     """What a field is for, said where it is declared, so that no list can forget one.
 
     `stage`: of two stages, the one that a flag of `generate --upscale` sets. `decides`: whether it decides what is made,
-    or only how. `in_presets`: whether a preset may hold it.
+    or only how. `in_presets`: whether a preset may hold it. `is_file`: whether it names what is read when it is made.
     """
 
     stage: Literal["draft", "last", "both"] = "both"
     decides: bool = True
     in_presets: bool = True
+    is_file: bool = False
 
 
 BOTH, DRAFT, LAST = Traits(), Traits(stage="draft"), Traits(stage="last")
+FILES = Traits(in_presets=False, is_file=True)
 OF_A_RUN, DRAFT_OF_A_RUN = Traits(in_presets=False), Traits(stage="draft", in_presets=False)
 HOW = Traits(decides=False)
 DEVICE = Traits(decides=False, in_presets=False)
@@ -266,6 +270,7 @@ class Request(BaseModel):
     negative_prompt: Annotated[Text, BOTH] = ""
     prompt_weights: Annotated[PromptWeights, BeforeValidator(_as_switch), BOTH] = "auto"
     long_prompt: Annotated[bool, BOTH] = False
+    embedding: Annotated[Embeddings, FILES] = ()  # learned words, "FILE:NAME" each
     prompt_at: Annotated[PromptsAt, OF_A_RUN] = ()  # what takes the prompt's place at later frames, "FRAME:TEXT" each
     width: Annotated[Side, DRAFT]
     height: Annotated[Side, DRAFT]

@@ -7,6 +7,7 @@ import json
 import os
 import subprocess
 import sys
+import tempfile
 from collections.abc import Callable
 from fractions import Fraction
 from pathlib import Path
@@ -191,6 +192,10 @@ class Flag(NamedTuple):
     """What else of the request follows from it."""
 
 
+_files = tempfile.TemporaryDirectory()
+LEARNED = Path(_files.name) / "kc16.pt"  # that there is such a file is all that the flags need
+LEARNED.touch()
+
 FLAGS: dict[str, Flag] = {
     "prompt": Flag((), "a red boat"),
     "preset": Flag(("-p", "ours"), "ours", {"steps": 7, "variant": "fp16"}),
@@ -202,6 +207,7 @@ FLAGS: dict[str, Flag] = {
     "prompt_at": Flag(("--prompt-at", "1:a blue boat"), ("1:a blue boat",)),
     "prompt_weights": Flag(("--prompt-weights", "on"), "on"),
     "long_prompt": Flag(("--long-prompt",), True),
+    "embedding": Flag(("--embedding", f"{LEARNED}:kc"), (f"{LEARNED}:kc",)),
     "frames": Flag(("--frames", "5"), 5),
     "fps": Flag(("--fps", "23.976"), Fraction(24000, 1001)),
     "width": Flag(("--width", "136"), 136),

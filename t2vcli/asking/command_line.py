@@ -236,6 +236,10 @@ def _words(job: Job) -> Iterator[str]:
 
 def _option(name: str, value: Any) -> Iterator[str]:
     flag = flag_name(name)
+    if isinstance(value, list | tuple):
+        for each in value:
+            yield from _option(name, each)
+        return
     if isinstance(value, bool):
         yield flag if value else f"--no-{flag[2:]}"
         return

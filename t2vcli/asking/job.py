@@ -12,7 +12,7 @@ from typing import Annotated, Any, Literal, get_origin
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 
-from t2vcli import prompts
+from t2vcli import embeddings, prompts
 from t2vcli.errors import UsageError
 from t2vcli.loras import located
 from t2vcli.paths import ANY_NAME, expanded, expanded_model, output_path
@@ -91,6 +91,8 @@ class Job(BaseModel):
                 values["model"] = expanded_model(values["model"])
             if "lora" in values:
                 values["lora"] = located(values["lora"])
+            if "embedding" in values:
+                values["embedding"] = embeddings.located(values["embedding"])
             return cls.model_validate({**_with_first_text(own, values), "values": values})
         except UsageError as error:
             raise UsageError(f"{prefix}{error}") from None

@@ -119,7 +119,7 @@ def words_for(source: Source, job: Job, *, after: bool = False) -> Words:
 
     Raises InputError for a video whose metadata could not be carried on.
     """
-    from t2vcli.metadata import prompt_in, prompts_over_time_in, reading_in
+    from t2vcli.metadata import learned_words_in, prompt_in, prompts_over_time_in, reading_in
 
     inside, own_at = prompt_in(source.recipe), job.given("prompt_at")
     negative = job.given("negative_prompt")
@@ -143,9 +143,15 @@ def words_for(source: Source, job: Job, *, after: bool = False) -> Words:
     if negative is None and inside_negative:
         given = {"negative_prompt": inside_negative}
     given |= {name: value for name, value in reading_in(source.recipe).items() if job.given(name) is None}
+    learned = () if job.given("embedding") is not None else learned_words_in(source.recipe)
     if after and at:
         prompt = texts_at(at)[-1][1]
     remarks = [f"prompt from {source.path}: {prompt}"]
+    if learned:  # where they lie is a stranger's word
+        remarks.append(
+            f"warning: {source.path} was made with the learned words of {', '.join(learned)}; give them again with"
+            " --embedding, or they are words like any other"
+        )
     if at and not after and own_at is None:
         if source.video.whole and texts_at(at)[-1][0] < source.video.frames:
             given["prompt_at"] = at

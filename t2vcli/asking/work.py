@@ -8,7 +8,7 @@ from fractions import Fraction
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from t2vcli import runs
+from t2vcli import inputs, runs
 from t2vcli.asking.job import Command, Job
 from t2vcli.planning.windows import division_for
 from t2vcli.request import Request
@@ -110,6 +110,10 @@ class Work:
         for stage, told in zip(self.stages, (recipe, upscale), strict=False):
             if stage.request.lora and not _same_loras(stage.request, told):
                 return False
+        if not all(
+            inputs.are_in(told, stage.request) for told, stage in zip((recipe, upscale), self.stages, strict=False)
+        ):
+            return False
         return sha256 == (None if self.source is None else self.source.described["sha256"])
 
     def made_by(self, deciding: Sequence[Mapping[str, Any]]) -> bool:
@@ -152,6 +156,8 @@ def unnamed(job: Job) -> Work:
 
     work = larger.enlarged(job) if job.command == "upscale" else clip.clip(job)
     check_division(work)
+    for stage in work.stages:
+        inputs.check_there(stage.request)
     return work
 
 

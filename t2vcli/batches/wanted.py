@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from t2vcli import inputs
 from t2vcli.asking.job import Job
 from t2vcli.asking.naming import slug
 from t2vcli.asking.work import Work, work_for
@@ -32,7 +33,10 @@ def decide(fields: dict[str, Any]) -> Decided:
 
     work = work_of(fields, Path("clip.mp4"))
     first, last = work.first, work.last
-    stages = [deciding_fields(stage.request.model_dump(mode="json")) for stage in work.stages]
+    stages = [
+        {**deciding_fields(stage.request.model_dump(mode="json")), **inputs.described(stage.request)}
+        for stage in work.stages
+    ]
     passes = 2 if first.guidance_scale > 1 else 1
     cost = sum(
         work.frames * stage.request.width * stage.request.height * _steps(stage.request) * passes
@@ -84,17 +88,17 @@ def identity_in(recipe: Mapping[str, Any]) -> dict[str, Any] | None:
     Fields that came later than the recipe count with their defaults: the clip was made without them.
     """
     command, source = recipe.get("command"), recipe.get("source")
-    requests = [recipe.get("request")]
-    if "upscale" in recipe:
-        requests.append(recipe["upscale"].get("request") if isinstance(recipe["upscale"], dict) else None)
+    parts = [recipe, *([recipe["upscale"]] if "upscale" in recipe else [])]
     if command not in REQUESTS or not (source is None or isinstance(source, Mapping)):
         return None
     stages = []
-    for kind, request in zip((REQUESTS[command], REQUESTS["upscale"]), requests, strict=False):
+    for kind, part in zip((REQUESTS[command], REQUESTS["upscale"]), parts, strict=False):
+        request = part.get("request") if isinstance(part, dict) else None
         if not isinstance(request, dict):
             return None
+        files = {"files": part["files"]} if "files" in part else {}
         defaults = {name: field.default for name, field in kind.model_fields.items() if not field.is_required()}
-        stages.append(deciding_fields({**defaults, **request}))
+        stages.append({**deciding_fields({**defaults, **request}), **files})
     return identity(command, stages, source)
 
 

@@ -49,6 +49,7 @@ EXPERT = (
     "clip_skip",
     "noise",
     "prompt_at",
+    "embedding",
     "prompt_weights",
     "long_prompt",
     "strict",

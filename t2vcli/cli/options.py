@@ -103,6 +103,15 @@ LongPromptOpt = Annotated[
         rich_help_panel=SAMPLING,
     ),
 ]
+EmbeddingOpt = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--embedding",
+        metavar="FILE[:NAME]",
+        help="Learned words (textual inversion), which NAME stands for in the prompts. As often as there are files.",
+        rich_help_panel=SAMPLING,
+    ),
+]
 WidthOpt = Annotated[int | None, typer.Option(help="Pixels, a multiple of 8.", rich_help_panel=SAMPLING)]
 HeightOpt = Annotated[int | None, typer.Option(help="Pixels, a multiple of 8.", rich_help_panel=SAMPLING)]
 StepsOpt = Annotated[int | None, typer.Option(help="Denoising steps.", rich_help_panel=SAMPLING)]
@@ -563,6 +572,7 @@ REQUEST_OPTIONS: Options = {
     "lora": (LoraOpt, None),
     "negative_prompt": (NegativePromptOpt, None),
     "prompt_at": (PromptAtOpt, None),
+    "embedding": (EmbeddingOpt, None),
     "prompt_weights": (PromptWeightsOpt, None),
     "long_prompt": (LongPromptOpt, None),
     "width": (WidthOpt, None),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from bisect import bisect_right
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from types import MappingProxyType
 
@@ -83,7 +83,7 @@ def tokenize(
     """
     found = weighted(text, mode)
     parts = (Part(text),) if found is None else found.parts
-    named = _finder(vectors)
+    named = finder(vectors)
     limit = tokenizer.model_max_length - 2
     if found is None and not long and not (named and named.search(text)):
         whole = tokenizer.ids(text)[1:-1]
@@ -125,9 +125,9 @@ def tokenize(
 _BREAK = re.compile(r"\s*\bBREAK\b\s*")
 
 
-def _finder(vectors: Vectors) -> re.Pattern[str] | None:
-    """Returns what finds the names of learned words as words of their own, in letters of either size."""
-    names = sorted(vectors, key=len, reverse=True)
+def finder(words: Iterable[str]) -> re.Pattern[str] | None:
+    """Returns what finds the names of learned words as words of their own, in letters of either size; None without any."""
+    names = sorted(words, key=len, reverse=True)
     return re.compile(rf"(?<!\w)({'|'.join(map(re.escape, names))})(?!\w)", re.IGNORECASE) if names else None
 
 

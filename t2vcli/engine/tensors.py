@@ -40,7 +40,7 @@ def unpickled(path: Path) -> object:
     try:
         return torch.load(path, map_location="cpu", weights_only=True, mmap=not legacy)
     except Exception as error:
-        refused = _refused_by_the_unpickler(error)
+        refused = refused_by_the_unpickler(error)
         if refused:
             raise ModelError(
                 f"{path} cannot be loaded: it holds {refused}, and a {path.suffix} is read only as far as it holds"
@@ -49,7 +49,7 @@ def unpickled(path: Path) -> object:
         raise
 
 
-def _refused_by_the_unpickler(error: BaseException) -> str | None:
+def refused_by_the_unpickler(error: BaseException) -> str | None:
     """Returns what a pickle holds that torch's weights-only unpickler refused, such as `posix.system`, if that it was."""
     cause: BaseException | None = error
     while cause is not None:

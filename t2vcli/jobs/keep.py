@@ -15,7 +15,7 @@ from typing import IO, Any, TypeVar
 
 import torch
 
-from t2vcli import runs
+from t2vcli import inputs, runs
 from t2vcli.asking.finished import finished
 from t2vcli.asking.job import Policy
 from t2vcli.asking.work import Work
@@ -372,6 +372,7 @@ def identity_of(work: Work, prepared: Sequence[Prepared], report: Report) -> dic
 def _stage_identity(request: Request, prepared: Prepared, report: Report) -> dict[str, Any]:
     return {
         "request": runs.deciding_fields(request.model_dump(mode="json")),
+        **inputs.described(request),
         "model": model_identity(prepared.files, report),
         "blocks": asdict(prepared.division),
         "device": _kind(prepared.plan.device),

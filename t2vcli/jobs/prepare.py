@@ -13,9 +13,10 @@ import torch
 
 from t2vcli.emphasis import weighted
 from t2vcli.engine.device import DTYPES, choose_device, free_device_bytes, has_nvidia_driver, why_no_cuda
+from t2vcli.engine.embeddings import read_embeddings
 from t2vcli.engine.loading import check_loras, load_tokenizer, reading, schedule_remark, vae_scale
 from t2vcli.engine.memory import PlacedModel
-from t2vcli.engine.prompt import TextsOverTime, Tokens, Words, encode_tokens, tokenize
+from t2vcli.engine.prompt import TextsOverTime, Tokens, Vectors, Words, encode_tokens, finder, tokenize
 from t2vcli.engine.schedule import check_steps
 from t2vcli.engine.tokenizer import Tokenizer
 from t2vcli.errors import OutOfMemoryError, UsageError
@@ -27,7 +28,7 @@ from t2vcli.planning.shape import runs_both_halves
 from t2vcli.planning.windows import Division
 from t2vcli.presets import Preset
 from t2vcli.prompts import texts_at
-from t2vcli.report import Report, told_in_megabytes
+from t2vcli.report import Report, counted, told_in_megabytes
 from t2vcli.request import GenerateRequest, Request
 from t2vcli.schedulers import SCHEDULERS
 from t2vcli.sizes import size_text
@@ -120,14 +121,15 @@ def prepare(
     shared = first is not None and same_tokenizer(first.files, files)
     tokenizer = first.tokenizer if first is not None and shared else load_tokenizer(files)
     _check_clip_skip(request, files)
-    tokens = _tokens_of(request, files, tokenizer, report, strict)
+    vectors = _learned_words(request, files, tokenizer, report)
+    tokens = _tokens_of(request, files, tokenizer, vectors, report, strict)
     prompt, *later, negative = tokens
     known = request.known_frames if isinstance(request, GenerateRequest) else 0
     over_time = [(known, prompt)]
     over_time += [(known + frame, each) for (frame, _), each in zip(texts_at(request.prompt_at), later, strict=True)]
     if request.loop:
         over_time.append((frames, prompt))  # where the clip begins again
-    _say_unknown_words(files, request, report)
+    _say_unknown_words(files, request, vectors, report)
     return Prepared(
         files,
         way.plan,
@@ -274,13 +276,27 @@ MOST_CHUNKS = 10
 """Of a long prompt: at each of the UNet's attentions to the text, every pixel asks all of its tokens."""
 
 
-def _tokens_of(request: Request, files: ModelFiles, tokenizer: Tokenizer, report: Report, strict: bool) -> list[Tokens]:
+def _learned_words(request: Request, files: ModelFiles, tokenizer: Tokenizer, report: Report) -> Vectors:
+    """Returns the vectors of the request's learned words by their names. Raises InputError."""
+    width = files.config("text_encoder").get("hidden_size", 512)
+    vectors = read_embeddings(request.embedding, width=width, most=tokenizer.model_max_length - 2)
+    for word, rows in vectors.items():
+        report.say(f"{word} in a prompt stands for {counted(len(rows), 'learned vector')}")
+        named = finder([word])
+        if not any(named and named.search(text) for text in request.texts.values()):
+            report.warn(f"{word} of --embedding is in none of the prompts, and has no effect")
+    return vectors
+
+
+def _tokens_of(
+    request: Request, files: ModelFiles, tokenizer: Tokenizer, vectors: Vectors, report: Report, strict: bool
+) -> list[Tokens]:
     """Returns the tokens of each of the request's texts, in as many chunks each. Raises UsageError."""
     found = {}
     for name, text in request.texts.items():
         _say_weights(request, name, text, report, strict)
         with reading(f"the tokenizer in {files.parts['tokenizer']}", files):
-            tokens = tokenize(tokenizer, text, mode=request.prompt_weights, long=request.long_prompt)
+            tokens = tokenize(tokenizer, text, mode=request.prompt_weights, long=request.long_prompt, vectors=vectors)
         if tokens.dropped:
             line = (
                 f"the {name} is {tokens.count} tokens and the model reads {tokens.limit}; ignored: '{tokens.dropped}'"
@@ -330,15 +346,16 @@ def _check_clip_skip(request: Request, files: ModelFiles) -> None:
         )
 
 
-def _say_unknown_words(files: ModelFiles, request: Request, report: Report) -> None:
+def _say_unknown_words(files: ModelFiles, request: Request, learned: Vectors, report: Report) -> None:
     vocabulary = files.vocabulary()
     if vocabulary is None:
         return
     known = vocabulary.words | _FILLER | ({"break"} if request.long_prompt else frozenset())
-    unknown = []
+    unknown, named = [], finder(learned)
     for text in (request.prompt, *(text for _, text in texts_at(request.prompt_at))):
         found = weighted(text, request.prompt_weights)
         words = text if found is None else found.text
+        words = words if named is None else named.sub(" ", words)
         unknown += [word for word in re.findall(r"\w+", words) if word.lower() not in known]
     if unknown:
         names = ", ".join(dict.fromkeys(unknown))

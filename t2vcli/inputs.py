@@ -1,0 +1,89 @@
+"""The files that a request takes in beside its model and video: which they are, that they are there, and what is in them.
+
+A clip is of what was in them, not of where they lay: by their hashes it is told whether it is made already.
+"""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import os
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from t2vcli import embeddings
+from t2vcli.errors import InputError
+from t2vcli.request import TRAITS, Request, flag_name
+from t2vcli.strangers import UnreadableError, open_regular, read_bytes
+
+MAX_EMBEDDING_BYTES = 64 * 2**20
+"""Of a file of learned words: 75 of the widest have less than a megabyte."""
+
+
+def files_of(request: Request) -> Iterator[tuple[str, Path]]:
+    """Yields (field, path) of each."""
+    for name, traits in TRAITS.items():
+        value = getattr(request, name, None)
+        if not traits.is_file or value is None:
+            continue
+        for each in value if isinstance(value, tuple) else (value,):
+            yield name, embeddings.path_of(each) if name == "embedding" else Path(each)
+
+
+def check_there(request: Request) -> None:
+    """Raises InputError, naming the option, for one that is no file."""
+    for name, path in files_of(request):
+        try:
+            open_regular(path).close()
+        except FileNotFoundError:
+            raise InputError(f"{flag_name(name)}: there is no file {path}") from None
+        except UnreadableError as error:
+            raise InputError(f"{flag_name(name)} {path} cannot be read: {error}") from None
+
+
+def described(request: Request) -> dict[str, Any]:
+    """Returns what a recipe and a run's identity keep of them, by field. Raises InputError as `check_there`.
+
+    {} for a request that takes in none.
+    """
+    found: dict[str, Any] = {}
+    for name, path in files_of(request):
+        told = {"name": path.name, "sha256": _sha256_of(request, name, path)}
+        if isinstance(getattr(request, name), tuple):
+            found.setdefault(name, []).append(told)
+        else:
+            found[name] = told
+    return {"files": found} if found else {}
+
+
+def are_in(recipe: object, request: Request) -> bool:
+    """Returns whether what a recipe keeps of a stage's files is what is in those of a request now."""
+    told = recipe.get("files") if isinstance(recipe, Mapping) else None
+    return bool(told == described(request).get("files"))
+
+
+def read(name: str, path: Path, limit: int) -> bytes:
+    """Returns the content of the file of a field. Raises InputError."""
+    try:
+        return read_bytes(path, limit)
+    except FileNotFoundError:
+        raise InputError(f"{flag_name(name)}: there is no file {path}") from None
+    except UnreadableError as error:
+        raise InputError(f"{flag_name(name)} {path} cannot be read: {error}") from None
+
+
+def _sha256_of(request: Request, name: str, path: Path) -> str:
+    check_there(request)
+    try:
+        found = os.stat(path)
+        return _sha256(str(path), found.st_size, found.st_mtime_ns, found.st_ino)
+    except OSError as error:
+        raise InputError(f"{flag_name(name)} {path} cannot be read ({error.strerror})") from None
+
+
+@functools.lru_cache(maxsize=1000)
+def _sha256(path: str, size: int, mtime_ns: int, inode: int) -> str:
+    """Returns the hash of a file as it was then; asked again for each job of a list."""
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
