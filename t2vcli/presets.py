@@ -28,7 +28,17 @@ from t2vcli.loras import located
 from t2vcli.paths import expanded, expanded_model
 from t2vcli.plain_yaml import with_plain_numbers
 from t2vcli.report import counted
-from t2vcli.request import MAX_FRAMES, TRAITS, GenerateRequest, Request, Side, Text, UpscaleRequest, describe_problem
+from t2vcli.request import (
+    MAX_FRAMES,
+    MAX_STEPS,
+    TRAITS,
+    GenerateRequest,
+    Request,
+    Side,
+    Text,
+    UpscaleRequest,
+    describe_problem,
+)
 from t2vcli.strangers import UnreadableError, read_bytes
 
 Task = Literal["generate", "upscale"]
@@ -41,12 +51,25 @@ MAX_NUMBER = 2**63 - 1
 
 @dataclass(frozen=True)
 class TrainedRange:
-    """The clips that a model was trained on: their least and most frames, and their size in pixels."""
+    """The clips that a model was trained on: their least and most frames, and their size in pixels.
+
+    And, of one that was distilled, the least and the most of the steps and of the guidance scale that it is made for.
+    """
 
     least_frames: int
     most_frames: int
     width: int
     height: int
+    steps: tuple[int, int] | None = None
+    guidance_scale: tuple[float, float] | None = None
+
+    @property
+    def made_for(self) -> str | None:
+        """Returns in words what a distilled model is made for."""
+        told = [
+            f"{name} {_span(span)}" for name, span in (("steps", self.steps), ("guidance", self.guidance_scale)) if span
+        ]
+        return ", ".join(told) or None
 
 
 @dataclass(frozen=True)
@@ -66,6 +89,7 @@ class Preset:
     sources: Mapping[str, str]
     longest_pass: int | None = None  # the most frames that are known to hold together in one pass
     upscaler: str | None = None  # the preset that enlarges its clips
+    time_cond_proj_dim: int | None = None  # how many numbers of the guidance scale its LoRA has the UNet take
 
     def __getstate__(self) -> dict[str, Any]:
         """Returns what is pickled: views of mappings cannot be."""
@@ -95,12 +119,25 @@ def _check_frame_range(value: object) -> object:
     return value
 
 
+def _check_range(value: object) -> object:
+    if (
+        not isinstance(value, list)
+        or len(value) != 2
+        or any(isinstance(n, bool) or not isinstance(n, int | float) for n in value)
+        or not 0 <= value[0] <= value[1] <= MAX_STEPS
+    ):
+        raise ValueError(f"must be two numbers, the least and the most, from 0 to {MAX_STEPS}")
+    return value
+
+
 class _Trained(BaseModel):
     model_config = ConfigDict(extra="forbid", strict=True)
 
     frames: Annotated[list[int], BeforeValidator(_check_frame_range)]
     width: Side
     height: Side
+    steps: Annotated[list[int], BeforeValidator(_check_range)] | None = None
+    guidance_scale: Annotated[list[float], BeforeValidator(_check_range)] | None = None
 
 
 class _Header(BaseModel):
@@ -116,6 +153,7 @@ class _Header(BaseModel):
     trained: _Trained | None = None
     longest_pass: Annotated[int, Field(ge=1, le=MAX_FRAMES)] | None = None
     upscaler: Text | None = None
+    time_cond_proj_dim: Annotated[int, Field(ge=1, le=65536)] | None = None
     notes: list[Text] = []
 
 
@@ -443,7 +481,15 @@ def _load(path: Path) -> Preset:
         licence=merged.get("licence"),
         download_bytes=merged.get("download_bytes"),
         architecture=merged.get("architecture"),
-        trained=trained and TrainedRange(trained.frames[0], trained.frames[1], trained.width, trained.height),
+        trained=trained
+        and TrainedRange(
+            trained.frames[0],
+            trained.frames[1],
+            trained.width,
+            trained.height,
+            steps=trained.steps and (trained.steps[0], trained.steps[1]),
+            guidance_scale=trained.guidance_scale and (trained.guidance_scale[0], trained.guidance_scale[1]),
+        ),
         notes=tuple(merged.get("notes", ())),
         values=MappingProxyType(
             {key: _beside(key, value, setter[key].path) for key, value in merged.items() if key in _REQUEST_FIELDS}
@@ -451,6 +497,7 @@ def _load(path: Path) -> Preset:
         sources=MappingProxyType({key: source.shown for key, source in setter.items()}),
         longest_pass=merged.get("longest_pass"),
         upscaler=merged.get("upscaler"),
+        time_cond_proj_dim=merged.get("time_cond_proj_dim"),
     )
     _check_complete(preset, {key: source.where(key) for key, source in setter.items()}, shown)
     return preset
@@ -537,3 +584,25 @@ def trained_range_warning(preset: Preset, *, frames: int, width: int, height: in
         f"{' at '.join(outside)} is outside what {preset.name} was trained on "
         f"({span} frames at {trained.width}x{trained.height}); the result may be worse"
     )
+
+
+def made_for_warning(preset: Preset, request: Request) -> str | None:
+    """Returns one line if a distilled model is asked for steps or guidance that it was not made for, else None."""
+    trained = preset.trained
+    if trained is None or request.lora != tuple(preset.values.get("lora", ())):
+        return None
+    asked = (
+        ("--steps", request.steps, trained.steps),
+        ("--guidance-scale", request.guidance_scale, trained.guidance_scale),
+    )
+    outside = [
+        f"{flag} {value:g} is not what {preset.name} was made for ({_span(span)})"
+        for flag, value, span in asked
+        if span is not None and not span[0] <= value <= span[1]
+    ]
+    return f"{' and '.join(outside)}; the result may be worse" if outside else None
+
+
+def _span(span: tuple[float, float]) -> str:
+    least, most = span
+    return f"{least:g}" if least == most else f"{least:g} to {most:g}"

@@ -543,7 +543,8 @@ def describe_problem(problem: Any, values: Mapping[str, Any], sources: Mapping[s
     if problem["type"] == "extra_forbidden":
         return f"{name} does not exist"
     shown = values.get(field)
-    shown = ", ".join(map(str, shown)) if isinstance(shown, list | tuple) else shown
+    if isinstance(shown, list | tuple) and all(isinstance(each, str) for each in shown):
+        shown = ", ".join(shown)
     shown = repr(shown) if isinstance(shown, str) else shown
     if isinstance(shown, str) and len(shown) > 60:
         shown = shown[:57] + "...'"

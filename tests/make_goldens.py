@@ -215,7 +215,7 @@ def prepared_model(request: Request) -> tuple[Prepared, Model]:
     frames = request.frames if isinstance(request, GenerateRequest) else FRAMES
     prepared = prepare(request, preset_of(task), frames=frames, report=Silent())
     plan = prepared.plan
-    key = (request.model, request.variant, plan.dtype, parts_of_diffusers(prepared))
+    key = (request.model, request.variant, request.lora, plan.dtype, parts_of_diffusers(prepared))
     if key not in _models:
         _models[key] = Models().take(prepared, Silent()).model
     return prepared, _models[key]

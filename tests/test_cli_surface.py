@@ -122,7 +122,8 @@ def test_presets_are_listed_and_shown() -> None:
         as_json = json.loads(t2v("presets", "show", preset.name, "--json").stdout)
         for key, value in preset.values.items():
             assert f"  {key} " in shown.stdout
-            assert as_json["values"][key]["value"] == (str(value) if isinstance(value, Fraction) else value)
+            plain = list(value) if isinstance(value, tuple) else str(value) if isinstance(value, Fraction) else value
+            assert as_json["values"][key]["value"] == plain
         for note in preset.notes:
             assert note in shown.stdout
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ import pytest
 import torch
 from commandline import sentence, t2v
 from diffusers import LCMScheduler, UNet3DConditionModel
+from lora_files import factors_for, modules_of
 from make_goldens import attempts_at, generate_request, our_latents, prepared_model, upscale_request
 from pydantic import ValidationError
 from safetensors.torch import load_file, save_file
@@ -25,9 +27,10 @@ from t2vcli.engine.latents import make_generator, noise_state
 from t2vcli.engine.layerwise.unet import LayerwiseUNet
 from t2vcli.engine.loading import make_scheduler
 from t2vcli.engine.schedule import AYS, check_steps, evenly, laid_out, set_timesteps
-from t2vcli.errors import UsageError
+from t2vcli.errors import ModelError, UsageError
 from t2vcli.jobs.prepare import encode_words, prepare
-from t2vcli.presets import load_preset
+from t2vcli.planning.outlook import outlook_for
+from t2vcli.presets import Preset, load_preset
 from t2vcli.report import Silent
 from t2vcli.request import GenerateRequest
 from t2vcli.schedulers import SCHEDULERS
@@ -240,6 +243,83 @@ def written_out(request: GenerateRequest, files: ModelFiles, model: Any, words: 
         stepped = scheduler.step(noise_pred, timestep, flat, generator=generator).prev_sample
         latents = stepped.unflatten(0, (1, 3)).transpose(1, 2)
     return latents
+
+
+# T2V-Turbo's LoRA: a list of pairs for every layer of the UNet, and for one that the model has not
+
+
+@pytest.fixture(scope="module")
+def turbo(few_layers: Path, conditioned: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, Any]]:
+    """Returns such a file in its layout (cloneofsimo's), of random factors, and these by their layers."""
+    layers = {name: module for name, module in modules_of(conditioned).items() if name.startswith("unet.")}
+    truth = factors_for(layers)
+    assert list(truth)[2] == "unet.time_embedding.cond_proj"
+    path = tmp_path_factory.mktemp("turbo") / "unet_lora.pt"
+    registered = [name for name in registration_order(conditioned) if f"unet.{name}" in truth]
+    torch.save([each for name in registered for each in (truth[f"unet.{name}"].up, truth[f"unet.{name}"].down)], path)
+    return path, truth
+
+
+def registration_order(folder: Path) -> list[str]:
+    with torch.device("meta"):
+        unet = UNet3DConditionModel.from_config(json.loads((folder / "unet" / "config.json").read_text()))
+    return [name for name, _ in unet.named_modules()]
+
+
+def test_a_lora_for_the_guidance_scale_makes_the_unet_take_it(
+    turbo: tuple[Path, dict[str, Any]], few_layers: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path, truth = turbo
+    values = {"scheduler": "lcm", "timesteps": "even", "forward": "auto", "negative_prompt": ""}
+    request = generate_request(few_layers, lora=(str(path),), guidance_scale=7.5, **values)
+    assert "begins at zero" in "\n".join(said(request))
+    _, model = prepared_model(request)
+    factors = truth["unet.time_embedding.cond_proj"]
+    weight = model.unet.time_embedding.cond_proj.weight
+    assert torch.allclose(weight, factors.up @ factors.down, atol=1e-6)
+    latents = made(request)
+    assert not torch.equal(latents, made(request.model_copy(update={"guidance_scale": 3.0})))
+    assert rows_run(request, monkeypatch) == [1] * 4
+
+
+def test_without_its_change_the_model_is_the_plain_one(turbo: tuple[Path, dict[str, Any]], few_layers: Path) -> None:
+    values = {"scheduler": "lcm", "forward": "auto", "negative_prompt": ""}
+    at_zero = generate_request(few_layers, lora=(f"{turbo[0]}:0",), guidance_scale=7.5, **values)
+    assert torch.equal(made(at_zero), made(generate_request(few_layers, guidance_scale=1.0, **values)))
+
+
+def test_a_list_of_one_layer_too_many_that_is_no_condition_is_refused(
+    turbo: tuple[Path, dict[str, Any]], few_layers: Path, tmp_path: Path
+) -> None:
+    pairs = torch.load(turbo[0], weights_only=True)
+    torch.save([*pairs[:4], *pairs[6:], *pairs[-2:]], tmp_path / "other.pt")
+    request = generate_request(few_layers, lora=(str(tmp_path / "other.pt"),))
+    with pytest.raises(ModelError, match="does not fit"):
+        prepare(request, None, frames=request.frames, report=Silent())
+
+
+def said(request: GenerateRequest) -> list[str]:
+    class Told(Silent):
+        lines: list[str] = []  # noqa: RUF012
+
+        def say(self, line: str) -> None:
+            self.lines.append(line)
+
+    report = Told()
+    prepare(request, None, frames=request.frames, report=report)
+    return report.lines
+
+
+def test_a_plan_of_the_preset_is_of_one_row() -> None:
+    preset = load_preset("ms-turbo")
+    request = build(GenerateRequest, preset, {"prompt": "a boat", "device": "cuda:0", "vram": "40GiB"})
+
+    def peak(preset: Preset) -> int:
+        outlook = outlook_for(request, preset, frames=request.frames)
+        assert outlook.chosen is not None
+        return max(stage.live_bytes for stage in outlook.chosen.stages if stage.name == "denoise")
+
+    assert peak(preset) < peak(replace(preset, time_cond_proj_dim=None))
 
 
 # Refusals and remarks

@@ -21,12 +21,13 @@ from t2vcli.presets import (
     TrainedRange,
     list_presets,
     load_preset,
+    made_for_warning,
     shipped_folder,
     trained_range_warning,
 )
 from t2vcli.request import GenerateRequest, UpscaleRequest, build_request
 
-SHIPPED = ["demo", "demo-XL", "ms-1.7b", "zeroscope-576w", "zeroscope-XL"]
+SHIPPED = ["demo", "demo-XL", "ms-1.7b", "ms-1.7b-mcm", "ms-turbo", "zeroscope-576w", "zeroscope-XL"]
 
 
 @pytest.fixture(autouse=True)
@@ -90,6 +91,22 @@ def test_the_values_of_the_real_models() -> None:
         assert preset.values["dtype"] == "auto"
         assert "offload" not in preset.values  # the plan decides
         assert preset.licence == "CC-BY-NC-4.0"
+
+
+@pytest.mark.parametrize("name", ["ms-1.7b-mcm", "ms-turbo"])
+def test_a_distilled_preset_says_where_it_is_left(name: str) -> None:
+    preset = load_preset(name)
+    assert (preset.values["steps"], preset.values["scheduler"]) == (4, "lcm")
+    assert preset.values["model"] == load_preset("ms-1.7b").values["model"]
+
+    def warned(**changes: Any) -> str | None:
+        values = {**preset.values_for(GenerateRequest), "preset": name, "prompt": "a red boat", "seed": 1, **changes}
+        return made_for_warning(preset, build_request(GenerateRequest, values))
+
+    assert warned() is None
+    assert f"--steps 25 is not what {name} was made for (1 to 8); the result may be worse" == warned(steps=25)
+    assert "--guidance-scale 20 is not what" in (warned(guidance_scale=20.0) or "")
+    assert warned(steps=25, lora=()) is None  # then it is another model
 
 
 def test_the_demo_needs_no_download() -> None:
@@ -211,7 +228,7 @@ def test_a_broken_file_does_not_hide_the_others(user_folder: Path) -> None:
     write(user_folder, "good", "extends: demo-XL\n")
     (user_folder / "readme.txt").write_text("not a preset", encoding="utf-8")
     found, broken = list_presets()
-    assert [preset.name for preset in found] == ["ms-1.7b", "zeroscope-576w", "zeroscope-XL"]
+    assert [preset.name for preset in found] == [name for name in SHIPPED if not name.startswith("demo")]
     assert sorted(broken) == ["demo", "demo-XL", "good", "mine"]  # demo-XL extends the broken demo
     assert "frames" in str(broken["mine"])
     with pytest.raises(InputError, match=r"demo\.yaml:2:1"):

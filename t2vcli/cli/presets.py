@@ -59,6 +59,7 @@ def show(
         "download_bytes": preset.download_bytes,
         "trained": trained
         and f"{trained.least_frames} to {trained.most_frames} frames at {trained.width}x{trained.height}",
+        "made_for": trained and trained.made_for,
         "longest_pass": preset.longest_pass and f"{preset.longest_pass} frames",
         "upscaler": preset.upscaler,
     }
@@ -78,10 +79,14 @@ def show(
 
 
 def _plain(value: object) -> object:
+    if isinstance(value, tuple):
+        return list(value)
     return value if isinstance(value, (str, int, float, bool)) or value is None else str(value)
 
 
 def _shown(value: object) -> str:
     if value is None:
         return "-"
+    if isinstance(value, tuple):
+        return " ".join(value)
     return str(value).lower() if isinstance(value, bool) else str(value)

@@ -24,8 +24,12 @@ from torch import nn
 from t2vcli.choices import Spacing
 from t2vcli.engine import dpm_solver, picture_vae, video_unet
 from t2vcli.engine.layerwise.unet import LayerwiseUNet
+from t2vcli.engine.lora.condition import LAYER as CONDITION
+from t2vcli.engine.lora.condition import condition_width
 from t2vcli.engine.lora.merge import PARTS as LORA_PARTS
 from t2vcli.engine.lora.merge import Fitted, adding, changes_of, fitted
+from t2vcli.engine.lora.pairs import read_pairs
+from t2vcli.engine.lora.places import Places
 from t2vcli.engine.picture_vae import PictureVAE
 from t2vcli.engine.tensors import fill, read_tensors, without_storage
 from t2vcli.engine.text_encoder import CLIPText
@@ -162,6 +166,26 @@ def load_model(
     return Model(**built)
 
 
+def with_condition(files: ModelFiles) -> ModelFiles:
+    """Returns the files of a model whose UNet takes the guidance scale as a condition, if a LoRA has it do so.
+
+    The weight that the LoRA changes is in no file then, and zero: so without the LoRA the UNet is the plain one.
+    """
+    config = files.config("unet")
+    if config.get("time_cond_proj_dim") is not None:
+        return files
+    places = Places({part: _fitted(files, part, False)[0] for part in LORA_PARTS})
+    layers = sum(not layer.is_embedding for layer in places.layers["unet"])
+    channels = config.get("block_out_channels", [0])[0]
+    for adapter in files.adapters:
+        with reading(f"the LoRA {adapter.path}", replace(files, remedy=LORA_AGAIN)):
+            width = condition_width(read_pairs(adapter), layers, channels)
+        if width is not None:
+            unet = {**config, "time_cond_proj_dim": width}
+            return replace(files, configs={**files.configs, "unet": unet}, zero=(f"{CONDITION}.weight",))
+    return files
+
+
 def check_loras(files: ModelFiles) -> list[Fitted]:
     """Returns how each LoRA of a model fits it, before anything is loaded. Raises ModelError if one does not."""
     if not files.adapters:
@@ -227,6 +251,9 @@ def _fitted(files: ModelFiles, part: str, theirs: bool) -> tuple[nn.Module, dict
         module: nn.Module = _BUILDERS[part](files.config(part), theirs).eval()
     wanted = module.state_dict()
     named = {_present_name(name, wanted): tensor for name, tensor in tensors.items()}
+    for name in files.zero if part == "unet" else ():
+        if name not in named and name in wanted:
+            named[name] = torch.zeros(wanted[name].shape)
     wrong = [name for name, empty in wanted.items() if name not in named or named[name].shape != empty.shape]
     if wrong:
         raise ModelError(

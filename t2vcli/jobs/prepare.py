@@ -14,7 +14,7 @@ import torch
 from t2vcli.emphasis import weighted
 from t2vcli.engine.device import DTYPES, choose_device, free_device_bytes, has_nvidia_driver, why_no_cuda
 from t2vcli.engine.embeddings import read_embeddings
-from t2vcli.engine.loading import check_loras, load_tokenizer, reading, schedule_remark, vae_scale
+from t2vcli.engine.loading import check_loras, load_tokenizer, reading, schedule_remark, vae_scale, with_condition
 from t2vcli.engine.memory import PlacedModel
 from t2vcli.engine.prompt import TextsOverTime, Tokens, Vectors, Words, encode_tokens, finder, tokenize
 from t2vcli.engine.schedule import check_steps
@@ -160,7 +160,12 @@ def with_loras(
     )
     for repository in repositories(request.lora):
         hold(repository)
-    files = replace(files, adapters=adapters)
+    files = with_condition(replace(files, adapters=adapters))
+    if files.zero:
+        report.say(
+            f"the LoRA has the UNet take the guidance scale as a number; the weight for it ({files.zero[0]}) is in no"
+            " file but as the LoRA's change, and begins at zero"
+        )
     for each in check_loras(files):
         report.say(each.told)
         if not each.alpha_known:

@@ -13,7 +13,7 @@ from t2vcli.errors import OutOfMemoryError
 from t2vcli.planning.plan import Forecast, MemoryPlan, candidates, choose_plan
 from t2vcli.planning.shape import Shape, shape_of
 from t2vcli.planning.windows import Division, division_for, flags_without_effect, smaller_divisions
-from t2vcli.presets import trained_range_warning
+from t2vcli.presets import made_for_warning, trained_range_warning
 from t2vcli.request import Request
 
 if TYPE_CHECKING:
@@ -98,5 +98,6 @@ def decide(
             request.width,
             request.height,
         )
-        remarks += filter(None, [trained_range_warning(preset, frames=seen, width=width, height=height)])
+        outside = trained_range_warning(preset, frames=seen, width=width, height=height)
+        remarks += filter(None, [outside, made_for_warning(preset, request)])
     return Decision(division, plan, tuple(below), tuple(remarks))

@@ -95,6 +95,8 @@ def outlook_for(request: Request, preset: Preset, *, frames: int, forecast_of: F
     """
     architecture = architecture_for(request, preset)
     scale, unet_config = vae_scale_of(architecture), configs_of(architecture)["unet"]
+    if preset.time_cond_proj_dim is not None and request.lora == tuple(preset.values.get("lora", ())):
+        unet_config = {**unet_config, "time_cond_proj_dim": preset.time_cond_proj_dim}
     memory = planned_memory(request)
     forecast = functools.cache(lambda shape: forecast_of(architecture, shape))
     decided, problem = None, None

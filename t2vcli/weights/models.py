@@ -100,6 +100,7 @@ class ModelFiles:
     configs: Mapping[str, Mapping[str, Any]]
     remedy: str = DOWNLOAD_AGAIN
     adapters: tuple[Adapter, ...] = ()
+    zero: tuple[str, ...] = ()  # weights of the UNet that no file holds, and an adapter changes
 
     def config(self, part: str) -> dict[str, Any]:
         """Returns what a part's config.json holds, as it was when the model was found."""
