@@ -58,7 +58,7 @@ def generate(
 ) -> Result:
     """Makes a clip from a prompt, as `t2v generate` does, and returns it when its file is complete and verified.
 
-    `values` are fields of the job: preset, seed, frames, steps, init_video, extend, upscale, ... Without
+    `values` are fields of the job: preset, seed, frames, steps, init_video, extend, upscale, from_clip, ... Without
     `metadata` nothing in the file says how it was made, or that a model made it. Raises a T2VError.
     """
     job = Job.read({**values, "command": "generate", "prompt": prompt, "output": _path(output)})
@@ -69,7 +69,7 @@ def generate(
 
 
 def upscale(
-    source: PathText,
+    source: PathText | None = None,
     output: PathText | None = None,
     *,
     report: Report | None = None,
@@ -86,7 +86,8 @@ def upscale(
 ) -> Result:
     """Makes a video anew at another size, as `t2v upscale` does. Raises a T2VError.
 
-    `values` are fields of the job: prompt, preset, scale, width, strength, start, ...
+    `values` are fields of the job: prompt, preset, scale, width, strength, start, ... With `from_clip` the source may be left
+    out: it is the one that this clip was made from, if that is still beside it.
     """
     job = Job.read({**values, "command": "upscale", "source": _path(source), "output": _path(output)})
     policy = Policy(
@@ -269,9 +270,9 @@ def plan(prompt: str | None = None, **values: Any) -> list[Outlook]:
 
     `values` are fields of the job; `command="upscale", source=...` plans an upscale. Raises a T2VError.
     """
-    words = (
-        {"prompt": prompt} if prompt is not None else {"prompt": "", "allow_empty_prompt": True}
-    )  # they decide nothing
+    words: dict[str, Any] = {"prompt": prompt}
+    if prompt is None and values.get("from_clip") is None:
+        words = {"prompt": "", "allow_empty_prompt": True}  # they decide nothing
     return planned(work_for(Job.read({**values, **words}), take_up=False))
 
 

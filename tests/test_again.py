@@ -2,26 +2,33 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import subprocess
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
-from clips import make_clip, ramp
-from commandline import t2v
+from clips import ffmpeg, make_clip, ramp
+from commandline import contents, sentence, t2v
 from hypothesis import HealthCheck, Phase, example, given, settings
 from hypothesis import strategies as st
 
+import t2vcli
 from t2vcli.asking.command_line import command_line, quoted
 from t2vcli.asking.job import Job
 from t2vcli.asking.recipe import Recipe
 from t2vcli.asking.work import Work, unnamed
+from t2vcli.batches.variants import spread_for, variants_of
 from t2vcli.cli import running
 from t2vcli.errors import T2VError
 from t2vcli.metadata import versions
+from t2vcli.planning.windows import Axis, Division
 from t2vcli.presets import load_preset
 from t2vcli.request import GenerateRequest, Request, UpscaleRequest, build_request
+from t2vcli.video.reader import read_frames
 
 SMALL = ("--frames", "2", "--steps", "2", "--width", "32", "--height", "32")
 
@@ -89,6 +96,9 @@ SIZES = st.integers(2**16, 2**50)
 SHARES = st.floats(0.01, 1)
 OF_BOTH: dict[str, st.SearchStrategy[Any]] = {
     "negative_prompt": TEXTS,
+    "prompt_weights": st.sampled_from(["on", "off"]),
+    "long_prompt": st.booleans(),
+    "prompt_at": st.just(["1:a ball's (way)", "3:-x"]),
     "clip_skip": st.integers(1, 20),
     "noise": st.sampled_from(["whole", "per-frame", "freenoise"]),
     "window": st.one_of(st.sampled_from(["auto", "off"]), st.integers(8, 99)),
@@ -111,12 +121,14 @@ OF_A_DRAFT: dict[str, st.SearchStrategy[Any]] = {
     "model": st.sampled_from(["some/model", "./models/mine", "-odd"]),
     "revision": st.sampled_from(["main", "0" * 40]),
     "variant": st.sampled_from(["fp16", "fp 32"]),
+    "lora": st.lists(st.sampled_from(["some/lora:0.5", "its/own/folder"]), max_size=2, unique=True),
     "width": SIDES,
     "height": SIDES,
     "steps": st.integers(20, 1000),
     "guidance_scale": st.floats(0, 100),
     "scheduler": st.sampled_from(["ddim", "euler a", "dpm++ 2M"]),
     "seed": st.integers(0, 2**63 - 1),
+    "timesteps": st.sampled_from(["999,500,1"]),
     "guidance_until": SHARES,
     "cache": st.integers(1, 3),
     "cache_level": st.integers(0, 3),
@@ -137,7 +149,13 @@ def request_of(kind: type[Any], preset: str, **values: Any) -> Any:
     chosen = load_preset(preset)
     whole = {**chosen.values_for(kind), "seed": 7, **values, "preset": preset}
     if "model" in values:
-        whole = {**whole, "revision": values.get("revision"), "variant": values.get("variant")}
+        whole = {
+            **whole,
+            **{name: values.get(name) for name in ("revision", "variant")},
+            "lora": values.get("lora", ()),
+        }
+    if "timesteps" in values and "steps" not in values:
+        whole["steps"] = 3
     return build_request(kind, whole)
 
 
@@ -170,7 +188,7 @@ def test_the_command_of_a_clip_makes_its_request(prompt: str, preset: str, value
     assert "--from" not in command
     assert requests_of(unnamed(job_asked_for(command))) == [request]
     for name in GenerateRequest.model_fields:
-        if name not in ("prompt", "preset", "seed", "model", "revision", "variant"):
+        if name not in ("prompt", "preset", "seed", "model", "revision", "variant", "lora"):
             flag = "--" + name.replace("_", "-")
             same = getattr(request, name) == getattr(request_of(GenerateRequest, preset), name)
             assert not (same and f" {flag} " in command.replace(quoted(prompt), "")), flag
@@ -352,3 +370,255 @@ def test_values_that_are_wrong_are_told_with_the_version_they_are_from(values: d
     assert said in last
     assert last.endswith("(it was made by t2v 9.1, this is 0.1.0)")
     assert len(last) < 1000
+
+
+# --from CLIP
+
+
+@contextlib.contextmanager
+def inside(recipe: dict[str, Any]) -> Iterator[None]:
+    """Has every clip hold a recipe, without a file for each."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Recipe, "inside", classmethod(lambda cls, clip: cls.read(json.loads(json.dumps(recipe)), clip)))
+        yield
+
+
+@CASES
+@given(
+    TEXTS,
+    st.sampled_from(["demo", "ms-1.7b", "gone"]),
+    some({**OF_BOTH, **OF_A_DRAFT, **OF_GENERATE, **OF_THE_LAST}),
+    some(
+        {"steps": st.integers(20, 1000), "seed": st.integers(0, 99), "negative_prompt": TEXTS, "tile": st.just("off")}
+    ),
+)
+@example("-", "demo", {}, {})
+def test_a_recipe_makes_its_request_again_and_every_flag_goes_over_it(
+    prompt: str, preset: str, values: dict[str, Any], flags: dict[str, Any]
+) -> None:
+    known = "demo" if preset == "gone" else preset
+    try:
+        request = request_of(GenerateRequest, known, prompt=prompt, **values).model_copy(update={"preset": preset})
+        changed = build_request(GenerateRequest, {**dict(request), **flags})
+        work = unnamed(Job.read({"prompt": "x", "preset": known, **values}))
+    except T2VError:  # values that do not go together
+        return
+    with inside(recipe_of("generate", request)):
+        again = unnamed(Job.read({"from_clip": "boat.mp4"}))
+        over = unnamed(Job.read({"from_clip": "boat.mp4", **flags}))
+    assert requests_of(again) == [request]
+    assert requests_of(over) == [changed]
+    assert again.remarks[0] == "from boat.mp4, the same again"
+    assert again.frames == work.frames
+    assert not again.seed_drawn
+    different = [name for name in flags if getattr(changed, name) != getattr(request, name)]
+    assert over.remarks[0].startswith("from boat.mp4, but" if different else "from boat.mp4, the same again")
+
+
+@CASES
+@given(
+    TEXTS,
+    some(OF_A_DRAFT),
+    some({name: OF_BOTH[name] for name in OF_BOTH if name != "dtype"}),
+    some(OF_THE_LAST),
+    SIDES,
+)
+def test_both_stages_are_made_again(
+    prompt: str, own: dict[str, Any], both: dict[str, Any], last: dict[str, Any], side: int
+) -> None:
+    """Also a second stage as no command line can ask for it."""
+    try:
+        first = request_of(GenerateRequest, "demo", prompt=prompt, **own)
+        second = request_of(UpscaleRequest, "demo-XL", prompt=prompt, **both, **last)
+        second = build_request(UpscaleRequest, {**dict(second), "seed": first.seed, "width": side, "steps": 33})
+        unnamed(Job.read({"prompt": "x", "preset": "demo", **own}))
+        unnamed(Job.read({"prompt": "x", "preset": "demo", "upscale": "auto", **both, **last}))
+    except T2VError:
+        return
+    with inside(recipe_of("generate", first, second)):
+        assert requests_of(unnamed(Job.read({"from_clip": "boat.mp4"}))) == [first, second]
+
+
+def work_from(recipe: dict[str, Any], **wish: Any) -> Work:
+    with inside(recipe):
+        return unnamed(Job.read({"from_clip": "boat.mp4", **wish}))
+
+
+def test_flags_reach_the_stages_that_they_are_for() -> None:
+    two = unnamed(
+        Job.read({"prompt": "a boat", "preset": "demo", "seed": 3, "upscale": "auto", "upscale_strength": 0.3})
+    )
+    recipe = recipe_of("generate", *requests_of(two))
+    assert requests_of(work_from(recipe)) == requests_of(two)
+    first, second = requests_of(work_from(recipe, seed=9, steps=5, tile="off", negative_prompt="dark", prompt="a ball"))
+    assert (first.seed, first.steps, first.tile, first.prompt) == (9, 5, "auto", "a ball")
+    assert (second.seed, second.steps, second.tile, second.prompt) == (9, 20, "off", "a ball")
+    assert first.negative_prompt == second.negative_prompt == "dark"
+    wide = work_from(recipe, width=128, upscale_strength=0.5)
+    assert [(each.width, each.height) for each in requests_of(wide)] == [(128, 64), (184, 88)]
+    assert wide.remarks[0] == "from boat.mp4, but width 128, upscale width 184, upscale height 88, upscale strength 0.5"
+    other = work_from(recipe, preset="zeroscope-576w")
+    assert (other.first.model, other.first.steps, other.first.seed) == ("cerspense/zeroscope_v2_576w", 40, 3)
+    one = recipe_of("generate", requests_of(two)[0])
+    assert work_from(one, upscale="auto").last.preset == "demo-XL"
+    assert "enlarged, too" in work_from(one, upscale="auto").remarks[0]
+
+
+def test_the_environment_comes_after_a_recipe(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("T2V_MEMORY", "fast")
+    monkeypatch.setenv("T2V_DEVICE", "cpu")
+    recipe = recipe_of("generate", request_of(GenerateRequest, "demo", prompt="a boat", memory="low"))
+    request = work_from(recipe).first
+    assert (request.memory, request.device) == ("low", "cpu")
+    assert work_from(recipe, memory="lowest").first.memory == "lowest"
+
+
+def test_what_made_the_clip_and_is_not_here_is_told() -> None:
+    request = request_of(GenerateRequest, "demo", prompt="a boat", model="some/model")
+    recipe = recipe_of("generate", request.model_copy(update={"preset": "their-own"}))
+    recipe["versions"] |= {"torch": "1.0", "numpy": None}
+    del recipe["versions"]["diffusers"]
+    recipe["model"] = {"source": "some/model", "revision": "a" * 40, "variant": None}
+    recipe["blocks"] = {"time": {"length": 8, "overlap": 4, "wraps": False}, "rows": None, "columns": None}
+    work = work_from(recipe)
+    here = versions()
+    assert work.remarks[:3] == (
+        f"from boat.mp4, but torch {here['torch']} (it was 1.0), diffusers {here['diffusers']} (it was not told),"
+        f" numpy {here['numpy']} (it was None)",
+        "boat.mp4 was made by the preset their-own, which is not here; the recipe has its values",
+        "the model is some/model, as the recipe in boat.mp4 says",
+    )
+    assert work.first.revision == "a" * 40  # what the branch stood for, wherever it stands now
+    assert work.stages[0].divided == Division(time=Axis(8, 4))  # as it was, whatever memory is free
+    assert work_from(recipe, prompt="a ball", seed=1).stages[0].divided == Division(time=Axis(8, 4))
+    assert work_from(recipe, window="off").stages[0].divided is None
+    assert work_from(recipe, model="other/model").first.revision is None
+
+
+def frames_of(path: Path | str) -> np.ndarray:
+    return np.stack(list(read_frames(Path(path))))
+
+
+def test_clips_of_every_kind_are_made_again_bit_for_bit(place: Path) -> None:
+    def run(*words: str) -> str:
+        outcome = t2v(*words)
+        assert outcome.code == 0, outcome.stderr
+        return outcome.stderr
+
+    run("generate", "a red boat", "-p", "demo", "--upscale", *SMALL, "-q", "-o", "boat.mp4")
+    run("upscale", "boat.mp4", "--scale", "0.5", "--steps", "8", "--strength", "0.2", "-q", "-o", "less.mp4")
+    run("generate", "--extend", "less.mp4", "--frames", "2", "--steps", "2", "-q", "-o", "longer.mp4")
+    for command, name in (("generate", "boat"), ("upscale", "less"), ("generate", "longer")):
+        said = run(command, "--from", f"{name}.mp4", "-o", f"{name}-again.mp4")
+        assert f"from {name}.mp4, the same again\n" in said
+        assert Path(f"{name}-again.mp4").read_bytes() == Path(f"{name}.mp4").read_bytes()
+    changed = t2v("generate", "a blue ball", "--from", "longer.mp4", "--steps", "1", "-o", "other.mp4")
+    assert "from longer.mp4, but prompt a blue ball, steps 1\n" in changed.stderr
+    assert not np.array_equal(frames_of("other.mp4"), frames_of("longer.mp4"))
+    assert t2v("generate", "--from", "boat.mp4", "-o", "boat.mp4").code == 0  # it is that clip already
+
+    # The same from Python and from lists
+    done = t2vcli.upscale(from_clip="less.mp4", output="python.mp4")
+    assert done.path.read_bytes() == Path("less.mp4").read_bytes()
+    Path("list.txt").write_text("--from longer.mp4\na star --from longer.mp4 --steps 1 --count 2\n")
+    assert t2v("batch", "list.txt", "-o", "clips", "--name", "{index}", "-q").code == 0
+    assert Path("clips/1.mp4").read_bytes() == Path("longer.mp4").read_bytes()
+    seeds = [t2vcli.read_recipe(f"clips/{number}.mp4")["request"]["seed"] for number in (1, 2, 3)]  # type: ignore[index]
+    assert seeds == [seeds[0], seeds[0], seeds[0] + 1]
+
+
+def test_several_clips_begin_at_the_seed_of_the_recipe(place: Path) -> None:
+    told("boat.mp4", recipe_of("generate", request_of(GenerateRequest, "demo", prompt="a boat", seed=40)))
+    planned = t2v("batch", "-", "-o", "clips", "--dry-run", stdin=b'{"from_clip": "boat.mp4", "count": 3}\n')
+    assert [json.loads(line)["seed"] for line in planned.stdout.splitlines()] == [40, 41, 42]
+    spread = spread_for(job := Job.read({"from_clip": "boat.mp4"}), {"count": 2})
+    with variants_of(job, spread) as variants:
+        assert [each.seed for each in variants.jobs] == [40, 41]
+        assert variants.seed is None
+    with variants_of(
+        job := Job.read({"prompt": "a boat", "preset": "demo"}), spread_for(job, {"count": 2})
+    ) as variants:
+        first, second = (each.seed for each in variants.jobs)  # drawn, as nobody gave one
+        assert (first, second) == (variants.seed, first + 1)
+
+
+def test_an_input_that_is_gone_or_another_is_told(source: Path, place: Path) -> None:
+    work = unnamed(
+        Job.read({"command": "upscale", "source": str(source), "prompt": "a boat", "preset": "demo-XL", "seed": 3})
+    )
+    assert work.source is not None
+    recipe = recipe_of("upscale", *requests_of(work), source=work.source.described)
+    (place / "clips").mkdir()
+    told("clips/large.mp4", recipe)
+    source.rename("clips/-a boat.mp4")  # beside the clip
+    again = t2vcli.work_for(Job.read({"command": "upscale", "from_clip": "clips/large.mp4"}))
+    assert again.remarks[0] == "from clips/large.mp4, the same again"
+    Path("clips/-a boat.mp4").unlink()
+    gone = t2v("upscale", "--from", "clips/large.mp4")
+    assert gone.code == 4
+    assert sentence(gone) == (
+        "the input of clips/large.mp4, -a boat.mp4, is neither beside it nor here; say where it is:"
+        " t2v upscale IN --from clips/large.mp4"
+    )
+    other = make_clip(place / "other.mp4", ramp(3, width=96, height=32), rate="8")
+    instead = t2vcli.work_for(Job.read({"command": "upscale", "source": str(other), "from_clip": "clips/large.mp4"}))
+    assert (instead.last.width, instead.last.height, instead.frames) == (232, 72, 3)
+    assert f"another input: {other}" in instead.remarks[0]
+
+
+@pytest.mark.parametrize("name", ["../x.mp4", "/etc/hostname", "..", "", "a\0b", 7, None])
+def test_an_input_is_looked_for_by_a_name_alone(name: Any, place: Path) -> None:
+    request = request_of(UpscaleRequest, "demo-XL", prompt="x")
+    Path("x.mp4").write_bytes(b"")
+    (place / "clips").mkdir()
+    told("clips/large.mp4", recipe_of("upscale", request, source={"name": name, "width": 64, "height": 64}))
+    gone = t2v("upscale", "--from", "clips/large.mp4")
+    assert gone.code == 4
+    assert "is neither beside it nor here" in sentence(gone)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "said"),
+    [
+        (("generate", "--from", "plain.mp4"), 4, "plain.mp4 holds no recipe: t2v did not make it"),
+        (("generate", "--from", "no.mp4"), 4, "no.mp4 does not exist"),
+        (("generate", "--from", "text.mp4"), 4, "text.mp4"),
+        (("generate", "--from", "newer.mp4"), 4, "has format 2, and this t2v reads format 1 (it was made by t2v 3.0"),
+        (("generate", "--from", "odd.mp4"), 4, "holds what this t2v does not know: 'warp' (it was made by t2v 3.0"),
+        (("upscale", "--from", "boat.mp4"), 2, "boat.mp4 was made by generate, not by upscale: t2v generate --from"),
+        (("generate", "--from", "boat.mp4", "--init-video", "plain.mp4"), 2, "--from does not go with --init-video"),
+        (("generate", "--from", "boat.mp4", "--steps", "0"), 2, "--steps 0 must be"),
+        (("generate", "--from", "boat.mp4", "--width", "33"), 2, "--width 33 must be a multiple of 8"),
+        (("generate", "--from", "boat.mp4", "--cache", "9"), 2, "--cache 9 must be at most the number of steps"),
+        (("generate", "", "--from", "boat.mp4"), 2, "the prompt is empty"),
+        (("generate", "--from", "boat.mp4", "-p", "dmeo"), 2, "there is no preset 'dmeo'"),
+        (("upscale",), 2, "give the video that is to be made anew"),
+    ],
+)  # fmt: skip
+def test_what_cannot_be_made_again_is_refused_with_nothing_written(
+    arguments: tuple[str, ...], code: int, said: str, place: Path
+) -> None:
+    recipe = recipe_of("generate", request_of(GenerateRequest, "demo", prompt="a boat"))
+    told("boat.mp4", recipe)
+    recipe["versions"] = {"t2v": "3.0"}
+    told("newer.mp4", {**recipe, "format": 2})
+    recipe["request"]["warp"] = 1
+    told("odd.mp4", recipe)
+    make_clip(place / "plain.mp4", ramp(2))
+    Path("text.mp4").write_text("no video")
+    before = contents(place)
+    refused = t2v(*arguments)
+    assert refused.code == code, refused.stderr
+    assert said in sentence(refused)
+    assert contents(place) == before
+
+
+def test_a_recipe_beyond_measure_is_refused(place: Path) -> None:
+    Path("tags").write_text(";FFMETADATA1\nt2v=" + "x" * 20_000_000 + "\n")
+    make_clip(place / "in.mp4", ramp(2))
+    tags = ("-i", "tags", "-map_metadata", "1", "-movflags", "+use_metadata_tags")
+    ffmpeg("-i", "in.mp4", *tags, "-c", "copy", "huge.mp4")
+    assert Path("huge.mp4").stat().st_size > 20_000_000
+    refused = t2v("generate", "--from", "huge.mp4")
+    assert refused.code == 4
+    assert refused.stderr.endswith("t2v: the metadata in huge.mp4 is larger than 8 MiB, which t2v never writes\n")

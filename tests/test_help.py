@@ -14,6 +14,7 @@ from t2vcli.cli.examples import EXAMPLES
 from t2vcli.cli.helping import OF_THE_PRESET, USUAL, Helpful, choices_of
 from t2vcli.cli.reference import all_commands, long_name, reference
 from t2vcli.presets import load_preset
+from t2vcli.request import flag_name
 
 COMMANDS = dict(all_commands())
 
@@ -50,7 +51,7 @@ def test_the_usual_options_come_first_and_the_help_of_generate_is_short(monkeypa
     assert len(lines) <= 90
     at = {name: number for number, line in enumerate(lines) for name in re.findall(r"--[a-z][a-z-]*", line[:28])}
     params = {each.name for each in commands().commands["generate"].params}
-    usual = [f"--{name.replace('_', '-')}" for name in USUAL if name in params and name != "prompt"]
+    usual = [flag_name(name) for name in USUAL if name in params and name != "prompt"]
     assert all(at[name] < 45 for name in usual)
     assert max(at[name] for name in usual) < min(at[name] for name in ("--fps", "--device", "--model"))
     assert "--vae-tiling" not in at

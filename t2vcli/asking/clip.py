@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 from fractions import Fraction
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from t2vcli.asking.job import Job
 from t2vcli.asking.larger import check_input, enlarged, nearest_side, second_stage, words_for
@@ -20,23 +20,29 @@ from t2vcli.prompts import texts_at
 from t2vcli.report import counted
 from t2vcli.request import MAX_FRAMES, MAX_SECONDS, TRAITS, GenerateRequest, parse_seconds
 
+if TYPE_CHECKING:
+    from t2vcli.asking.again import Bases
+
 DEFAULT_STRENGTH = 0.6  # of --init-video, where neither flag nor preset has one; as the presets that upscale have
 CONTEXT_FRAMES = 8  # of --extend, for a model whose trained length is not known
 
 
-def clip(job: Job) -> Work:
-    """Returns the work, without a name, that makes the job's clip. Raises UsageError, or InputError."""
+def clip(job: Job, bases: Bases | None = None) -> Work:
+    """Returns the work, without a name, that makes the job's clip. Raises UsageError, or InputError.
+
+    `bases` take the place of presets.
+    """
     _refuse_what_does_not_go_together(job)
     if job.init_video is not None:
         return _begun_with(job.init_video, job)
     if job.given("duration") is not None and job.extend is None:
         rest = {name: value for name, value in job.values.items() if name != "duration"}
-        preset = _preset_of(job)
+        preset = _preset_of(job, bases)
         job = _in_frames(job, build(GenerateRequest, preset, {**rest, "prompt": job.prompt or ""}).fps)
     remarks = check_prompts(job)
     if job.extend is not None:
-        return _extending(job.extend, job, remarks)
-    preset = _preset_of(job)
+        return _extending(job.extend, job, remarks, bases)
+    preset = _preset_of(job, bases)
     if job.prompt is None and job.given("prompt_at"):
         job = job.model_copy(
             update={"prompt": texts_at(job.given("prompt_at"))[0][1]}
@@ -49,14 +55,16 @@ def clip(job: Job) -> Work:
         return Work("generate", (Stage(request, preset),), request.frames, request.fps, Path(), remarks=tuple(remarks))
     own = {name: value for name, value in given.items() if TRAITS[name].stage != "last"}
     draft = build(GenerateRequest, preset, own)
-    second = second_stage(draft, preset, job)
+    second = second_stage(draft, preset, job, bases)
     sides = (draft.width, draft.height), (second.request.width, second.request.height)
     remarks += size_remarks(*sides, preset=second.request.preset, size_given=False, draft=True)
     stages = Stage(draft, preset), second
     return Work("generate", stages, draft.frames, draft.fps, Path(), remarks=tuple(remarks))
 
 
-def _preset_of(job: Job) -> Preset:
+def _preset_of(job: Job, bases: Bases | None) -> Preset:
+    if bases is not None:
+        return bases.first
     return load_preset(job.preset) if job.preset else default_preset("generate")
 
 
@@ -139,13 +147,14 @@ def _begun_with(path: Path, job: Job) -> Work:
     return replace(work, remarks=(*remarks, *work.remarks))
 
 
-def _extending(path: Path, job: Job, remarks: list[str]) -> Work:
+def _extending(path: Path, job: Job, remarks: list[str], bases: Bases | None) -> Work:
     """Returns the work for new frames after those of a video."""
     from t2vcli.asking.source import Source
     from t2vcli.video.along import Along
     from t2vcli.video.remarks import remarks_on
 
-    preset, whole, suits = named_or_suited(job.preset, path, "generate")
+    named = bases.first if bases is not None else job.preset
+    preset, whole, suits = named_or_suited(named, path, "generate")
     # The flags, before the video is opened, if that was not needed to choose the preset
     given = {name: value for name, value in job.values.items() if name != "duration"}
     build(GenerateRequest, preset, {**given, "prompt": job.prompt or ""})

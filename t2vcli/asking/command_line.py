@@ -24,7 +24,7 @@ from t2vcli.presets import REQUESTS, Preset, load_preset
 from t2vcli.request import TRAITS, GenerateRequest, Request, UpscaleRequest, build_request, flag_name
 from t2vcli.sizes import GIB, KIB, MIB
 
-_OF_THE_JOB = ("preset", "prompt", "seed", "model", "revision", "variant")
+_OF_THE_JOB = ("preset", "prompt", "seed", "model", "revision", "variant", "lora")
 """Fields that have rules of their own here."""
 _SIZES, _TIMES, _WORDS = ("vram", "chunk_size"), ("start", "duration"), ("window", "forward_chunking")
 
@@ -133,19 +133,14 @@ def _differing(request: Request, preset: Preset) -> dict[str, Any]:
     }
 
 
-def _model(request: Request, preset: Preset) -> dict[str, str]:
-    """Returns the options for the model: naming it takes the preset's revision and variant away."""
-    own = [preset.values.get(name) for name in ("model", "revision", "variant")]
-    wanted = [request.model, request.revision, request.variant]
-    if own == wanted:
-        return {}
-    named = {"revision": request.revision, "variant": request.variant}
-    same_or_given = all(
-        mine in (None, other) or other is not None for mine, other in zip(own[1:], wanted[1:], strict=True)
-    )
-    if own[0] == request.model and same_or_given:
-        return {name: value for name, value in named.items() if value is not None and value != preset.values.get(name)}
-    return {"model": request.model} | {name: value for name, value in named.items() if value is not None}
+def _model(request: Request, preset: Preset) -> dict[str, Any]:
+    """Returns the options for the model: naming it takes the preset's revision, variant and LoRAs away."""
+    names = ("model", "revision", "variant", "lora")
+    own = {name: preset.values.get(name) or None for name in names}
+    wanted = {name: getattr(request, name) or None for name in names}
+    named = own["model"] != wanted["model"] or any(own[name] and not wanted[name] for name in names)
+    said = {name: value for name, value in wanted.items() if value and (named or own[name] != value)}
+    return said | ({"lora": list(request.lora)} if "lora" in said else {})
 
 
 def _as_the_source(recipe: Recipe, preset: Preset) -> dict[str, Any]:

@@ -43,6 +43,8 @@ OutputText = Annotated[Path, BeforeValidator(_as_output)]
 class Job(BaseModel):
     """What to make, as far as somebody said it: a value that is not given is the preset's, or is found out.
 
+    With `from_clip` it is that of the recipe inside this clip.
+
     `values` holds the fields of the request that were given, as plain values (text, numbers, true or false, or a list of
     texts), unchecked.
     """
@@ -53,6 +55,7 @@ class Job(BaseModel):
     preset: str | None = None
     prompt: str | None = None
     allow_empty_prompt: bool = False
+    from_clip: PathText | None = None
     source: PathText | None = None
     init_video: PathText | None = None
     extend: PathText | None = None

@@ -17,16 +17,17 @@ from t2vcli.prompts import check_prompt_at, check_text, check_within, texts_at
 from t2vcli.request import MAX_FRAMES, GenerateRequest, UpscaleRequest, can_be_kept
 
 if TYPE_CHECKING:
+    from t2vcli.asking.again import Bases
     from t2vcli.asking.source import Source
     from t2vcli.video.reader import VideoInfo
 
 DEFAULT_UPSCALER = "zeroscope-XL"
 
 
-def enlarged(job: Job, whole: Source | None = None) -> Work:
+def enlarged(job: Job, whole: Source | None = None, *, bases: Bases | None = None) -> Work:
     """Returns the work, without a name, that makes the job's source anew. Raises UsageError, or InputError.
 
-    `whole` is the source, where it is opened already.
+    `whole` is the source, where it is opened already. `bases` take the place of presets.
     """
     from t2vcli.asking.source import Source
     from t2vcli.video.formats import MP4, format_of
@@ -35,7 +36,8 @@ def enlarged(job: Job, whole: Source | None = None) -> Work:
     if job.source is None:
         raise UsageError("give the video that is to be made anew, as in: t2v upscale clip.mp4")
     container = format_of(job.output) if job.output and not job.into else MP4
-    preset, whole, suits = named_or_suited(job.preset, job.source, "upscale", whole)
+    named = bases.first if bases is not None else job.preset
+    preset, whole, suits = named_or_suited(named, job.source, "upscale", whole)
     check_enlarges(
         preset, job.given("strength"), better=_upscaler_of(preset), chosen_by="-p", strength_flag="--strength"
     )
@@ -66,12 +68,16 @@ def enlarged(job: Job, whole: Source | None = None) -> Work:
     return Work("upscale", (Stage(request, preset),), video.frames, video.fps, Path(), source=source, remarks=remarks)
 
 
-def second_stage(draft: GenerateRequest, preset: Preset, job: Job) -> Stage:
-    """Returns the stage that enlarges a draft, as `t2v upscale` would with the same flags for memory and windows."""
+def second_stage(draft: GenerateRequest, preset: Preset, job: Job, bases: Bases | None = None) -> Stage:
+    """Returns the stage that enlarges a draft, as `t2v upscale` would with the same flags for memory and windows.
+
+    `bases` take the place of presets, as far as there is one for this stage.
+    """
     from t2vcli.request import TRAITS
 
     assert job.upscale is not None
-    chosen = load_preset(_upscaler_of(preset) if job.upscale == "auto" else job.upscale)
+    base = bases.second if bases is not None else None
+    chosen = base or load_preset(_upscaler_of(preset) if job.upscale == "auto" else job.upscale)
     check_enlarges(
         chosen,
         job.upscale_strength,
@@ -79,7 +85,8 @@ def second_stage(draft: GenerateRequest, preset: Preset, job: Job) -> Stage:
         chosen_by="--upscale",
         strength_flag="--upscale-strength",
     )
-    width, height = usual_size((draft.width, draft.height), chosen)
+    size = draft.width, draft.height
+    width, height = bases.sizes[1] if bases and bases.sizes[:1] == (size,) else usual_size(size, chosen)
     given = {name: value for name, value in job.values.items() if TRAITS[name].stage != "draft"}
     given |= {"prompt": draft.prompt, "seed": draft.seed, "strength": job.upscale_strength}
     return Stage(build(UpscaleRequest, chosen, {**given, "width": width, "height": height}), chosen)

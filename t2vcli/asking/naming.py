@@ -27,7 +27,7 @@ def named(work: Work, job: Job, *, take_up: bool) -> Work:
         name = slug(work.first.prompt) or "video"
         begins, pattern = f"{name}-{work.seed}", f"{name}-*.mp4"
     folder, given = folder_of(work, job), None if job.into else job.output
-    work = replace(work, seed_drawn=job.given("seed") is None, output_chosen=given is None)
+    work = replace(work, output_chosen=given is None)
     unfinished = None
     if take_up:
         found = [runs.folder_for(target_of(given))] if given else sorted(folder.glob(pattern + runs.SUFFIX))

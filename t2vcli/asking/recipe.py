@@ -31,15 +31,16 @@ _COMMIT = re.compile("[0-9a-f]{40}")
 
 @dataclass(frozen=True)
 class Recipe:
-    """What a clip is of. Of a draft and its upscale, `requests`, `commits` and `divided` have two entries.
+    """What a clip is of. Of a draft and its upscale, `requests`, `stages`, `commits` and `divided` have two entries.
 
-    `commits` are those that the models' names stood for when it was made, and `divided` how the clip was divided; None
+    `stages` are what the requests are from, as it is written. `commits` are those that the models' names stood for when it was made, and `divided` how the clip was divided; None
     where the recipe does not say so. `source` describes the input video, `versions` are those it was made by.
     """
 
     clip: Path
     command: Command
     requests: tuple[Request, ...]
+    stages: tuple[Mapping[str, Any], ...]
     commits: tuple[str | None, ...]
     divided: tuple[Division | None, ...]
     source: Mapping[str, Any] | None
@@ -87,6 +88,7 @@ class Recipe:
             clip,
             cast(Command, command),
             requests,
+            tuple(stages),
             tuple(_commit(stage, request) for stage, request in zip(stages, requests, strict=True)),
             tuple(division_in(stage) for stage in stages),
             source,

@@ -17,14 +17,14 @@ DEPTH = 16  # recipes inside a recipe that are looked through
 
 
 def named_or_suited(
-    named: str | None, path: Path, task: str, source: Source | None = None
+    named: str | Preset | None, path: Path, task: str, source: Source | None = None
 ) -> tuple[Preset, Source | None, tuple[str, ...]]:
     """Returns the preset that is named, else the one that suits the video at `path`; and what was found out on the way.
 
     That is the video, where it is opened by now, and a line that says why this preset. Raises InputError or UsageError.
     """
     if named is not None:
-        return load_preset(named), source, ()
+        return named if isinstance(named, Preset) else load_preset(named), source, ()
     from t2vcli.asking.source import Source
 
     source = source or Source.opened(path)

@@ -14,9 +14,11 @@ from t2vcli.planning.windows import division_for
 from t2vcli.request import Request
 
 if TYPE_CHECKING:
+    from t2vcli.asking.again import Bases
     from t2vcli.asking.source import Source
     from t2vcli.planning.decide import Decision
     from t2vcli.planning.outlook import ForecastOf, Outlook
+    from t2vcli.planning.windows import Division
     from t2vcli.presets import Preset
     from t2vcli.video.formats import Format
 
@@ -28,12 +30,14 @@ class Stage:
     """One model's part in a work.
 
     `preset` is what the request is from, None if it is taken up from a run folder. `decided` is how it runs, where that
-    was decided beforehand: for a group of works alike, or by another process.
+    was decided beforehand: for a group of works alike, or by another process. `divided` is how the clip is divided, where
+    that is to be as it was before.
     """
 
     request: Request
     preset: Preset | None
     decided: Decision | None = None
+    divided: Division | None = None
 
 
 @dataclass(frozen=True)
@@ -154,11 +158,20 @@ def unnamed(job: Job) -> Work:
     """Returns what a job makes, without an output. Raises UsageError, or InputError."""
     from t2vcli.asking import clip, larger
 
-    work = larger.enlarged(job) if job.command == "upscale" else clip.clip(job)
+    def made(job: Job, bases: Bases | None = None) -> Work:
+        return larger.enlarged(job, bases=bases) if job.command == "upscale" else clip.clip(job, bases)
+
+    if job.from_clip is None:
+        work = made(job)
+    else:
+        from t2vcli.asking.again import again, done_again
+
+        over = again(job)
+        work = done_again(made(over.job, over.bases), over)
     check_division(work)
     for stage in work.stages:
         inputs.check_there(stage.request)
-    return work
+    return replace(work, seed_drawn=job.given("seed") is None and job.from_clip is None)
 
 
 def check_division(work: Work) -> None:

@@ -169,6 +169,10 @@ def _text(lines: _Lines) -> Read:
                 yield Problem(number, str(error))
 
 
+_NAMES = {"-o": "output", "--from": "from_clip"}
+"""Options that are called otherwise than their fields."""
+
+
 def _fields_of(line: str) -> dict[str, Any]:
     """Returns the fields of a line: all before the first ` --letter` is the prompt. Raises ValueError."""
     start = re.search(r"(?:^|\s)(?=--[A-Za-z]|-o\s)", line)
@@ -185,7 +189,7 @@ def _fields_of(line: str) -> dict[str, Any]:
         if not word.startswith("--") and word != "-o":
             raise ValueError(f"{word!r} belongs to no option; put a value with spaces in quotes")
         flag, equals, value = word.partition("=")
-        name = "output" if flag == "-o" else flag[2:].replace("-", "_")
+        name = _NAMES.get(flag) or flag[2:].replace("-", "_")
         on = True
         if name not in KNOWN and name.startswith("no_") and name[3:] in KNOWN and is_switch(name[3:]):
             name, on = name[3:], False

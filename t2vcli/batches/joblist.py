@@ -275,6 +275,10 @@ class _Reading:
     def _first_seed(self, fields: dict[str, Any], spread: Spread) -> Any:
         """Takes the seed out of a job's fields; one that has none gets it from its content."""
         first = fields.pop("seed", None)
+        if first is None and spread.seeds is None and fields.get("from_clip") is not None:
+            if spread.count is None or spread.count == 1:  # the one in the recipe
+                return None
+            return self.decide({**fields, **next(iter(replace(spread, count=None).variants(None)))}).named["seed"]
         if first is None and spread.seeds is None:
             content = int.from_bytes(hashlib.blake2b(canonical(fields), digest_size=8).digest())
             first = drawn_seed(fields, self._alike.get(content, 0))

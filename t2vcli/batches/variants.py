@@ -61,9 +61,9 @@ def variants_of(job: Job, spread: Spread) -> Iterator[Variants]:
     with opened_once():
         fields = job.written()
         output = fields.pop("output", None)
-        first = next(iter(spread.variants(job.given("seed"))))
+        first = next(iter(replace(spread, count=None).variants(job.given("seed"))))  # whose seed may be found out
         work = unnamed(Job.read({**fields, **{name: value for name, value in first.items() if value is not None}}))
-        drawn = None if first["seed"] is not None else work.seed
+        drawn = work.seed if work.seed_drawn else None
         usual, folder = _usual_names(work, job, spread), folder_of(work, job)
         template = usual
         if output is not None and not job.into:
@@ -76,7 +76,7 @@ def variants_of(job: Job, spread: Spread) -> Iterator[Variants]:
             return not os.path.lexists(path) or recipe_is(planned, path)
 
         own_names = free if template == usual else None
-        own = spread.variants(work.seed if drawn is not None else job.given("seed"))
+        own = spread.variants(work.seed if job.given("seed") is None else job.given("seed"))
         with closing(list_of(fields, own, decide, template=template, free=own_names)) as jobs:
             yield Variants(jobs, folder, spread, drawn)
 

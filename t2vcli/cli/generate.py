@@ -21,6 +21,7 @@ WISH: opt.Options = {
     "prompt_file": (opt.PromptFileOpt, None),
     "allow_empty_prompt": (opt.AllowEmptyPromptOpt, False),
     **opt.preset_option("ms-1.7b", "T2V_PRESET"),
+    "from_clip": (opt.FromOpt, None),
     "init_video": (opt.InitVideoOpt, None),
     "extend": (opt.ExtendOpt, None),
     "upscale": (opt.UpscaleOpt, None),
@@ -67,7 +68,7 @@ def plan_generate(
     debug: opt.DebugOpt = False,
 ) -> None:
     """Print how `t2v generate` with the same options would run, and the memory that it is predicted to take."""
-    if job.prompt is None:
+    if job.prompt is None and job.from_clip is None:
         job = job.model_copy(update={"prompt": "", "allow_empty_prompt": True})  # words decide nothing here
     from t2vcli.cli.plan import show_plans
 

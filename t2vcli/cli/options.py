@@ -480,6 +480,16 @@ InitVideoOpt = Annotated[
         rich_help_panel=BEGINNING,
     ),
 ]
+FromOpt = Annotated[
+    Path | None,
+    typer.Option(
+        "--from",
+        metavar="CLIP",
+        parser=expanded,
+        help="Make it again; other options override its recipe.",
+        rich_help_panel=BEGINNING,
+    ),
+]
 ExtendOpt = Annotated[
     Path | None,
     typer.Option(
@@ -514,11 +524,11 @@ KeepDraftOpt = Annotated[
     ),
 ]
 SourceArg = Annotated[
-    Path,
+    Path | None,
     typer.Argument(
         metavar="IN",
         parser=expanded,
-        help="The video, or folder of PNGs, to make anew, larger.",
+        help="The video, or folder of PNGs, to make anew, larger. With --from, by default the one that the clip is of.",
         show_default=False,
     ),
 ]

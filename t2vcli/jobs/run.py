@@ -182,7 +182,7 @@ def prepared_stages(work: Work, policy: Policy, around: Around, record: RunRecor
                 report=around.report,
                 strict=policy.strict,
                 offline=policy.offline,
-                divided=divided[number] if number < len(divided) else None,
+                divided=divided[number] if number < len(divided) else stage.divided,
                 first=prepared[0] if prepared else None,
                 decided=stage.decided,
             )
