@@ -118,6 +118,36 @@ def _check_scheduler(value: object) -> object:
     raise ValueError(f"is not a scheduler; {hint} names are {', '.join(SCHEDULERS)}")
 
 
+def _numbers(value: object, *, names: str, least: int, low: float, high: float) -> object:
+    """Returns text of several numbers with commas and no spaces. Raises ValueError for others, or numbers out of bounds."""
+    text = f"{value:g}" if isinstance(value, int | float) and not isinstance(value, bool) else value
+    if not isinstance(text, str):
+        return value
+    most = names.count(",") + 1
+    try:
+        numbers = [float(part) for part in text.split(",")] if len(text) < 100 else []
+    except ValueError:
+        numbers = []
+    if not least <= len(numbers) <= most or not all(low <= number <= high for number in numbers):
+        raise ValueError(f"must be {names}, numbers from {low:g} to {high:g}")
+    return ",".join(f"{number:g}" for number in numbers)
+
+
+def _check_freeu(value: object) -> object:
+    if value is None:
+        return None
+    text = _numbers(value, names="B1,B2,S1,S2", least=4, low=0.01, high=10)
+    return None if text == "1,1,1,1" else text
+
+
+def _check_apg(value: object) -> object:
+    if value is None:
+        return None
+    text = _numbers(value, names="ETA or ETA,NORM", least=1, low=0, high=1e6)
+    text = text.removesuffix(",0") if isinstance(text, str) else text
+    return None if text == "1" else text
+
+
 def _check_timesteps(value: object) -> object:
     """Returns auto, ays, even, or whole numbers that fall, as text with commas and no spaces."""
     text = str(value) if isinstance(value, int) and not isinstance(value, bool) else value
@@ -285,6 +315,11 @@ class Request(BaseModel):
     clip_skip: Annotated[Annotated[int, Field(ge=1, le=48)] | None, BOTH] = None
     noise: Annotated[Noise, BOTH] = "whole"
 
+    # Better pictures at the same cost (engine/guidance.py, layerwise): None and 0 leave the plain run as it is.
+    cfg_rescale: Annotated[float, Field(ge=0, le=1, allow_inf_nan=False), DRAFT] = 0.0
+    apg: Annotated[str | None, BeforeValidator(_check_apg), DRAFT] = None
+    freeu: Annotated[str | None, BeforeValidator(_check_freeu), DRAFT] = None
+
     # Fewer operations. Guidance from and until which share of the steps that run (arXiv:2404.07724); deep features made at
     # every `cache`-th of them and used again at the others (DeepCache, arXiv:2312.00858), but at each of the first so many.
     guidance_from: Annotated[float, Field(ge=0, le=1, allow_inf_nan=False), DRAFT] = 0.0
@@ -328,6 +363,22 @@ class Request(BaseModel):
         if self.tile_overlap is not None and self.tile_sides and self.tile_overlap >= min(self.tile_sides):
             raise ValueError(f"--tile-overlap {self.tile_overlap} must be below the sides of --tile {self.tile}")
         return self
+
+    @property
+    def freeu_factors(self) -> tuple[float, float, float, float] | None:
+        """Returns FreeU's factors b1, b2, s1, s2."""
+        if self.freeu is None:
+            return None
+        b1, b2, s1, s2 = map(float, self.freeu.split(","))
+        return b1, b2, s1, s2
+
+    @property
+    def apg_numbers(self) -> tuple[float, float] | None:
+        """Returns the eta and the norm of adaptive projected guidance, a norm of 0 for any."""
+        if self.apg is None:
+            return None
+        eta, _, norm = self.apg.partition(",")
+        return float(eta), float(norm or 0)
 
     @property
     def steps_run(self) -> int:

@@ -219,6 +219,34 @@ TimestepScalingOpt = Annotated[
     ),
 ]
 
+CfgRescaleOpt = Annotated[
+    float | None,
+    typer.Option(
+        "--cfg-rescale",
+        metavar="SHARE",
+        help="Bring the contrast that guidance adds so far back, 0 to 1; 0.7 is the paper's.",
+        rich_help_panel=SAMPLING,
+    ),
+]
+ApgOpt = Annotated[
+    str | None,
+    typer.Option(
+        "--apg",
+        metavar="ETA[,NORM]",
+        help="Guide with ETA times what burns colours in (0: none of it, 1: as usual), at most of this norm (0: any).",
+        rich_help_panel=SAMPLING,
+    ),
+]
+FreeUOpt = Annotated[
+    str | None,
+    typer.Option(
+        "--freeu",
+        metavar="B1,B2,S1,S2",
+        help="FreeU's factors for the UNet's first two up blocks and their skips; 1,1,1,1 is off.",
+        rich_help_panel=SAMPLING,
+    ),
+]
+
 # --- fewer operations
 GuidanceFromOpt = Annotated[
     float | None,
@@ -597,6 +625,9 @@ REQUEST_OPTIONS: Options = {
     "spacing": (SpacingOpt, None),
     "timesteps": (TimestepsOpt, None),
     "timestep_scaling": (TimestepScalingOpt, None),
+    "cfg_rescale": (CfgRescaleOpt, None),
+    "apg": (ApgOpt, None),
+    "freeu": (FreeUOpt, None),
     "guidance_from": (GuidanceFromOpt, None),
     "guidance_until": (GuidanceUntilOpt, None),
     "cache": (CacheOpt, None),

@@ -5,9 +5,11 @@ from __future__ import annotations
 import contextlib
 import math
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import torch
+import torch.nn.functional as F
 from torch import nn
 
 if TYPE_CHECKING:
@@ -80,14 +82,52 @@ def unet_prediction(
     return predict_noise
 
 
-def with_guidance(predict_noise: PredictNoise, scale: float) -> PredictNoise:
-    """Returns classifier-free guidance (arXiv:2207.12598) over predictions of a (negative, prompt) pair."""
+def with_guidance(
+    predict_noise: PredictNoise, scale: float, *, rescale: float = 0.0, projected: Projected | None = None
+) -> PredictNoise:
+    """Returns classifier-free guidance (arXiv:2207.12598) over predictions of a (negative, prompt) pair.
+
+    `rescale` is by how much of the way its deviation is brought back to that of the prompt's prediction
+    (arXiv:2305.08891, section 3.4); `projected`, how the difference of the two is taken apart. Both are of what the UNet
+    sees at once: of a window, where there are several.
+    """
 
     def guided(latents: torch.Tensor, timestep: torch.Tensor) -> torch.Tensor:
         negative, positive = predict_noise(latents, timestep).chunk(2)
-        return negative + scale * (positive - negative)
+        if projected is None:
+            pushed = negative + scale * (positive - negative)
+        else:
+            pushed = positive + (scale - 1) * projected.of(positive - negative, positive)
+        if not rescale:
+            return pushed
+        dims = list(range(1, pushed.ndim))
+        ratio = positive.std(dim=dims, keepdim=True) / pushed.std(dim=dims, keepdim=True)
+        return rescale * (pushed * ratio) + (1 - rescale) * pushed
 
     return guided
+
+
+@dataclass(frozen=True)
+class Projected:
+    """Adaptive projected guidance (arXiv:2410.02416), without its momentum.
+
+    Of the difference, `eta` times as much is taken of what lies along the prompt's prediction, which burns colours in;
+    `most` is the norm that the difference is cut to, 0 for any.
+    """
+
+    eta: float
+    most: float = 0.0
+
+    def of(self, difference: torch.Tensor, positive: torch.Tensor) -> torch.Tensor:
+        """Returns what of the difference (B, ...) guides."""
+        dims = list(range(1, difference.ndim))
+        if self.most > 0:
+            norm = difference.norm(p=2, dim=dims, keepdim=True)
+            difference = difference * torch.minimum(torch.ones_like(difference), self.most / norm)
+        exact = torch.float64 if difference.device.type != "mps" else torch.float32  # which has no wider one
+        whole, direction = difference.to(exact), F.normalize(positive.to(exact), dim=dims)  # type: ignore[arg-type]
+        along = (whole * direction).sum(dim=dims, keepdim=True) * direction
+        return (whole - along).to(difference.dtype) + self.eta * along.to(difference.dtype)
 
 
 def guided_where(guided: PredictNoise, alone: PredictNoise, is_guided: Callable[[], bool]) -> PredictNoise:
@@ -112,4 +152,4 @@ def guidance_condition(scale: float, unet: Any) -> torch.Tensor | None:
         1000.0 * scale * torch.exp(torch.arange(half, dtype=torch.float32) * -(math.log(10000.0) / max(half - 1, 1)))
     )
     features = torch.cat([torch.sin(angles), torch.cos(angles)])
-    return torch.nn.functional.pad(features, (0, width % 2))[None]
+    return F.pad(features, (0, width % 2))[None]

@@ -18,7 +18,7 @@ from torch import nn
 
 from t2vcli.engine.device import free_cached_memory
 from t2vcli.engine.guidance import UNetForward, plain_forward
-from t2vcli.engine.layerwise.unet import LayerwiseUNet
+from t2vcli.engine.layerwise.unet import FreeU, LayerwiseUNet
 from t2vcli.engine.loading import Model
 from t2vcli.engine.text_encoder import CLIPText
 from t2vcli.planning.plan import MemoryPlan
@@ -80,17 +80,18 @@ class PlacedModel:
             yield self.model.text_encoder
 
     @contextlib.contextmanager
-    def unet(self, condition: torch.Tensor | None = None) -> Iterator[UNetForward]:
+    def unet(self, condition: torch.Tensor | None = None, freeu: FreeU | None = None) -> Iterator[UNetForward]:
         """Yields the UNet's forward, as planned, with its weights where they should be while the block runs.
 
-        `condition`: of every timestep, (1, D), for a UNet that takes one.
+        `condition`: of every timestep, (1, D), for a UNet that takes one. `freeu`: its factors, b1, b2, s1, s2.
         """
         plan = self._placed()
         with self._whole(self.model.unet, plan.offload == "model" and plan.resident_bytes is None):
             if plan.runs_diffusers_forward:
                 if condition is not None:
                     condition = condition.to(plan.device, self.model.unet.dtype)
-                yield plain_forward(self.model.unet, condition)
+                with _freeu_on(self.model.unet, freeu):
+                    yield plain_forward(self.model.unet, condition)
                 return
             ours = LayerwiseUNet(
                 self.model.unet,
@@ -101,6 +102,7 @@ class PlacedModel:
                 # A packed weight takes the place of the other. In chunks it would save too little time to be worth the wait.
                 pack=plan.device == "cpu" and plan.chunk_bytes is None,
                 condition=condition,
+                freeu=freeu,
             )
             try:
                 yield ours
@@ -143,6 +145,19 @@ class PlacedModel:
                 yield
         finally:
             free_cached_memory(device)
+
+
+@contextlib.contextmanager
+def _freeu_on(unet: Any, factors: FreeU | None) -> Iterator[None]:
+    if factors is None:
+        yield
+        return
+    b1, b2, s1, s2 = factors
+    unet.enable_freeu(s1=s1, s2=s2, b1=b1, b2=b2)
+    try:
+        yield
+    finally:
+        unet.disable_freeu()
 
 
 @contextlib.contextmanager

@@ -267,6 +267,9 @@ def _flags_without_effect(request: Request, unet_config: Mapping[str, Any]) -> l
             remarks.append(f"the negative prompt has no effect {why}" + ("" if inside else "; use more than 1"))
         if (request.guidance_from, request.guidance_until) != (0, 1):
             remarks.append(f"the interval of guidance has no effect {why}")
+        if request.cfg_rescale or request.apg is not None:
+            flags = " and ".join(["--cfg-rescale"] * bool(request.cfg_rescale) + ["--apg"] * (request.apg is not None))
+            remarks.append(f"{flags} {'have' if ' and ' in flags else 'has'} no effect {why}")
     elif SCHEDULERS[request.scheduler].consistency:
         remarks.append(
             f"with --scheduler {request.scheduler}, --guidance-scale {request.guidance_scale:g} burns colours in: models"

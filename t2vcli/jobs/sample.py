@@ -18,7 +18,7 @@ from t2vcli.engine.decode import decode_latents, to_frames
 from t2vcli.engine.denoise import denoise
 from t2vcli.engine.device import free_cached_memory
 from t2vcli.engine.divide import blocks_per_step, in_parts, spread_noise, with_known_frames
-from t2vcli.engine.guidance import guidance_condition, guided_where, unet_prediction, with_guidance
+from t2vcli.engine.guidance import Projected, guidance_condition, guided_where, unet_prediction, with_guidance
 from t2vcli.engine.latents import DenoiseState, draw_noise, draw_noise_per_frame, make_generator
 from t2vcli.engine.memory import PlacedModel
 from t2vcli.engine.prompt import TextsOverTime, Words
@@ -169,11 +169,16 @@ def denoised_latents(
 
         together = attempts.plan.guidance_together
         unet = placed.model.unet
-        with placed.unet(guidance_condition(request.guidance_scale, unet)) as forward:
+        with placed.unet(guidance_condition(request.guidance_scale, unet), request.freeu_factors) as forward:
             around_all = wrapped(forward, wrappers, spot)
             predict_noise = unet_prediction(around_all, at_hand(embeds), together=together, on_half=spot.see_half)
             if runs_both_halves(request, unet.config):
-                predict_noise = with_guidance(predict_noise, request.guidance_scale)
+                predict_noise = with_guidance(
+                    predict_noise,
+                    request.guidance_scale,
+                    rescale=request.cfg_rescale,
+                    projected=Projected(*request.apg_numbers) if request.apg_numbers else None,
+                )
                 if (request.guidance_from, request.guidance_until) != (0, 1):
                     prompt = embeds.prompt_alone if isinstance(embeds, TextsOverTime) else embeds[-1:]
                     alone = unet_prediction(around_all, at_hand(prompt), on_half=spot.see_half)

@@ -28,6 +28,9 @@ from t2vcli.engine.video_unet import (
     Upsample,
 )
 
+FOURIER = 6
+"""How many times as large as a layer's input, in half precision, is what FreeU's filter of a skip has alive beside it."""
+
 FEED_FORWARD = 8
 """How many times wider than its input the first layer of a GEGLU feed-forward is: four, and as much again for the gate."""
 
@@ -145,11 +148,13 @@ def resnet(
     upsamplers: Sequence[Upsample] = (),
     upsample_size: tuple[int, int] | None = None,
     skip: Skip | None = None,
+    freeu: tuple[float, float] | None = None,
     in_place: bool,
 ) -> torch.Tensor:
     """Returns resnet(cat(upsampled hidden_states, skip)); neither the upsampled nor the concatenated exists whole.
 
-    `emb`: the time embedding, (1, D) for all or (B, D). In place, where asked for and the result has the shape of the input.
+    `emb`: the time embedding, (1, D) for all or (B, D). `freeu`: by how much the upsampled and the skip's low frequencies are
+    multiplied (arXiv:2309.11497). In place, where asked for and the result has the shape of the input.
     """
     operators = run.operators
     height, width = hidden_states.shape[2:]
@@ -166,7 +171,10 @@ def resnet(
         for upsampler in upsamplers:
             piece = operators[upsampler.conv](_enlarged(piece, upsample_size))
         if skip is not None:
-            piece = torch.cat([piece, skip.piece(start, count)], dim=1)
+            beside = skip.piece(start, count)
+            if freeu is not None:
+                piece, beside = _with_freeu(piece if upsamplers else piece.clone(), beside, freeu)
+            piece = torch.cat([piece, beside], dim=1)
         h = F.silu(layer.norm1(piece), inplace=True)
         if len(time) == 1:
             h = operators[layer.conv1](h, bias=time)
@@ -183,9 +191,20 @@ def resnet(
         run,
         made,
         total=len(hidden_states),
-        frame_bytes=channels * height * width * hidden_states.element_size(),
+        frame_bytes=channels * height * width * hidden_states.element_size() * (FOURIER if freeu is not None else 1),
         into=hidden_states if in_place else None,
     )
+
+
+def _with_freeu(
+    piece: torch.Tensor, skip: torch.Tensor, factors: tuple[float, float]
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Returns both as FreeU changes them, `piece` in place."""
+    from diffusers.utils.torch_utils import apply_freeu  # takes long to import
+
+    backbone, low = factors
+    changed, filtered = apply_freeu(0, piece, skip, b1=backbone, s1=low)
+    return changed, filtered
 
 
 def temporal_conv(run: Run, layer: TemporalConv, hidden_states: torch.Tensor) -> torch.Tensor:

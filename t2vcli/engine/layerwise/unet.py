@@ -25,6 +25,9 @@ from t2vcli.engine.video_unet import Upsample, VideoUNet
 if TYPE_CHECKING:
     from diffusers import UNet3DConditionModel
 
+FreeU = tuple[float, float, float, float]
+"""Its factors b1, b2, s1, s2 (arXiv:2309.11497), in the order in which its authors write them."""
+
 TEXTS_KEPT = 4
 """Of how many texts the keys and values are kept: the halves of guidance, one after the other and alone."""
 
@@ -38,6 +41,7 @@ class Step:
     upsamplers: tuple[Upsample, ...] = ()
     takes_skip: bool = False
     gives_skip: bool = False
+    up_block: int | None = None  # which of them a resnet that takes a skip is of
 
 
 @dataclass
@@ -61,7 +65,7 @@ class LayerwiseUNet:
     `park_skips`: skip tensors wait in host memory. `layout`: the memory format of what is between the layers; by itself
     channels last on a CPU, where it was measured (benchmarks), and contiguous elsewhere. `pack`: weights are packed for this
     CPU's kernels until `close`, where torch can (`packing_works`); LoRA layers and hooks that come later are not seen then.
-    `condition`: of every timestep, (1, D), for a UNet that takes one.
+    `condition`: of every timestep, (1, D), for a UNet that takes one. `freeu`: the factors (b1, b2, s1, s2) of FreeU.
 
     LoRA layers and hooks on the layers that compute are taken along, if they are in place at construction; hooks on what
     contains them (blocks, resnets, transformers, attentions, temporal convolutions) and on norms and activations within them
@@ -80,6 +84,7 @@ class LayerwiseUNet:
         layout: torch.memory_format | None = None,
         pack: bool = False,
         condition: torch.Tensor | None = None,
+        freeu: FreeU | None = None,
     ) -> None:
         if chunk_bytes is not None and chunk_bytes < 1:
             raise ValueError(f"chunk_bytes must be 1 or more, not {chunk_bytes}")
@@ -95,6 +100,9 @@ class LayerwiseUNet:
         self._device = torch.device(device)
         self._chunk_bytes = chunk_bytes
         self._condition = condition
+        self._freeu = (
+            [] if freeu is None else [(freeu[0], freeu[2]), (freeu[1], freeu[3])]
+        )  # of the first two up blocks
         self._park_skips = park_skips
         on_cpu = self._device.type == "cpu"
         self._layout = layout or (torch.channels_last if on_cpu else torch.contiguous_format)
@@ -227,6 +235,7 @@ class LayerwiseUNet:
                 upsamplers=step.upsamplers,
                 upsample_size=(skip.shape[2], skip.shape[3]) if skip is not None and forced else None,
                 skip=skip,
+                freeu=None if step.up_block is None else dict(enumerate(self._freeu)).get(step.up_block),
                 in_place=in_place,
             )
         if step.kind == "downsample":
@@ -311,10 +320,10 @@ def _steps(unet: Any) -> Iterator[Step]:
             yield Step("resnet", middle.resnets[number + 1])
             yield Step("temporal convolution", middle.temp_convs[number + 1])
     upsamplers: tuple[Upsample, ...] = ()
-    for block in unet.up_blocks:
+    for level, block in enumerate(unet.up_blocks):
         for number in range(len(block.resnets)):
             first, *rest = _of_one_resnet(block, number)
-            yield replace(first, upsamplers=upsamplers, takes_skip=True)
+            yield replace(first, upsamplers=upsamplers, takes_skip=True, up_block=level)
             upsamplers = ()
             yield from rest
         upsamplers = tuple(block.upsamplers or ())
