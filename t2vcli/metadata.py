@@ -44,7 +44,7 @@ def build_recipe(
 
 def _stage(request: Request, model: ModelFiles, division: Division) -> dict[str, Any]:
     divided = {} if division == UNDIVIDED else {"blocks": asdict(division)}
-    adapters = {"adapters": [adapter.described for adapter in model.adapters]} if model.adapters else {}
+    adapters = {"adapters": [adapter.told for adapter in model.adapters]} if model.adapters else {}
     return {
         "request": request.model_dump(mode="json"),
         **inputs.described(request),

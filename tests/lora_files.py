@@ -41,16 +41,22 @@ Truth = dict[str, Factors]
 
 def modules_of(folder: Path) -> dict[str, nn.Module]:
     """Returns the layers of a checkpoint as diffusers' and transformers' own classes have them, in their order."""
-    configs = {part: json.loads((folder / part / "config.json").read_text()) for part in ("unet", "text_encoder")}
     with torch.device("meta"):
-        unet = UNet3DConditionModel.from_config(configs["unet"])
-        text_encoder = CLIPTextModel(CLIPTextConfig(**configs["text_encoder"]))
+        text_encoder = CLIPTextModel(
+            CLIPTextConfig(**json.loads((folder / "text_encoder" / "config.json").read_text()))
+        )
     found: dict[str, nn.Module] = {}
-    for part, module in (("unet", unet), ("text_encoder", text_encoder)):
+    for part, module in (("unet", unet_of(folder)), ("text_encoder", text_encoder)):
         for name, each in module.named_modules():
             if isinstance(each, nn.Linear | nn.Conv2d | nn.Conv3d):
                 found[f"{part}.{name.removeprefix('text_model.')}"] = each
     return found
+
+
+def unet_of(folder: Path) -> Any:
+    """Returns the UNet of a checkpoint as diffusers' class, without its weights."""
+    with torch.device("meta"):
+        return UNet3DConditionModel.from_config(json.loads((folder / "unet" / "config.json").read_text()))
 
 
 def factors_for(
@@ -157,6 +163,32 @@ def write_stable_lora(path: Path, truth: Truth) -> Path:
         own = name.removeprefix("unet.").replace("text_encoder.", "text_model.", 1)
         tensors[f"{own}.lora_A"], tensors[f"{own}.lora_B"] = each.down, each.up
     save_file(tensors, path)
+    return path
+
+
+def write_webui(path: Path, truth: Truth) -> Path:
+    """Writes stable_lora's file for the webui: in half precision, under names that its converter gives for two resnets a block.
+
+    Of a UNet with one resnet in a block only those layers have such names that do not count them; the others keep theirs.
+    """
+    tensors = {}
+    for name, each in truth.items():
+        part, _, own = name.partition(".")
+        if part == "unet":
+            own = own.replace("transformer_in.", "input_blocks.0.1.").replace(
+                "mid_block.attentions.0.", "middle_block.1."
+            )
+            own = own.replace("mid_block.temp_attentions.0.", "middle_block.2.")
+            for number in (0, 1):
+                own = own.replace(f"mid_block.temp_convs.{number}.", f"middle_block.{2 * number + 1}.temopral_conv.")
+        else:
+            own = own.replace("encoder.layers.", "resblocks.").replace(".self_attn.", ".attn.")
+            own = own.replace(".fc1", ".c_fc").replace(".fc2", ".c_proj")
+        down, up = each.down.half(), each.up.half()
+        if "proj_" in name and part == "unet":  # which its code squeezes
+            down, up = down[..., None], up[..., None]
+        tensors[f"{own}.lora_A"], tensors[f"{own}.lora_B"] = down, up
+    save_file(tensors, path, {"stable_lora_text_to_video": "v1", "lora_name": "boat"})
     return path
 
 

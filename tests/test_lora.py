@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import pickle
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -19,18 +20,25 @@ from lora_files import (
     loaded,
     matrices_for,
     modules_of,
+    unet_of,
     with_loras,
     write_diffusers,
     write_kohya,
+    write_list,
     write_peft,
     write_processors,
     write_stable_lora,
+    write_webui,
 )
 from safetensors.torch import save_file
+from standins import UNET
 from torch import nn
 
 from t2vcli.engine.loading import check_loras
+from t2vcli.engine.lora.places import Places
 from t2vcli.engine.memory import keep_in_fp8
+from t2vcli.engine.text_encoder import CLIPText
+from t2vcli.engine.video_unet import VideoUNet
 from t2vcli.errors import InputError, ModelError, T2VError
 
 CLOSE = 1e-5
@@ -111,6 +119,55 @@ def stable_lora_of_both(tmp_path: Path, modules: dict[str, nn.Module]) -> tuple[
     return folder, truth, 1
 
 
+def stable_lora_for_the_webui(tmp_path: Path, modules: dict[str, nn.Module]) -> tuple[Path, Truth, float]:
+    """In half precision, so the factors are such numbers."""
+    truth = {
+        name: Factors(each.up.half().float(), each.down.half().float())
+        for name, each in matrices_for(modules, everything).items()
+    }
+    return write_webui(tmp_path / "webui_boat.safetensors", truth), truth, 1
+
+
+def cloneofsimo(tmp_path: Path, modules: dict[str, nn.Module]) -> tuple[Path, Truth, float]:
+    truth = factors_for(modules, of_unet)
+    return write_list(tmp_path / "500_unet.pt", truth), truth, 1
+
+
+def cloneofsimo_of_both(tmp_path: Path, modules: dict[str, nn.Module]) -> tuple[Path, Truth, float]:
+    folder = tmp_path / "lora"
+    folder.mkdir()
+    unet, text = factors_for(modules, of_unet), factors_for(modules, lambda name: not of_unet(name))
+    write_list(folder / "500_unet.pt", unet)
+    write_list(folder / "500_text_encoder.pt", text)
+    return folder, unet | text, 1
+
+
+def in_classes(kinds: tuple[str, ...], modules: dict[str, nn.Module], folder: Path) -> list[str]:
+    """Returns the layers that a trainer finds below modules of certain classes of diffusers, in the order it finds them."""
+    unet = unet_of(folder)
+    return [
+        f"unet.{above}.{name}"
+        for above, ancestor in unet.named_modules()
+        if type(ancestor).__name__ in kinds
+        for name, each in ancestor.named_modules()
+        if isinstance(each, nn.Linear | nn.Conv2d | nn.Conv3d)
+    ]
+
+
+def motion_director(
+    kind: str, parts: tuple[str, ...]
+) -> Callable[[Path, dict[str, nn.Module], Path], tuple[Path, Truth, float]]:
+    def write(tmp_path: Path, modules: dict[str, nn.Module], folder: Path) -> tuple[Path, Truth, float]:
+        names = [name for name in in_classes((kind,), modules, folder) if any(f".{part}." in name for part in parts)]
+        truth = factors_for({name: modules[name] for name in names})
+        path = tmp_path / "checkpoint-300" / "temporal" / "lora"
+        path.mkdir(parents=True)
+        write_list(path / "300_unet.pt", truth, parameters=True)
+        return path, truth, 1
+
+    return write
+
+
 Layout = Callable[[Path, dict[str, nn.Module]], tuple[Path, Truth, float]]
 LAYOUTS: list[Layout] = [
     peft,
@@ -121,6 +178,9 @@ LAYOUTS: list[Layout] = [
     kohya,
     stable_lora_of_unet,
     stable_lora_of_both,
+    stable_lora_for_the_webui,
+    cloneofsimo,
+    cloneofsimo_of_both,
 ]
 
 
@@ -136,6 +196,147 @@ def test_a_merged_layer_does_what_its_layer_and_the_factors_do(
             assert each.up.ndim == 4 or "stable" in layout.__name__
     merged = loaded(few_layers, f"{path}:0.7")
     assert largest_error(plain, merged, truth, 0.7 * alpha_by_rank) < CLOSE
+
+
+@pytest.mark.parametrize(
+    ("kind", "parts", "told"),
+    [
+        ("Transformer2DModel", ("attn1", "ff"), "MotionDirector, spatial"),
+        ("TransformerTemporalModel", ("attn1", "attn2", "ff"), "MotionDirector, temporal"),
+    ],
+)
+def test_a_list_of_motion_director_is_known_by_its_length_and_shapes(
+    kind: str,
+    parts: tuple[str, ...],
+    told: str,
+    modules: dict[str, nn.Module],
+    plain: Any,
+    few_layers: Path,
+    tmp_path: Path,
+) -> None:
+    path, truth, scale = motion_director(kind, parts)(tmp_path, modules, few_layers)
+    (found,) = check_loras(with_loras(few_layers, str(path)))
+    assert f"300_unet.pt ({told}), times 1: {len(truth)} layers of the UNet" in found.told
+    assert largest_error(plain, loaded(few_layers, f"{path}:-0.3"), truth, -0.3 * scale) < CLOSE
+
+
+def test_the_real_models_lists_have_the_published_lengths(ms_checkpoint: Path) -> None:
+    """574 layers, of which MotionDirector takes 170 and 96: 49.9 and 35.1 MB at rank 32 are what it publishes."""
+    modules = modules_of(ms_checkpoint)
+    with torch.device("meta"):
+        unet, text = (
+            VideoUNet(json.loads((ms_checkpoint / "unet" / "config.json").read_text())),
+            CLIPText(json.loads((ms_checkpoint / "text_encoder" / "config.json").read_text())),
+        )
+    orders = {
+        what: [f"{each.part}.{each.name}" for each in layers]
+        for what, layers in Places({"unet": unet, "text_encoder": text}).orders()
+    }
+    assert orders["the whole UNet"] == [name for name in modules if of_unet(name)]
+    assert orders["the text encoder"] == [name for name in modules if not of_unet(name)]
+    lengths = {what: len(layers) for what, layers in orders.items()}
+    assert (lengths["the whole UNet"], lengths["MotionDirector, temporal"], lengths["MotionDirector, spatial"]) == (
+        574,
+        170,
+        96,
+    )
+    found = in_classes(("Attention", "GEGLU"), modules, ms_checkpoint)
+    assert orders["the UNet's attentions"] == found
+
+
+def test_names_of_the_webui_are_modelscopes_own() -> None:
+    """As its converter writes them; where that counts the middle block's resnets in another way than ModelScope, both."""
+    with torch.device("meta"):
+        places = Places({"unet": VideoUNet(UNET), "text_encoder": nn.Module()})
+    for theirs, ours in {
+        "input_blocks.0.1.transformer_blocks.0.attn1.to_q": "transformer_in.transformer_blocks.0.attn1.to_q",
+        "input_blocks.1.0.in_layers.2": "down_blocks.0.resnets.0.conv1",
+        "input_blocks.1.0.temopral_conv.conv1.2": "down_blocks.0.temp_convs.0.conv1.2",
+        "input_blocks.2.1.proj_in": "down_blocks.0.attentions.1.proj_in",
+        "input_blocks.3.op": "down_blocks.0.downsamplers.0.conv",
+        "input_blocks.4.0.skip_connection": "down_blocks.1.resnets.0.conv_shortcut",
+        "input_blocks.11.0.emb_layers.1": "down_blocks.3.resnets.1.time_emb_proj",
+        "middle_block.1.in_layers.2": "mid_block.resnets.0.conv1",
+        "middle_block.0.in_layers.2": "mid_block.resnets.0.conv1",
+        "middle_block.1.proj_in": "mid_block.attentions.0.proj_in",
+        "middle_block.2.proj_in": "mid_block.temp_attentions.0.proj_in",
+        "middle_block.3.temopral_conv.conv4.3": "mid_block.temp_convs.1.conv4.3",
+        "output_blocks.2.1.conv": "up_blocks.0.upsamplers.0.conv",
+        "output_blocks.5.2.conv": "up_blocks.1.upsamplers.0.conv",
+        "output_blocks.11.2.transformer_blocks.0.ff.net.2": "up_blocks.3.temp_attentions.2.transformer_blocks.0.ff.net.2",
+        "conv_out": "conv_out",
+        "out.2": "conv_out",
+        "time_embedding.linear_2": "time_embedding.linear_2",
+        "time_embed.2": "time_embedding.linear_2",
+    }.items():
+        found = places.find(theirs)
+        assert found is not None, theirs
+        assert found.name == ours
+
+
+RAN: list[str] = []
+
+
+class Hostile:
+    def __reduce__(self) -> tuple[Any, ...]:
+        return RAN.append, ("run",)
+
+
+def test_a_pickle_that_would_run_something_is_refused_and_not_run(
+    modules: dict[str, nn.Module], few_layers: Path, tmp_path: Path
+) -> None:
+    for number, content in enumerate([[Hostile()], {"unet.conv_in.lora_A.weight": Hostile()}]):
+        path = tmp_path / f"{number}.pt"
+        torch.save(content, path)
+        said = refusal(few_layers, path)
+        assert "could run code" in said
+        (tmp_path / "raw.pt").write_bytes(pickle.dumps(content))
+        assert "raw.pt" in refusal(few_layers, tmp_path / "raw.pt")
+    assert RAN == []
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        ([torch.ones(3, 3)] * 3, "a list of 3 values"),
+        ([], "a list of 0 values"),
+        ([torch.ones(3, 3), "x"], "a list of 2 values"),
+        (torch.ones(3), "neither tensors by name nor a list"),
+        ({"string_to_param": {"*": torch.ones(2, 32)}}, "a textual inversion"),
+        (
+            [torch.ones(16, 2), torch.ones(2, 16)],
+            "a list of 1 pairs without names, and of this model there are lists of 175",
+        ),
+    ],
+)
+def test_a_pickle_of_something_else_is_refused(content: Any, words: str, few_layers: Path, tmp_path: Path) -> None:
+    torch.save(content, tmp_path / "x.pt")
+    assert words in refusal(few_layers, tmp_path / "x.pt")
+
+
+def test_a_list_of_another_models_shapes_is_refused(
+    modules: dict[str, nn.Module], few_layers: Path, tmp_path: Path
+) -> None:
+    truth = factors_for(modules, of_unet)
+    wider = {
+        name: Factors(
+            each.up,
+            torch.randn(each.down.shape[0], 768) if ".attn2.to_k" in name and ".attentions" in name else each.down,
+        )
+        for name, each in truth.items()
+    }
+    said = refusal(few_layers, write_list(tmp_path / "x.pt", wider))
+    assert "its 175 pairs are as many as the layers of the whole UNet, and pair" in said
+    assert "SD 1.x" in said
+
+
+def test_an_embedding_of_stable_lora_is_added_to_the_words(few_layers: Path, plain: Any, tmp_path: Path) -> None:
+    words = plain.text_encoder.embeddings.token_embedding.weight
+    down, up = torch.randn(RANK, words.shape[0]) / 8, torch.randn(words.shape[1], RANK) / 8
+    name = "text_model.embeddings.token_embedding"
+    save_file({f"{name}.lora_A": down, f"{name}.lora_B": up}, tmp_path / "x.safetensors")
+    merged = loaded(few_layers, f"{tmp_path / 'x.safetensors'}:0.5").text_encoder.embeddings.token_embedding.weight
+    assert torch.allclose(merged, words + 0.5 * (up @ down).T, atol=1e-6)
 
 
 def test_the_factors_are_merged_in_float32_and_rounded_once(

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import shlex
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,9 +16,10 @@ from lora_files import factors_for, loaded, modules_of, with_loras, write_diffus
 from torch import nn
 
 import t2vcli
+from t2vcli.asking.recipe import Recipe
 from t2vcli.engine.layerwise.unet import LayerwiseUNet
 from t2vcli.engine.loading import load_model
-from t2vcli.errors import UsageError
+from t2vcli.errors import InputError, UsageError
 from t2vcli.hashes import sha256
 from t2vcli.jobs.models import Models
 from t2vcli.presets import load_preset
@@ -87,7 +90,8 @@ def test_from_the_command_line_with_its_recipe(few_layers: Path, loras: Path, ma
     assert recipe is not None
     assert recipe["request"]["lora"] == [f"{loras / 'boat.safetensors'}:0.7", str(loras / "mcm")]
     first, second = recipe["model"]["adapters"]
-    assert first == {"name": "boat.safetensors", "sha256": sha256(loras / "boat.safetensors"), "scale": 0.7}
+    of_file = {"name": "boat.safetensors", "sha256": sha256(loras / "boat.safetensors"), "scale": 0.7}
+    assert first == {**of_file, "lora": 0}
     assert second["settings_sha256"] == sha256(loras / "mcm" / "adapter_config.json")
     told = t2v("info", path).stdout
     assert first["sha256"] in told
@@ -266,3 +270,56 @@ def test_a_lora_is_written_in_one_way() -> None:
     assert asked("owner/name:0.50") == asked("owner/name:5e-1") == ("owner/name:0.5",)
     assert asked("owner/name:-2") == ("owner/name:-2",)
     assert asked("a:7:1") == ("a:7:1",)
+
+
+def test_the_command_line_in_a_recipe_names_each_lora(few_layers: Path, loras: Path, tmp_path: Path) -> None:
+    path, boat = tmp_path / "clip.mkv", f"{loras / 'boat.safetensors'}:0.7"
+    given = (*FLAGS, "--model", few_layers, "-p", "ms-1.7b", "--lora", boat, "--lora", f"{loras / 'mcm'}:-1")
+    done = t2v("generate", "a red boat", *given, "--prompt-at", "1:a blue boat", "-o", path)
+    assert done.code == 0, done.stderr
+    command = json.loads(t2v("info", path, "--json").stdout)["command_line"]
+    words = shlex.split(command)
+    assert [words[n + 1] for n, word in enumerate(words) if word == "--lora"] == [boat, f"{loras / 'mcm'}:-1"]
+    assert "--prompt-at '1:a blue boat'" in command
+
+
+def test_the_loras_of_a_recipe_are_found_by_their_content(
+    few_layers: Path, loras: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where they were, beside the clip or here; another file of that name is none of them."""
+    there, clips = tmp_path / "there", tmp_path / "clips"
+    there.mkdir()
+    clips.mkdir()
+    lora = there / "boat.safetensors"
+    lora.write_bytes((loras / "boat.safetensors").read_bytes())
+    path = clips / "clip.mkv"
+    t2vcli.generate("a red boat", path, model=str(few_layers), lora=[str(loras / "mcm"), f"{lora}:0.5"], **SMALL)
+    recipe = Recipe.inside(path)
+    assert recipe.loras_here(0) == recipe.requests[0].lora == (str(loras / "mcm"), f"{lora}:0.5")
+    lora.rename(clips / "boat.safetensors")
+    again = t2vcli.generate(output=tmp_path / "again.mkv", from_clip=path, device="cpu")
+    assert (pictures(again.path) == pictures(path)).all()
+    assert recipe.loras_here(0) == (str(loras / "mcm"), f"{clips / 'boat.safetensors'}:0.5")
+    lora.write_bytes((loras / "house.safetensors").read_bytes())
+    assert recipe.loras_here(0)[1] == f"{clips / 'boat.safetensors'}:0.5"
+    (clips / "boat.safetensors").unlink()
+    digest = sha256(loras / "boat.safetensors")[:12]
+    with pytest.raises(
+        InputError, match=rf"'boat.safetensors' .* \(sha256 {digest}\.\.\.\) is not at .* holds another"
+    ):
+        recipe.loras_here(0)
+    with pytest.raises(InputError, match="is not at"):
+        t2vcli.work_for(t2vcli.Job.read({"from_clip": path}))
+    assert t2vcli.work_for(t2vcli.Job.read({"from_clip": path, "lora": []})).first.lora == ()
+    monkeypatch.chdir(there)
+    lora.write_bytes((loras / "boat.safetensors").read_bytes())
+    assert recipe.loras_here(0)[1] == f"{lora}:0.5"
+    moved = replace(recipe, requests=(recipe.requests[0].model_copy(update={"lora": ("owner/name/folder:0.5",)}),))
+    told = ({"name": "x.safetensors", "sha256": "0" * 64, "scale": 0.5, "lora": 0, "revision": "a" * 40},)
+    assert replace(moved, stages=({"model": {"adapters": list(told)}},)).loras_here(0) == (
+        f"owner/name@{'a' * 40}/folder:0.5",
+    )
+    assert replace(moved, stages=({},)).loras_here(0) == moved.requests[0].lora
+    for told in (({"lora": 0, "name": 3},),):
+        with pytest.raises(InputError, match="does not tell what was in it"):
+            replace(moved, stages=({"model": {"adapters": list(told)}},)).loras_here(0)

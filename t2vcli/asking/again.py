@@ -37,11 +37,13 @@ class Bases:
     """What takes the place of presets: the recipe's stages. `second` is of a second stage that is the recipe's, too.
 
     `sizes` are the (width, height) of the recipe's stages, of two: another size of the first makes another of the second.
+    `loras` are the LoRAs of those that are made again, by where their files are now.
     """
 
     first: Preset
     second: Preset | None = None
     sizes: tuple[tuple[int, int], ...] = ()
+    loras: tuple[tuple[str, ...], ...] = ()
 
 
 @dataclass(frozen=True)
@@ -68,7 +70,9 @@ def again(job: Job) -> Again:
         raise UsageError(
             "--from does not go with --init-video; use t2v upscale, which takes a prompt and a preset, too"
         )
-    base, remarks = _base(recipe, 0, job.preset)
+    replaced = job.preset is not None or job.given("model") is not None or job.given("lora") is not None
+    loras = first.lora if replaced else recipe.loras_here(0)
+    base, remarks = _base(recipe, 0, job.preset, loras)
     prompt = first.prompt if job.prompt is None else job.prompt
     changes: dict[str, Any] = {
         "prompt": prompt,
@@ -87,10 +91,12 @@ def again(job: Job) -> Again:
         if context is not None:
             values["context"] = context
     changes["values"] = {**values, **job.values}
-    bases = Bases(base)
+    bases = Bases(base, loras=(loras,))
     if len(recipe.requests) > 1 and job.extend is None and job.upscale in (None, "auto"):
-        second, more = _base(recipe, 1, None)
-        bases = Bases(base, second, tuple((each.width, each.height) for each in recipe.requests))
+        of_second = recipe.loras_here(1)
+        second, more = _base(recipe, 1, None, of_second)
+        sizes = tuple((each.width, each.height) for each in recipe.requests)
+        bases = Bases(base, second, sizes, (loras, of_second))
         remarks += tuple(line for line in more if line not in remarks)
         changes["upscale"] = second.name
     return Again(recipe, job.model_copy(update=changes), bases, remarks)
@@ -116,12 +122,12 @@ def _over_the_environment(recipe: Recipe) -> dict[str, Any]:
     return {name: value for name, value in alike.items() if value not in (None, "auto")}
 
 
-def _base(recipe: Recipe, number: int, named: str | None) -> tuple[Preset, tuple[str, ...]]:
+def _base(recipe: Recipe, number: int, named: str | None, loras: tuple[str, ...]) -> tuple[Preset, tuple[str, ...]]:
     """Returns a stage's values as a preset has them, with what is known of its own preset, and remarks.
 
     The values of a preset that is `named` go before the recipe's.
     """
-    request, clip = _pinned(recipe, number), shown(recipe.clip)
+    request, clip = _pinned(recipe, number, loras), shown(recipe.clip)
     found = request.model_dump(mode="json", exclude={"preset", "prompt"})
     values = {name: value for name, value in found.items() if value is not None}
     sources = dict.fromkeys(values, f"the recipe in {clip}")
@@ -150,10 +156,10 @@ def _base(recipe: Recipe, number: int, named: str | None) -> tuple[Preset, tuple
     return replace(preset, values=MappingProxyType(values), sources=MappingProxyType(sources)), remarks
 
 
-def _pinned(recipe: Recipe, number: int) -> Request:
-    """Returns a request of a recipe by the very commit of the model, which a branch may have left since."""
+def _pinned(recipe: Recipe, number: int, loras: tuple[str, ...]) -> Request:
+    """Returns a request of a recipe by the very commit of the model, which a branch may have left since, and with `loras`."""
     request, commit = recipe.requests[number], recipe.commits[number]
-    return request if commit is None else request.model_copy(update={"revision": commit})
+    return request.model_copy(update={"lora": loras, **({} if commit is None else {"revision": commit})})
 
 
 def done_again(work: Work, over: Again) -> Work:
@@ -164,7 +170,9 @@ def done_again(work: Work, over: Again) -> Work:
     recipe, stages = over.recipe, list(work.stages)
     said: list[str] = []
     for number, (stage, divided) in enumerate(zip(work.stages, recipe.divided, strict=False)):
-        differing = _differing(_pinned(recipe, number), stage.request)
+        loras = over.bases.loras[number] if number < len(over.bases.loras) else recipe.requests[number].lora
+        before = _pinned(recipe, number, loras)
+        differing = _differing(before, stage.request)
         if not any(map(decides_how_it_runs, differing)):
             stages[number] = replace(stage, divided=divided)
         said += [
@@ -172,7 +180,7 @@ def done_again(work: Work, over: Again) -> Work:
             for name, value in differing.items()
             if not number or name not in ("prompt", "seed")
         ]
-        said += _other_files(recipe.stages[number], recipe.requests[number], stage.request)
+        said += _other_files(recipe.stages[number], before, stage.request)
     if len(stages) != len(recipe.requests):
         said.append("enlarged, too" if len(stages) > len(recipe.requests) else "not enlarged")
     if work.source is not None and work.source.described["sha256"] != (recipe.source or {}).get("sha256"):
@@ -193,11 +201,11 @@ def _other_files(told: Mapping[str, Any], before: Request, now: Request) -> Iter
     if now.embedding == before.embedding and not inputs.are_in(told, now):
         yield "other learned words in the same files"
     if now.lora and now.lora == before.lora:
-        from t2vcli.weights.adapters import adapters_here
+        from t2vcli.weights.adapters import adapters_here, same_adapters
 
         model, here = told.get("model"), adapters_here(now.lora)
         adapters = model.get("adapters") if isinstance(model, dict) else None
-        if here is not None and adapters != [adapter.described for adapter in here]:
+        if here is not None and not same_adapters(adapters, here):
             yield "other LoRAs in the same files"
 
 

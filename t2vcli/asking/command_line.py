@@ -195,6 +195,8 @@ def _as_option(name: str, value: Any) -> Any:
         return f"{value // unit}{text}"
     if name in _TIMES:
         return f"{value:.9f}".rstrip("0").rstrip(".")
+    if name == "lora":
+        return [_as_path(each) for each in value]
     return str(value) if name in _WORDS else value
 
 
@@ -232,7 +234,7 @@ def _words(job: Job) -> Iterator[str]:
 def _option(name: str, value: Any) -> Iterator[str]:
     flag = flag_name(name)
     if isinstance(value, list | tuple):
-        for each in value:
+        for each in value or [""]:  # none at all, where the preset has some
             yield from _option(name, each)
         return
     if isinstance(value, bool):

@@ -21,6 +21,7 @@ from t2vcli.presets import REQUESTS
 from t2vcli.record import division_in
 from t2vcli.request import Request, UpscaleRequest, build_request
 from t2vcli.video.ffmpeg import shown
+from t2vcli.weights.adapters import loras_again
 
 if TYPE_CHECKING:
     from t2vcli.planning.windows import Division
@@ -33,8 +34,9 @@ _COMMIT = re.compile("[0-9a-f]{40}")
 class Recipe:
     """What a clip is of. Of a draft and its upscale, `requests`, `stages`, `commits` and `divided` have two entries.
 
-    `stages` are what the requests are from, as it is written. `commits` are those that the models' names stood for when it was made, and `divided` how the clip was divided; None
-    where the recipe does not say so. `source` describes the input video, `versions` are those it was made by.
+    `stages` are what the requests are from, as it is written. `commits` are those that the models' names stood for when it
+    was made, and `divided` how the clip was divided; None where the recipe does not say so. `source` describes the input
+    video, `versions` are those it was made by.
     """
 
     clip: Path
@@ -118,10 +120,23 @@ class Recipe:
                 return None
         return None
 
+    def loras_here(self, number: int) -> tuple[str, ...]:
+        """Returns a stage's LoRAs by where they are now: known by their content, where they were, beside the clip or here.
+
+        Those on the hub are named by the very commit. Raises InputError for one that is in none of these places.
+        """
+        return loras_again(self.requests[number].lora, _adapters(self.stages[number]), self.clip)
+
     def source_size(self) -> tuple[int, int] | None:
         """Returns the (width, height) of the input video, None if the recipe does not say it."""
         sides = tuple((self.source or {}).get(name) for name in ("width", "height"))
         return cast(tuple[int, int], sides) if all(type(side) is int and side > 0 for side in sides) else None
+
+
+def _adapters(stage: Mapping[str, Any]) -> tuple[Mapping[str, Any], ...]:
+    model = stage.get("model")
+    told = model.get("adapters") if isinstance(model, dict) else None
+    return tuple(each for each in told if isinstance(each, dict)) if isinstance(told, list) else ()
 
 
 def _commit(stage: Mapping[str, Any], request: Request) -> str | None:

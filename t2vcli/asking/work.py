@@ -135,12 +135,12 @@ class Work:
 
 def _same_loras(request: Request, recipe: object) -> bool:
     """Returns whether a recipe's stage was made with the very files that a request's LoRAs are now."""
-    from t2vcli.weights.adapters import adapters_here
+    from t2vcli.weights.adapters import adapters_here, same_adapters
 
     model = recipe.get("model") if isinstance(recipe, Mapping) else None
     told = model.get("adapters") if isinstance(model, Mapping) else None
     here = adapters_here(request.lora)
-    return here is not None and told == [adapter.described for adapter in here]
+    return here is not None and same_adapters(told, here)
 
 
 def work_for(job: Job, *, take_up: bool = True) -> Work:

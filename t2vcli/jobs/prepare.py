@@ -32,7 +32,7 @@ from t2vcli.report import Report, counted, told_in_megabytes
 from t2vcli.request import GenerateRequest, Request
 from t2vcli.schedulers import SCHEDULERS
 from t2vcli.sizes import size_text
-from t2vcli.weights.adapters import find_adapters, repositories
+from t2vcli.weights.adapters import find_adapters, on_the_hub
 from t2vcli.weights.cached import hold
 from t2vcli.weights.models import EMBEDDED_PREFIX, ModelFiles, find_model, same_tokenizer
 
@@ -158,7 +158,7 @@ def with_loras(
         say=report.say,
         on_read=on_read,
     )
-    for repository in repositories(request.lora):
+    for repository, _ in on_the_hub(request.lora):
         hold(repository)
     files = with_condition(replace(files, adapters=adapters))
     if files.zero:

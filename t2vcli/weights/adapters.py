@@ -6,11 +6,13 @@ and beside it that of the text encoder, as trainers of text to video write them.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
-from typing import NoReturn
+from typing import Any, NoReturn
 
 from t2vcli.errors import InputError, ModelError, UsageError
 from t2vcli.hashes import sha256
@@ -43,26 +45,43 @@ def find_adapters(
     Raises InputError, ModelError, and what `download.fetch` raises.
     """
     found: list[Adapter] = []
-    for text in loras:
+    for number, text in enumerate(loras):
         asked = parse(text)
-        paths = _local(asked) or _of_the_hub(asked, offline=offline, on_download=on_download, say=say)
-        found += [adapter_at(path, asked.scale, on_read=on_read) for path in paths]
+        place = _local(asked) or _of_the_hub(asked, offline=offline, on_download=on_download, say=say)
+        found += place.adapters(number, asked.scale, on_read)
     return tuple(found)
 
 
 def adapters_here(loras: Sequence[str]) -> tuple[Adapter, ...] | None:
     """Returns the files of LoRAs if all of them are here, without asking the network."""
     found: list[Adapter] = []
-    for text in loras:
+    for number, text in enumerate(loras):
         asked = parse(text)
-        paths = _local(asked) or _cached(Hub.from_environment(), _Remote.of(asked))
-        if paths is None:
+        place = _local(asked) or _cached(Hub.from_environment(), Remote.of(asked))
+        if place is None:
             return None
-        found += [adapter_at(path, asked.scale) for path in paths]
+        found += place.adapters(number, asked.scale)
     return tuple(found)
 
 
-def adapter_at(path: Path, scale: float, *, on_read: OnRead = lambda path, size: None) -> Adapter:
+def _nobody(path: Path, size: int) -> None:
+    """An OnRead for when nobody is watching."""
+
+
+@dataclass(frozen=True)
+class Place:
+    """The files of a LoRA, and the commit of the repository that they are from."""
+
+    paths: list[Path]
+    commit: str | None = None
+
+    def adapters(self, number: int, scale: float, on_read: OnRead = _nobody) -> list[Adapter]:
+        """Returns what is in the files of a request's LoRA `number`. Raises ModelError for one that is not whole."""
+        found = [adapter_at(path, scale, on_read=on_read) for path in self.paths]
+        return [replace(each, revision=self.commit, number=number) for each in found]
+
+
+def adapter_at(path: Path, scale: float, *, on_read: OnRead = _nobody) -> Adapter:
     """Returns the adapter in a file that is there and whole. Raises ModelError."""
     check_whole(path, remedy=AGAIN)
     config = path.with_name(SETTINGS)
@@ -86,7 +105,7 @@ def adapter_at(path: Path, scale: float, *, on_read: OnRead = lambda path, size:
         raise ModelError(f"{path} cannot be read ({error.strerror}); {AGAIN}") from None
 
 
-def _local(asked: Asked) -> list[Path] | None:
+def _local(asked: Asked) -> Place | None:
     """Returns the files of a LoRA on disk; None for one that is on the hub. Raises InputError for one that is nowhere."""
     path = expanded(asked.place)
     if os.path.isdir(path):
@@ -94,9 +113,9 @@ def _local(asked: Asked) -> list[Path] | None:
             names = sorted(os.listdir(path))
         except OSError as error:
             raise InputError(f"the folder {path} cannot be read: {error.strerror}") from None
-        return [path / name for name in chosen(names, str(path))]
+        return Place([path / name for name in chosen(names, str(path))])
     if os.path.lexists(path):
-        return [path]
+        return Place([path])
     if asked.place.startswith(("/", ".", "~")) or (path.suffix in SUFFIXES and asked.place.count("/") < 2):
         _refuse(asked)
     return None
@@ -134,16 +153,16 @@ def chosen(names: Collection[str], where: str) -> list[str]:
 # --- the hub
 
 
-class _Remote:
-    """A place on the hub: a repository, at a revision, and a file or a folder in it."""
+@dataclass(frozen=True)
+class Remote:
+    """A place on the hub: a repository, at a revision, and a file or a folder in it ("" for the whole)."""
 
-    def __init__(self, repository: str, revision: str | None, inside: str) -> None:
-        self.repository = repository
-        self.revision = revision
-        self.inside = inside
+    repository: str
+    revision: str | None
+    inside: str
 
     @classmethod
-    def of(cls, asked: Asked) -> _Remote:
+    def of(cls, asked: Asked) -> Remote:
         """Raises InputError for a text that is no place on the hub, UsageError for a revision that is none."""
         owner, _, rest = asked.place.partition("/")
         name, _, inside = rest.partition("/")
@@ -180,7 +199,7 @@ class _Remote:
         return [*(prefix + name for name in files), *([prefix + SETTINGS] if with_settings else [])]
 
 
-def _cached(hub: Hub, remote: _Remote) -> list[Path] | None:
+def _cached(hub: Hub, remote: Remote) -> Place | None:
     """Returns the LoRA's files from the hub's cache, without a word over the network; None if they are not all there."""
     cache = CacheFolder(hub.cache, remote.repository)
     commit = cache.commit_of(remote.revision or BRANCH)
@@ -190,7 +209,7 @@ def _cached(hub: Hub, remote: _Remote) -> list[Path] | None:
     if listed is None:  # the hub's own client downloaded it
         try:
             names = [path.relative_to(snapshot).as_posix() for path in snapshot.rglob("*") if path.is_file()]
-            return [snapshot / name for name in remote.used(names) if not name.endswith(SETTINGS)]
+            return Place([snapshot / name for name in remote.used(names) if not name.endswith(SETTINGS)], commit)
         except (InputError, OSError):
             return None
     used = remote.used(listed)
@@ -204,41 +223,98 @@ def _cached(hub: Hub, remote: _Remote) -> list[Path] | None:
                 f"{path} is truncated or damaged (it has {size:,} bytes of {listed[name]:,});"
                 f" `t2v pull {remote}` downloads it again"
             )
-    return [snapshot / name for name in used if not name.endswith(SETTINGS)]
+    return Place([snapshot / name for name in used if not name.endswith(SETTINGS)], commit)
 
 
-def _of_the_hub(asked: Asked, *, offline: bool, on_download: OnBytes, say: Say) -> list[Path]:
-    hub, remote = Hub.from_environment(), _Remote.of(asked)
-    cached = _cached(hub, remote)
-    if cached is not None:
-        return cached
-    if offline or client_is_offline():
-        name = "--offline" if offline else "HF_HUB_OFFLINE"
-        raise ModelError(f"the LoRA {remote} is not in the cache, and {name} forbids to download it")
-    paths, _ = pull(asked, hub=hub, on_download=on_download, say=say)
-    return paths
+def _of_the_hub(asked: Asked, *, offline: bool, on_download: OnBytes, say: Say) -> Place:
+    cached = _cached(Hub.from_environment(), Remote.of(asked))
+    return cached or pull(asked, offline=offline, on_download=on_download, say=say)[0]
 
 
 def pull(
     asked: Asked,
     *,
-    hub: Hub | None = None,
+    offline: bool = False,
     on_check: OnBytes = nobody,
     on_download: OnBytes = nobody,
     say: Say = lambda line: None,
-) -> tuple[list[Path], Fetched]:
-    """Returns a LoRA's files after downloading what is missing of them and verifying the others, and what came of it."""
-    hub, remote = hub or Hub.from_environment(), _Remote.of(asked)
+) -> tuple[Place, Fetched | None]:
+    """Returns a LoRA on the hub after downloading what is missing of it and verifying the rest, and what came of that.
+
+    Offline, nothing of it can be verified, and one that is in the cache is only looked at. Raises InputError, ModelError, and
+    what `download.fetch` raises.
+    """
+    hub, remote = Hub.from_environment(), Remote.of(asked)
+    if offline or client_is_offline():
+        cached = _cached(hub, remote)
+        if cached is not None:
+            return cached, None
+        name = "--offline" if offline else "HF_HUB_OFFLINE"
+        raise ModelError(f"the LoRA {remote} is not in the cache, and {name} forbids to download it")
     try:
         listing = hub.listing(remote.repository, revision=remote.revision, say=say)
     except GivenUp as error:
         raise ModelError(f"the LoRA {remote} is not in the cache and could not be downloaded ({error})") from None
     used = remote.used(listing.files)
     fetched = fetch(hub, listing, used, again=f"t2v pull {remote}", say=say, on_check=on_check, on_download=on_download)
-    return [fetched.folder / name for name in used if not name.endswith(SETTINGS)], fetched
+    return Place([fetched.folder / name for name in used if not name.endswith(SETTINGS)], listing.commit), fetched
 
 
-def repositories(loras: Sequence[str]) -> list[str]:
-    """Returns the repositories on the hub that LoRAs are in."""
+def loras_again(loras: Sequence[str], told: Sequence[Mapping[str, Any]], clip: Path) -> tuple[str, ...]:
+    """Returns the LoRAs of a recipe by where their files are now; `told` is what the recipe tells of these, in order.
+
+    A file is known by its sha256, and looked for where it was, beside the clip and in this folder; one on the hub is
+    named by its commit. Raises InputError for what is in none of these places.
+    """
+    found = []
+    for number, text in enumerate(loras):
+        asked, own = parse(text), [each for each in told if each.get("lora") == number]
+        if not own:  # the recipe does not tell what was in it
+            found.append(text)
+            continue
+        if not all(isinstance(each.get(name), str) for each in own for name in ("name", "sha256")):
+            raise InputError(f"the recipe in {clip} names the LoRA {asked.place}, and does not tell what was in it")
+        commit = own[0].get("revision")
+        if isinstance(commit, str) and re.fullmatch("[0-9a-f]{40}", commit):
+            place = str(replace(Remote.of(asked), revision=commit))
+        else:
+            place = _with_content(asked, own, clip)
+        found.append(str(Asked(place, asked.scale)))
+    return tuple(found)
+
+
+def _with_content(asked: Asked, told: Sequence[Mapping[str, Any]], clip: Path) -> str:
+    """Returns the file or folder that holds what a recipe tells of. Raises InputError."""
+    name, others = str(told[0]["name"]), []
+    alone = name not in ("", ".", "..") and "\0" not in name and PurePosixPath(name).name == name
+    beside = [str((clip.parent / name).absolute()), os.path.abspath(name)] if alone else []
+    for place in (asked.place, *beside):
+        with contextlib.suppress(InputError, OSError):  # a name that is too long, a folder that cannot be read
+            if os.path.lexists(expanded(place)):
+                others.append(place)
+                local = _local(Asked(place))
+                if local is not None and [sha256(path) for path in local.paths] == [each["sha256"] for each in told]:
+                    return place
+    another = f" ({others[0]} holds another)" if others else ""
+    raise InputError(
+        f"the LoRA {name[:100]!r} that {clip} was made with (sha256 {str(told[0]['sha256'])[:12]}...) is not at"
+        f" {asked.place[:200]}{another}; put it there or beside the clip, or give one with --lora"
+    )
+
+
+def same_adapters(told: object, adapters: Sequence[Adapter]) -> bool:
+    """Returns whether what a recipe tells of a model's adapters is of these very files, at these scales."""
+    return (
+        isinstance(told, list)
+        and len(told) == len(adapters)
+        and all(
+            isinstance(each, dict) and adapter.described.items() <= each.items()
+            for each, adapter in zip(told, adapters, strict=True)
+        )
+    )
+
+
+def on_the_hub(loras: Sequence[str]) -> list[tuple[str, Asked]]:
+    """Returns the LoRAs that are on the hub, each with its repository's name."""
     asked = [parse(text) for text in loras]
-    return [_Remote.of(each).repository for each in asked if _local(each) is None]
+    return [(Remote.of(each).repository, each) for each in asked if _local(each) is None]

@@ -46,6 +46,10 @@ MAX_TEXT_LAYERS = 1000
 OnDownload = OnBytes
 
 
+class NoModelError(ModelError):
+    """A repository on the hub holds no model; it may hold a LoRA."""
+
+
 @dataclass(frozen=True)
 class Vocabulary:
     """The words of a small model's world, and the same in one phrase."""
@@ -58,7 +62,8 @@ class Vocabulary:
 class Adapter:
     """A file that changes a model when it is loaded (a LoRA, an embedding), known by its content. `scale`: how much.
 
-    `settings` is what the adapter_config.json beside it holds, where it counts, and `settings_sha256` its hash.
+    `settings` is what the adapter_config.json beside it holds, where it counts, and `settings_sha256` its hash. `revision`
+    is the commit of the repository that it is from, None for one on disk; `number`, which of a request's LoRAs it is, from 0.
     """
 
     path: Path
@@ -66,12 +71,20 @@ class Adapter:
     scale: float = 1.0
     settings: Mapping[str, Any] | None = None
     settings_sha256: str | None = None
+    revision: str | None = None
+    number: int = 0
 
     @property
     def described(self) -> dict[str, Any]:
         """Returns what a recipe and a run's identity keep of it; where it lies has no part in the result."""
         settings = {} if self.settings_sha256 is None else {"settings_sha256": self.settings_sha256}
         return {"name": self.path.name, "sha256": self.sha256, "scale": self.scale, **settings}
+
+    @property
+    def told(self) -> dict[str, Any]:
+        """Returns what a recipe tells of it: as described, which LoRA of the request it is, and the commit that it is from."""
+        commit = {} if self.revision is None else {"revision": self.revision}
+        return {**self.described, "lora": self.number, **commit}
 
     @property
     def shown(self) -> str:
@@ -500,6 +513,10 @@ def _pull(
         raise ModelError(
             f"{absent} and could not be downloaded ({error}): connect to the network, {elsewhere}"
         ) from None
+    if "model_index.json" not in listing.files:
+        raise NoModelError(
+            f"{repository} has no model_index.json, so it is no model in diffusers' layout (a LoRA goes with --lora)"
+        )
     command = pull_command(repository, revision=revision, variant=variant)
     used = used_files(listing.files, variant, repository)
     for name in used:
