@@ -57,6 +57,14 @@ def described(request: Request) -> dict[str, Any]:
     return {"files": found} if found else {}
 
 
+def saved_by(request: Request) -> Iterator[tuple[str, Path]]:
+    """Yields (field, path) of each file that a request asks to have written beside the video."""
+    for name, traits in TRAITS.items():
+        value = getattr(request, name, None)
+        if traits.is_output and value is not None:
+            yield name, Path(value)
+
+
 def are_in(recipe: object, request: Request) -> bool:
     """Returns whether what a recipe keeps of a stage's files is what is in those of a request now."""
     told = recipe.get("files") if isinstance(recipe, Mapping) else None

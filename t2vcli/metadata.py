@@ -46,7 +46,7 @@ def _stage(request: Request, model: ModelFiles, division: Division) -> dict[str,
     divided = {} if division == UNDIVIDED else {"blocks": asdict(division)}
     adapters = {"adapters": [adapter.told for adapter in model.adapters]} if model.adapters else {}
     return {
-        "request": request.model_dump(mode="json"),
+        "request": request.model_dump(mode="json", exclude={name for name, _ in inputs.saved_by(request)}),
         **inputs.described(request),
         "model": {"source": model.source, "revision": model.revision, "variant": model.variant, **adapters},
         **divided,

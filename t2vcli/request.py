@@ -215,6 +215,14 @@ def _as_switch(value: object) -> object:
     return {True: "on", False: "off"}[value] if isinstance(value, bool) else value  # YAML's reading of `on` and `off`
 
 
+def _check_tensor_file(value: object) -> object:
+    if isinstance(value, str):
+        check_text(value)
+        if not value.lower().endswith(".safetensors"):
+            raise ValueError("must be a .safetensors file")
+    return value
+
+
 def _check_window(value: object) -> object:
     if isinstance(value, str) and re.fullmatch(r"[0-9]{1,9}", value):
         value = int(value)
@@ -257,6 +265,7 @@ Side = Annotated[int, BeforeValidator(_check_side)]
 DeviceName = Annotated[str, BeforeValidator(_check_device)]
 SchedulerName = Annotated[str, BeforeValidator(_check_scheduler)]
 Text = Annotated[str, BeforeValidator(check_text)]
+TensorFile = Annotated[str, BeforeValidator(_check_tensor_file)]
 Embeddings = Annotated[tuple[str, ...], BeforeValidator(embeddings.as_written)]
 PromptsAt = Annotated[tuple[str, ...], BeforeValidator(check_prompt_at)]
 
@@ -266,17 +275,21 @@ class Traits:
     """What a field is for, said where it is declared, so that no list can forget one.
 
     `stage`: of two stages, the one that a flag of `generate --upscale` sets. `decides`: whether it decides what is made,
-    or only how. `in_presets`: whether a preset may hold it. `is_file`: whether it names what is read when it is made.
+    or only how. `in_presets`: whether a preset may hold it. `is_file`: whether it names what is read when it is made,
+    `is_output`: what is written beside it.
     """
 
     stage: Literal["draft", "last", "both"] = "both"
     decides: bool = True
     in_presets: bool = True
     is_file: bool = False
+    is_output: bool = False
 
 
 BOTH, DRAFT, LAST = Traits(), Traits(stage="draft"), Traits(stage="last")
-FILES = Traits(in_presets=False, is_file=True)
+FILES, DRAFT_FILES = Traits(in_presets=False, is_file=True), Traits(stage="draft", in_presets=False, is_file=True)
+DRAFT_SAVED = Traits(stage="draft", decides=False, in_presets=False, is_output=True)
+LAST_SAVED = Traits(stage="last", decides=False, in_presets=False, is_output=True)
 OF_A_RUN, DRAFT_OF_A_RUN = Traits(in_presets=False), Traits(stage="draft", in_presets=False)
 HOW = Traits(decides=False)
 DEVICE = Traits(decides=False, in_presets=False)
@@ -300,6 +313,12 @@ class Request(BaseModel):
     negative_prompt: Annotated[Text, BOTH] = ""
     prompt_weights: Annotated[PromptWeights, BeforeValidator(_as_switch), BOTH] = "auto"
     long_prompt: Annotated[bool, BOTH] = False
+    # Tensors in place of what t2v makes of words and seed, and where its own are to go (engine/exchange.py)
+    prompt_embeds: Annotated[TensorFile | None, FILES] = None
+    negative_prompt_embeds: Annotated[TensorFile | None, FILES] = None
+    latents: Annotated[TensorFile | None, DRAFT_FILES] = None
+    save_embeds: Annotated[TensorFile | None, DRAFT_SAVED] = None
+    save_latents: Annotated[TensorFile | None, LAST_SAVED] = None
     embedding: Annotated[Embeddings, FILES] = ()  # learned words, "FILE:NAME" each
     prompt_at: Annotated[PromptsAt, OF_A_RUN] = ()  # what takes the prompt's place at later frames, "FRAME:TEXT" each
     width: Annotated[Side, DRAFT]
@@ -391,9 +410,23 @@ class Request(BaseModel):
 
     @property
     def texts(self) -> dict[str, str]:
-        """Returns every text that the model is given, by what it is called."""
+        """Returns every text that the model is given, by what it is called; "" for one in whose place there are embeddings."""
         at = {f"prompt at frame {frame}": text for frame, text in texts_at(self.prompt_at)}
-        return {"prompt": self.prompt, **at, "negative prompt": self.negative_prompt}
+        texts = {"prompt": self.prompt, **at, "negative prompt": self.negative_prompt}
+        brought = {"prompt": self.prompt_embeds, "negative prompt": self.negative_prompt_embeds}
+        return {name: text if brought.get(name) is None else "" for name, text in texts.items()}
+
+    @model_validator(mode="after")
+    def _tensors_stand_alone(self) -> Self:
+        if self.prompt_embeds is not None and self.prompt_at:
+            raise ValueError(
+                "--prompt-embeds takes the place of the prompts, those of --prompt-at too; give one of them"
+            )
+        if self.latents is not None and self.noise != "whole":
+            raise ValueError(
+                f"--latents is the noise that the clip begins with, and --noise {self.noise} has no effect"
+            )
+        return self
 
     @model_validator(mode="after")
     def _weights_are_sound(self) -> Self:

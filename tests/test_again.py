@@ -25,7 +25,7 @@ from t2vcli.batches.variants import spread_for, variants_of
 from t2vcli.cli import running
 from t2vcli.errors import T2VError
 from t2vcli.metadata import versions
-from t2vcli.planning.windows import Axis, Division
+from t2vcli.planning.windows import Axis, Division, division_for
 from t2vcli.presets import load_preset
 from t2vcli.request import GenerateRequest, Request, UpscaleRequest, build_request
 from t2vcli.video.reader import read_frames
@@ -177,6 +177,7 @@ CASES = settings(
 def test_the_command_of_a_clip_makes_its_request(prompt: str, preset: str, values: dict[str, Any]) -> None:
     try:
         request = request_of(GenerateRequest, preset, prompt=prompt, **values)
+        division_for(request, load_preset(preset), frames=request.frames, vae_scale=8)
     except T2VError:  # values that do not go together
         return
     recipe = Recipe.read(recipe_of("generate", request), Path("boat.mp4"))

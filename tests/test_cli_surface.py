@@ -196,6 +196,8 @@ class Flag(NamedTuple):
 _files = tempfile.TemporaryDirectory()
 LEARNED = Path(_files.name) / "kc16.pt"  # that there is such a file is all that the flags need
 LEARNED.touch()
+TENSORS, SAVED = LEARNED.with_name("in.safetensors"), LEARNED.with_name("out.safetensors")
+TENSORS.touch()
 
 FLAGS: dict[str, Flag] = {
     "prompt": Flag((), "a red boat"),
@@ -209,6 +211,11 @@ FLAGS: dict[str, Flag] = {
     "prompt_weights": Flag(("--prompt-weights", "on"), "on"),
     "long_prompt": Flag(("--long-prompt",), True),
     "embedding": Flag(("--embedding", f"{LEARNED}:kc"), (f"{LEARNED}:kc",)),
+    "prompt_embeds": Flag(("--prompt-embeds", str(TENSORS)), str(TENSORS)),
+    "negative_prompt_embeds": Flag(("--negative-prompt-embeds", str(TENSORS)), str(TENSORS)),
+    "latents": Flag(("--latents", str(TENSORS)), str(TENSORS)),
+    "save_embeds": Flag(("--save-embeds", str(SAVED)), str(SAVED)),
+    "save_latents": Flag(("--save-latents", str(SAVED)), str(SAVED)),
     "frames": Flag(("--frames", "5"), 5),
     "fps": Flag(("--fps", "23.976"), Fraction(24000, 1001)),
     "width": Flag(("--width", "136"), 136),
@@ -267,6 +274,7 @@ NO_FIELDS = {
     "source",
     "scale",
     "init_video",
+    "from_clip",
     "extend",
     "upscale",
     "upscale_strength",

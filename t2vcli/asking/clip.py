@@ -47,6 +47,8 @@ def clip(job: Job, bases: Bases | None = None) -> Work:
         job = job.model_copy(
             update={"prompt": texts_at(job.given("prompt_at"))[0][1]}
         )  # the first holds until its frame
+    if job.prompt is None and job.given("prompt_embeds") is not None:
+        job = job.model_copy(update={"prompt": ""})
     if job.prompt is None:
         raise no_prompt(job.upscale)
     given = {"prompt": job.prompt, **job.values}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import os
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from enum import Enum
@@ -17,7 +18,7 @@ from t2vcli.errors import UsageError
 from t2vcli.loras import located
 from t2vcli.paths import ANY_NAME, expanded, expanded_model, output_path
 from t2vcli.presets import REQUESTS
-from t2vcli.request import describe_problem, flag_name
+from t2vcli.request import TRAITS, describe_problem, flag_name
 
 Command = Literal["generate", "upscale"]
 
@@ -87,6 +88,8 @@ class Job(BaseModel):
         for key, value in values.items():
             if key in _SEVERAL:
                 values[key] = _listed(key, value, prefix)
+            elif key in _FILES and isinstance(value, str) and value:
+                values[key] = os.path.abspath(expanded(value))
             elif not isinstance(value, str | int | float):
                 raise UsageError(f"{prefix}{flag_name(key)} must be a single value, not {type(value).__name__}")
         try:
@@ -126,6 +129,9 @@ _SEVERAL = frozenset(
     if get_origin(field.annotation) is tuple
 )
 """The fields of a request that hold several texts: a list, a mapping whose entries are NAME:VALUE, or one of them alone."""
+
+
+_FILES = frozenset(name for name, traits in TRAITS.items() if traits.is_file or traits.is_output)
 
 
 def _listed(key: str, value: object, prefix: str) -> list[str]:

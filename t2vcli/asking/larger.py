@@ -136,6 +136,8 @@ def words_for(source: Source, job: Job, *, after: bool = False) -> Words:
     if inside is None:
         if own_at:
             return Words(texts_at(own_at)[0][1], given)
+        if job.given("prompt_embeds") is not None:
+            return Words("", given)
         return Words("", given, (f"{source.path} holds no prompt; going on with an empty one",))
     prompt, inside_negative = inside
     try:
@@ -159,7 +161,7 @@ def words_for(source: Source, job: Job, *, after: bool = False) -> Words:
             f"warning: {source.path} was made with the learned words of {', '.join(learned)}; give them again with"
             " --embedding, or they are words like any other"
         )
-    if at and not after and own_at is None:
+    if at and not after and own_at is None and job.given("prompt_embeds") is None:
         if source.video.whole and texts_at(at)[-1][0] < source.video.frames:
             given["prompt_at"] = at
             remarks += [f"then, from {source.path}: {text}" for text in at]

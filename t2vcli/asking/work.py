@@ -10,8 +10,9 @@ from typing import TYPE_CHECKING, Any
 
 from t2vcli import inputs, runs
 from t2vcli.asking.job import Command, Job
+from t2vcli.errors import OutputError, UsageError
 from t2vcli.planning.windows import division_for
-from t2vcli.request import Request
+from t2vcli.request import Request, flag_name
 
 if TYPE_CHECKING:
     from t2vcli.asking.again import Bases
@@ -195,7 +196,24 @@ def check_place(work: Work, *, overwrite: bool, draft: bool = True) -> Format:
         check_writable(work.draft, overwrite=overwrite, width=first.width, height=first.height, fps=work.fps)
     if work.source is not None:
         work.source.refuse_as_output(work.output)
+    _check_saved(work, overwrite=overwrite or not draft)
     return kind
+
+
+def _check_saved(work: Work, *, overwrite: bool) -> None:
+    """Raises OutputError for a file beside the video that cannot be written, UsageError for one that is read, too."""
+    from t2vcli.video.files import check_target
+
+    read = [path for stage in work.stages for _, path in inputs.files_of(stage.request)]
+    saved = [each for stage in work.stages for each in inputs.saved_by(stage.request)]
+    for name, path in saved:
+        if path in read:
+            raise UsageError(f"{flag_name(name)} {path} is also read; write to another file")
+        if [each for _, each in saved].count(path) > 1:
+            raise UsageError(f"{' and '.join(flag_name(each) for each, _ in saved)} are the same file; name another")
+        if not path.parent.is_dir():
+            raise OutputError(f"{flag_name(name)} {path}: there is no folder {path.parent}; make it first")
+        check_target(path, overwrite=overwrite)
 
 
 def planned(work: Work, forecast_of: ForecastOf | None = None) -> list[Outlook]:

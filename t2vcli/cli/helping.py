@@ -39,7 +39,7 @@ USUAL = (
 """The options of the first section, in this order, of a command that takes at least USUAL_LEAST of them."""
 USUAL_LEAST = 6
 
-EXPERT_PANELS = ("Long clips and large frames", "Memory and device")
+EXPERT_PANELS = ("Long clips and large frames", "Memory and device", "Tensors in and out")
 NOT_EXPERT = ("device", "memory", "vram", "dry_run", "exact")
 EXPERT = (
     "revision",

@@ -28,6 +28,9 @@ LARGE, BEGINNING, SECOND_STAGE = "Long clips and large frames", "A video to begi
 FEWER = "Fewer operations"
 MODEL, SAMPLING, MEMORY, OUTPUT = "Model", "Sampling", "Memory and device", "Output"
 VARIANTS = "Several clips"
+TENSORS = "Tensors in and out"
+
+Options = Mapping[str, tuple[Any, Any]]
 
 
 def _choose_progress(value: str | None) -> str | None:
@@ -112,6 +115,21 @@ EmbeddingOpt = Annotated[
         rich_help_panel=SAMPLING,
     ),
 ]
+
+
+# --- tensors in and out
+def _tensors(name: str, text: str) -> Options:
+    option = typer.Option("--" + name.replace("_", "-"), metavar="FILE", help=text, rich_help_panel=TENSORS)
+    return {name: (Annotated[str | None, option], None)}
+
+
+TENSOR_OPTIONS: Options = {
+    **_tensors("prompt_embeds", "Features of a prompt in place of what the text encoder makes of one (safetensors)."),
+    **_tensors("negative_prompt_embeds", "The same of the negative prompt."),
+    **_tensors("latents", "The noise that the clip begins with, in place of what the seed draws (safetensors)."),
+    **_tensors("save_embeds", "Write the prompts' features into this file, too."),
+    **_tensors("save_latents", "Write the latents into this file, too, and the noise that they began with."),
+}
 WidthOpt = Annotated[int | None, typer.Option(help="Pixels, a multiple of 8.", rich_help_panel=SAMPLING)]
 HeightOpt = Annotated[int | None, typer.Option(help="Pixels, a multiple of 8.", rich_help_panel=SAMPLING)]
 StepsOpt = Annotated[int | None, typer.Option(help="Denoising steps.", rich_help_panel=SAMPLING)]
@@ -576,7 +594,6 @@ ScaleOpt = Annotated[
 
 # --- the options of a request, each as (annotation, default), in the order of --help
 
-Options = Mapping[str, tuple[Any, Any]]
 Several = dict[str, Any]  # what makes several clips of a job, as it was given: count, sweep, seed
 
 SIZE_OPTIONS: Options = {
@@ -610,6 +627,7 @@ REQUEST_OPTIONS: Options = {
     "lora": (LoraOpt, None),
     "negative_prompt": (NegativePromptOpt, None),
     "prompt_at": (PromptAtOpt, None),
+    **TENSOR_OPTIONS,
     "embedding": (EmbeddingOpt, None),
     "prompt_weights": (PromptWeightsOpt, None),
     "long_prompt": (LongPromptOpt, None),

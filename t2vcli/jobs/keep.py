@@ -389,7 +389,9 @@ def finished_before(
     so.
     """
     target = work.target
-    made = None if policy.overwrite or not os.path.exists(target) else finished(work)
+    saved = (path for stage in work.stages for _, path in inputs.saved_by(stage.request))
+    missing = not all(map(os.path.exists, saved))
+    made = None if policy.overwrite or missing or not os.path.exists(target) else finished(work)
     if made is None:
         return None
     if run is not None and run.began:

@@ -14,6 +14,7 @@ import torch
 from t2vcli.emphasis import weighted
 from t2vcli.engine.device import DTYPES, choose_device, free_device_bytes, has_nvidia_driver, why_no_cuda
 from t2vcli.engine.embeddings import read_embeddings
+from t2vcli.engine.exchange import read_negative, read_noise, read_prompt
 from t2vcli.engine.loading import check_loras, load_tokenizer, reading, schedule_remark, vae_scale, with_condition
 from t2vcli.engine.memory import PlacedModel
 from t2vcli.engine.prompt import TextsOverTime, Tokens, Vectors, Words, encode_tokens, finder, tokenize
@@ -41,6 +42,15 @@ _FILLER = frozenset(["a", "an", "the", "and", "of", "is", "are", "with", "to", "
 
 
 @dataclass(frozen=True)
+class Brought:
+    """Features in place of words: a prompt's (K, L, D) with the K frames that they are at, a negative prompt's (1, L, D)."""
+
+    prompt: torch.Tensor | None = None
+    at: tuple[int, ...] = ()
+    negative: torch.Tensor | None = None
+
+
+@dataclass(frozen=True)
 class Prepared:
     """A request that is known to be right, and everything about it that is known before loading."""
 
@@ -53,6 +63,7 @@ class Prepared:
     negative_prompt: Tokens
     over_time: tuple[tuple[int, Tokens], ...] = ()  # of prompts over time all, with their frames, known ones counted
     remarks: tuple[str, ...] = ()  # on how it is divided
+    brought: Brought = Brought()
 
     @property
     def dtype(self) -> torch.dtype:
@@ -122,9 +133,11 @@ def prepare(
     tokenizer = first.tokenizer if first is not None and shared else load_tokenizer(files)
     _check_clip_skip(request, files)
     vectors = _learned_words(request, files, tokenizer, report)
-    tokens = _tokens_of(request, files, tokenizer, vectors, report, strict)
-    prompt, *later, negative = tokens
     known = request.known_frames if isinstance(request, GenerateRequest) else 0
+    brought = _brought(request, files, known, report)
+    _check_noise(request, files, frames, report)
+    tokens = _tokens_of(request, files, tokenizer, vectors, brought, report, strict)
+    prompt, *later, negative = tokens
     over_time = [(known, prompt)]
     over_time += [(known + frame, each) for (frame, _), each in zip(texts_at(request.prompt_at), later, strict=True)]
     if request.loop:
@@ -140,6 +153,7 @@ def prepare(
         negative,
         tuple(over_time) if request.prompt_at else (),
         way.remarks,
+        brought,
     )
 
 
@@ -296,8 +310,41 @@ def _learned_words(request: Request, files: ModelFiles, tokenizer: Tokenizer, re
     return vectors
 
 
+def _brought(request: Request, files: ModelFiles, known: int, report: Report) -> Brought:
+    """Returns the features that a request brings. Raises InputError for those that are none of this model's."""
+    width = files.config("unet").get("cross_attention_dim", 1024)
+    prompt, negative = None, None
+    at: tuple[int, ...] = ()
+    if request.prompt_embeds is not None:
+        prompt, at = read_prompt(Path(request.prompt_embeds), width)
+        if request.prompt:
+            report.say(f"the model is given {request.prompt_embeds}; the words of the prompt name the clip")
+    if request.negative_prompt_embeds is not None:
+        negative = read_negative(Path(request.negative_prompt_embeds), width)
+        if not runs_both_halves(request, files.config("unet")):
+            report.warn("--negative-prompt-embeds has no effect: this clip is made without a negative half")
+    return Brought(prompt, tuple(known + frame for frame in at), negative)
+
+
+def _check_noise(request: Request, files: ModelFiles, frames: int, report: Report) -> None:
+    """Raises InputError for noise that this clip cannot begin with, and warns of what is no noise."""
+    if request.latents is None:
+        return
+    scale = vae_scale(files.config("vae"))
+    shape = 1, files.config("unet").get("in_channels", 4), frames, request.height // scale, request.width // scale
+    deviation = float(read_noise(Path(request.latents), shape).std())
+    if not 0.8 < deviation < 1.25:
+        report.warn(f"--latents {request.latents} has a standard deviation of {deviation:.2g}; noise has 1")
+
+
 def _tokens_of(
-    request: Request, files: ModelFiles, tokenizer: Tokenizer, vectors: Vectors, report: Report, strict: bool
+    request: Request,
+    files: ModelFiles,
+    tokenizer: Tokenizer,
+    vectors: Vectors,
+    brought: Brought,
+    report: Report,
+    strict: bool,
 ) -> list[Tokens]:
     """Returns the tokens of each of the request's texts, in as many chunks each. Raises UsageError."""
     found = {}
@@ -320,10 +367,19 @@ def _tokens_of(
             )
         found[name] = tokens
     # A negative prompt that is not used does not make the others longer.
-    both = runs_both_halves(request, files.config("unet"))
-    used = [each for name, each in found.items() if name != "negative prompt" or both]
-    chunks = max(len(each.ids) for each in used)
-    return [each.in_chunks(max(chunks, len(each.ids)), tokenizer) for each in found.values()]
+    both, whole = runs_both_halves(request, files.config("unet")), tokenizer.model_max_length
+    used = [len(each.ids) for name, each in found.items() if name != "negative prompt" or both]
+    given = {"prompt": brought.prompt, "negative prompt": brought.negative}
+    lengths = {name: features.shape[1] for name, features in given.items() if features is not None}
+    chunks = max([*used, *(length // whole for length in lengths.values())])
+    texts = {name: each.in_chunks(max(chunks, len(each.ids)), tokenizer) for name, each in found.items()}
+    ours, other = (lengths.get(name, texts[name].ids.numel()) for name in given)
+    if both and ours != other:
+        raise UsageError(
+            f"the prompt has {ours} tokens and the negative prompt {other}, and they must have as many: give features of"
+            " both, with --prompt-embeds and --negative-prompt-embeds"
+        )
+    return list(texts.values())
 
 
 def _say_weights(request: Request, name: str, text: str, report: Report, strict: bool) -> None:
@@ -376,20 +432,22 @@ def encode_words(placed: PlacedModel, prepared: Prepared, *, guided: bool, clip_
     The negative prompt never skips layers, as in diffusers, and is the same at all times. Texts over time of the same
     tokens are one text.
     """
-    device, prompt = prepared.plan.device, prepared.prompt
+    device, brought, over_time = prepared.plan.device, prepared.brought, prepared.over_time
+    rows: list[torch.Tensor] = []
     with placed.text_encoder() as text_encoder:
-        rows = []
-        if guided:
+        if guided and brought.negative is not None:
+            rows.append(brought.negative.to(device, prepared.dtype))
+        elif guided:
             rows.append(encode_tokens(text_encoder, prepared.negative_prompt, device=device))
-        rows.append(encode_tokens(text_encoder, prompt, device=device, clip_skip=clip_skip))
-        if all(tokens.same_as(prompt) for _, tokens in prepared.over_time):
-            return torch.cat(rows)
-        texts = torch.cat(
-            [
-                encode_tokens(text_encoder, tokens, device=device, clip_skip=clip_skip)
-                for _, tokens in prepared.over_time
-            ]
-        )
-    negative = rows[:-1]
-    features = torch.stack([*(row.expand_as(texts) for row in negative), texts])  # (B, K, L, D)
-    return TextsOverTime(features, tuple(frame for frame, _ in prepared.over_time))
+        if brought.prompt is not None:
+            texts, at = brought.prompt.to(device, prepared.dtype), brought.at
+        else:
+            if all(tokens.same_as(prepared.prompt) for _, tokens in over_time):
+                over_time = ((0, prepared.prompt),)
+            at = tuple(frame for frame, _ in over_time)
+            texts = torch.cat(
+                [encode_tokens(text_encoder, each, device=device, clip_skip=clip_skip) for _, each in over_time]
+            )
+    if len(texts) == 1:
+        return torch.cat([*rows, texts])
+    return TextsOverTime(torch.stack([*(row.expand_as(texts) for row in rows), texts]), at)  # (B, K, L, D)

@@ -19,6 +19,7 @@ from t2vcli.asking.unfinished import of_the_record, unfinished
 from t2vcli.asking.values import changed
 from t2vcli.asking.work import Work, check_place
 from t2vcli.engine.device import DTYPES, choose_device
+from t2vcli.engine.exchange import LATENTS, NOISE
 from t2vcli.engine.memory import PlacedModel
 from t2vcli.errors import DeviceError, ExistsError, InputError
 from t2vcli.jobs.around import Around
@@ -33,7 +34,7 @@ from t2vcli.jobs.keep import (
     with_kept_plan,
 )
 from t2vcli.jobs.prepare import Prepared, prepare
-from t2vcli.jobs.sample import write_video
+from t2vcli.jobs.sample import noise_begun_with, save, write_video
 from t2vcli.jobs.stages import Made, Origin, from_prompt, from_video
 from t2vcli.jobs.two_stages import in_two_stages
 from t2vcli.metadata import build_recipe
@@ -118,7 +119,7 @@ def decode(
         raise InputError(
             f"{shown(folder)} holds no final latents yet: its steps are not all done; use t2v resume first"
         )
-    check_place(work, overwrite=policy.overwrite)
+    check_place(work, overwrite=policy.overwrite, draft=False)
     with of_the_record(folder):
         prepared = prepared_stages(work, policy, around, record)
     stages = expected_of(work, prepared)
@@ -215,6 +216,12 @@ def _made_and_written(work: Work, prepared: Sequence[Prepared], policy: Policy, 
     else:
         assert isinstance(first, GenerateRequest)
         made = from_prompt(first, last, kept=kept, around=around, extended=work.source)
+
+    if work.last.save_latents is not None:
+        latents = {LATENTS: made.latents}
+        if len(work.stages) == 1:
+            latents[NOISE] = noise_begun_with(work.last, made.latents.shape, last.division)
+        save(Path(work.last.save_latents), latents)
 
     # 5. Latents to a video
     known = first.known_frames if isinstance(first, GenerateRequest) else 0

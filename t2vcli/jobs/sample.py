@@ -13,11 +13,13 @@ import torch
 
 from t2vcli.asking.result import Result
 from t2vcli.asking.source import Source
+from t2vcli.atomic import write_whole
 from t2vcli.engine.checkpoint import KeptState
 from t2vcli.engine.decode import decode_latents, to_frames
 from t2vcli.engine.denoise import denoise
 from t2vcli.engine.device import free_cached_memory
 from t2vcli.engine.divide import blocks_per_step, in_parts, spread_noise, with_known_frames
+from t2vcli.engine.exchange import FRAMES, NEGATIVE, PROMPT, as_file, read_noise
 from t2vcli.engine.guidance import Projected, guidance_condition, guided_where, unet_prediction, with_guidance
 from t2vcli.engine.latents import DenoiseState, draw_noise, draw_noise_per_frame, make_generator
 from t2vcli.engine.memory import PlacedModel
@@ -25,7 +27,7 @@ from t2vcli.engine.prompt import TextsOverTime, Words
 from t2vcli.engine.reuse import DeepFeatures, block_places, first_step, schedule_of
 from t2vcli.engine.schedule import laid_out
 from t2vcli.engine.wrapping import Spot, Wrapper, wrapped
-from t2vcli.errors import Interrupted
+from t2vcli.errors import Interrupted, OutputError
 from t2vcli.jobs.around import Around, Seen
 from t2vcli.jobs.attempt import Attempts
 from t2vcli.jobs.keep import Keeper
@@ -35,7 +37,7 @@ from t2vcli.planning.shape import runs_both_halves
 from t2vcli.planning.windows import UNDIVIDED, Division
 from t2vcli.record import HowItWent
 from t2vcli.report import Report
-from t2vcli.request import Request, UpscaleRequest
+from t2vcli.request import GenerateRequest, Request, UpscaleRequest
 from t2vcli.video.along import Along
 from t2vcli.video.marking import CHANGED_BY_MODEL, MADE_BY_MODEL
 from t2vcli.video.writer import write_video as write_file
@@ -71,6 +73,8 @@ def made_latents(
             clip_skip=request.clip_skip,
         ),
     )
+    if request.save_embeds is not None:
+        save(Path(request.save_embeds), _as_tensors(embeds, request))
     generator = make_generator(request.seed)
     scheduler = attempts.run(
         "preparing the schedule", lambda placed: laid_out(request, prepared.files, prepared.plan.device)
@@ -95,10 +99,48 @@ def _on_device(attempts: Attempts, state: KeptState) -> DenoiseState:
     return attempts.run("bringing the kept state to the device", lambda placed: state.on(attempts.plan.device))
 
 
+def _as_tensors(words: Words, request: Request) -> dict[str, torch.Tensor]:
+    """Returns a conditioning as its file has it."""
+    features = words.features if isinstance(words, TextsOverTime) else words[:, None]
+    negative = {NEGATIVE: features[0, :1]} if len(features) == 2 else {}
+    if not isinstance(words, TextsOverTime):
+        return {PROMPT: features[-1], **negative}
+    known = request.known_frames if isinstance(request, GenerateRequest) else 0
+    return {PROMPT: features[-1], FRAMES: torch.tensor([frame - known for frame in words.at]), **negative}
+
+
+def save(path: Path, tensors: Mapping[str, torch.Tensor]) -> None:
+    """Writes tensors into a file, whole or not at all. Raises OutputError."""
+    try:
+        write_whole(path, lambda file: file.write(as_file(tensors)))
+    except OSError as error:
+        raise OutputError(f"{path} cannot be written ({error.strerror})") from None
+
+
+def noise_begun_with(request: Request, shape: Sequence[int], division: Division) -> torch.Tensor:
+    """Returns the noise (1, C, F, h, w) that a run has begun with, drawn again."""
+    generator = make_generator(request.seed)
+    _, channels, frames, *size = shape
+    upscales = isinstance(request, UpscaleRequest)
+    if upscales:
+        draw_noise((frames, channels, *size), generator)  # the encoded frames' own
+    noise = first_noise(request, shape, division, generator)
+    if noise is not None:
+        return noise
+    # As each of diffusers' pipelines draws it
+    return (
+        draw_noise((frames, channels, *size), generator)[None].transpose(1, 2)
+        if upscales
+        else draw_noise(shape, generator)
+    )
+
+
 def first_noise(
     request: Request, shape: Sequence[int], division: Division, generator: torch.Generator
 ) -> torch.Tensor | None:
     """Returns the noise (B, C, F, H, W) that a run begins with, or None for that of diffusers' pipelines."""
+    if request.latents is not None:
+        return read_noise(Path(request.latents), shape)
     if request.noise == "per-frame":
         return draw_noise_per_frame(shape, request.seed)
     if request.noise == "freenoise":
