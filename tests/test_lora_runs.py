@@ -13,6 +13,7 @@ import pytest
 import torch
 from commandline import sentence, t2v
 from lora_files import factors_for, loaded, modules_of, with_loras, write_diffusers, write_peft
+from make_goldens import generate_request, prepared_model
 from torch import nn
 
 import t2vcli
@@ -22,6 +23,7 @@ from t2vcli.engine.loading import load_model
 from t2vcli.errors import InputError, UsageError
 from t2vcli.hashes import sha256
 from t2vcli.jobs.models import Models
+from t2vcli.jobs.prepare import host_bytes
 from t2vcli.presets import load_preset
 from t2vcli.runs import folder_for
 from t2vcli.stopping import Stop
@@ -323,3 +325,38 @@ def test_the_loras_of_a_recipe_are_found_by_their_content(
     for told in (({"lora": 0, "name": 3},),):
         with pytest.raises(InputError, match="does not tell what was in it"):
             replace(moved, stages=({"model": {"adapters": list(told)}},)).loras_here(0)
+
+
+def test_the_plan_tells_what_the_merging_takes(few_layers: Path, loras: Path) -> None:
+    """Of the full model: the files, and the largest weight, 2560 to 1280 channels in 3x3, twice in float32."""
+    boat = loras / "boat.safetensors"
+    flags = (
+        "generate",
+        "x",
+        "-p",
+        "zeroscope-576w",
+        "--vram",
+        "8GiB",
+        "--device",
+        "cuda",
+        "--lora",
+        boat,
+        "--lora",
+        boat,
+    )
+    merging = json.loads(t2v("plan", *flags, "--json").stdout)["merging"]
+    assert merging["files"] == 2
+    assert merging["host_bytes"] == 2 * boat.stat().st_size + 2 * 4 * 1280 * 2560 * 9
+    assert 5 < merging["seconds"] < 60
+    assert "2 files of LoRAs merged when the model is loaded: up to" in t2v("plan", *flags).stdout
+    assert "merging" not in json.loads(t2v("plan", *flags[:-4], "--json").stdout)
+    absent = t2v("plan", *flags[:-4], "--lora", "owner/name")
+    assert absent.code == 0
+    assert "a LoRA is not here yet" in absent.stderr
+    assert "neither a file" in sentence(t2v("plan", *flags[:-4], "--lora", "gone.safetensors"))
+
+    request = generate_request(few_layers)
+    prepared, _ = prepared_model(request)
+    plan = replace(prepared.plan, device="cuda")
+    with_them = replace(prepared.files, adapters=with_loras(few_layers, str(boat)).adapters)
+    assert host_bytes(plan, with_them) == host_bytes(plan, prepared.files) + boat.stat().st_size + 2 * 4 * 32 * 64 * 9

@@ -82,6 +82,8 @@ def _print(outlook: Outlook, title: str) -> None:
         result(f"plan: {chosen.plan.summary()}")
         for reason in chosen.plan.reasons:
             result(f"      {reason}")
+        if outlook.merging is not None:
+            result(f"      {outlook.merging}")
         stages = Table(box=None, pad_edge=False)
         for column in ("stage", "tensors", "allocator", "what holds it"):
             stages.add_column(column, justify="right" if column in ("tensors", "allocator") else "left")
@@ -125,4 +127,5 @@ def _as_json(outlook: Outlook) -> dict[str, Any]:
         "chosen": shown(outlook.chosen) if outlook.chosen else None,
         "alternatives": [shown(each) for each in outlook.alternatives],
         "problem": outlook.problem,
+        **({"merging": asdict(outlook.merging)} if outlook.merging else {}),
     }

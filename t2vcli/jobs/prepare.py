@@ -24,6 +24,7 @@ from t2vcli.errors import OutOfMemoryError, UsageError
 from t2vcli.planning.decide import Decision, Memory, decide
 from t2vcli.planning.forecast import architecture_of, table_forecast, weight_bytes
 from t2vcli.planning.hardware import free_host_bytes
+from t2vcli.planning.merging import merging_of
 from t2vcli.planning.plan import MemoryPlan, no_forecast, vram_budget
 from t2vcli.planning.shape import runs_both_halves
 from t2vcli.planning.windows import Division
@@ -254,15 +255,16 @@ def host_bytes(plan: MemoryPlan, files: ModelFiles) -> int:
     """Returns the predicted host memory of a run on a GPU: the weights, once, in the type that they run in.
 
     The system can drop those that are mapped from the file, but each use would read them again. Those to be streamed are
-    pinned, and pinned memory comes in powers of two. A model that is not in the table counts as large as its files.
+    pinned, and pinned memory comes in powers of two; before, LoRAs are merged. A model that is not in the table counts as large as its files.
     """
     architecture = architecture_of(files.config("unet"))
+    merging = merging_of(files.adapters, files.config("unet"), files.weight_bytes)
     if architecture is None:
         sizes = files.weight_bytes
     else:
         sizes = {part: size * (2 if plan.dtype == "fp32" else 1) for part, size in weight_bytes(architecture).items()}
     pinned = (PINNED_ROUNDING - 1) * sizes["unet"] if plan.resident_bytes is not None else 0
-    return sum(sizes.values()) + int(pinned)
+    return sum(sizes.values()) + max(int(pinned), merging.host_bytes if merging else 0)  # one is over before the other
 
 
 PINNED_ROUNDING = 1.33  # of the weights of a ModelScope UNet, each rounded up to a power of two bytes

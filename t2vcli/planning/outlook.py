@@ -16,8 +16,10 @@ from t2vcli.planning.forecast import (
     table_forecast,
     traffic,
     vae_scale_of,
+    weight_bytes,
 )
 from t2vcli.planning.hardware import find_card, free_host_bytes
+from t2vcli.planning.merging import Merging, merging_of
 from t2vcli.planning.plan import (
     CONTEXT_BYTES,
     Forecast,
@@ -34,6 +36,7 @@ from t2vcli.planning.windows import Division, division_for, flags_without_effect
 from t2vcli.presets import Preset
 from t2vcli.request import Request
 from t2vcli.sizes import GIB, size_text
+from t2vcli.weights.adapters import adapters_here
 from t2vcli.weights.models import local_model, model_here, pull_command
 
 # Assumed, for the relative times: what a mid-range card sustains in half precision, and PCIe 4.0 x16 in practice.
@@ -56,7 +59,10 @@ class Alternative:
 
 @dataclass(frozen=True)
 class Outlook:
-    """The ways to run a request divided as `division` says, fastest first. `chosen` is None where none fits, `problem` then why."""
+    """The ways to run a request divided as `division` says, fastest first. `chosen` is None where none fits, `problem` then why.
+
+    `merging` is what LoRAs take that are here; None if there are none.
+    """
 
     memory: Memory
     alternatives: tuple[Alternative, ...]
@@ -64,6 +70,7 @@ class Outlook:
     problem: str | None
     division: Division
     remarks: tuple[str, ...]
+    merging: Merging | None = None
 
 
 def planned_memory(request: Request) -> Memory:
@@ -97,7 +104,7 @@ def outlook_for(request: Request, preset: Preset, *, frames: int, forecast_of: F
     scale, unet_config = vae_scale_of(architecture), configs_of(architecture)["unet"]
     if preset.time_cond_proj_dim is not None and request.lora == tuple(preset.values.get("lora", ())):
         unet_config = {**unet_config, "time_cond_proj_dim": preset.time_cond_proj_dim}
-    memory = planned_memory(request)
+    memory, loras = planned_memory(request), adapters_here(request.lora)
     forecast = functools.cache(lambda shape: forecast_of(architecture, shape))
     decided, problem = None, None
     try:
@@ -136,8 +143,12 @@ def outlook_for(request: Request, preset: Preset, *, frames: int, forecast_of: F
         alternative(decided.plan) if decided else None,
         problem,
         division,
-        remarks,
+        (*remarks, *([ABSENT] if loras is None else [])),
+        merging_of(loras or (), unet_config, weight_bytes(architecture)),
     )
+
+
+ABSENT = "a LoRA is not here yet, so what its merging takes is not told; t2v pull fetches it"
 
 
 def architecture_for(request: Request, preset: Preset) -> str:
