@@ -39,7 +39,9 @@ def pull(
     as_json: opt.JsonOpt = False,
     debug: opt.DebugOpt = False,
 ) -> None:
-    """Download a model, or complete and verify one that is here. A preset's LoRAs come along.
+    """Download a model, or complete and verify one that is here.
+
+    A preset's LoRAs come along.
 
     Only what t2v reads is fetched, into the hub's cache (HF_HOME), and verified by size and hash. A LoRA alone is
     owner/name, with a folder or a file behind it where the repository has several.
