@@ -22,6 +22,7 @@ from t2vcli.asking.source import Source
 from t2vcli.engine.latents import DenoiseState
 from t2vcli.engine.loading import Model, load_model
 from t2vcli.engine.memory import memory_shortage
+from t2vcli.engine.text_encoder import KnownTexts
 from t2vcli.errors import InputError, OutOfMemoryError
 from t2vcli.jobs import models as loading
 from t2vcli.jobs import sample, stages
@@ -96,6 +97,7 @@ def shortage(monkeypatch: pytest.MonkeyPatch) -> Iterator[Shortage]:
         key = (files.weights["unet"], dtype, theirs)
         if key not in _MODELS:
             _MODELS[key] = load_model(files, dtype, *others, theirs=theirs)
+        _MODELS[key].text_encoder.known = KnownTexts()  # as one that is loaded anew
         made.watch(_MODELS[key])
         return _MODELS[key]
 

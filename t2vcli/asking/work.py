@@ -17,7 +17,6 @@ from t2vcli.request import Request, flag_name
 if TYPE_CHECKING:
     from t2vcli.asking.again import Bases
     from t2vcli.asking.source import Source
-    from t2vcli.planning.decide import Decision
     from t2vcli.planning.outlook import ForecastOf, Outlook
     from t2vcli.planning.windows import Division
     from t2vcli.presets import Preset
@@ -30,14 +29,12 @@ USUAL_VAE_SCALE = 8  # pixels a latent cell is wide, of every model known so far
 class Stage:
     """One model's part in a work.
 
-    `preset` is what the request is from, None if it is taken up from a run folder. `decided` is how it runs, where that
-    was decided beforehand: for a group of works alike, or by another process. `divided` is how the clip is divided, where
-    that is to be as it was before.
+    `preset` is what the request is from, None if it is taken up from a run folder. `divided` is how the clip is divided,
+    where that is to be as it was before.
     """
 
     request: Request
     preset: Preset | None
-    decided: Decision | None = None
     divided: Division | None = None
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import re
 from bisect import bisect_right
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -43,6 +44,15 @@ class Tokens:
         empty = torch.tensor([tokenizer.framed([])] * more)
         weights = None if self.weights is None else torch.cat([self.weights, torch.ones(empty.shape)])
         return replace(self, ids=torch.cat([self.ids, empty]), weights=weights)
+
+    def mark(self, *, device: str, clip_skip: int | None) -> bytes:
+        """Returns what tells the features that a text encoder makes of it from all others."""
+        whole = hashlib.blake2b(repr((device, clip_skip or 0, tuple(self.ids.shape))).encode(), digest_size=32)
+        whole.update(self.ids.numpy().tobytes())
+        whole.update(b"" if self.weights is None else self.weights.double().numpy().tobytes())
+        for chunk, place, vector in self.inserted:
+            whole.update(repr((chunk, place, tuple(vector.shape))).encode() + vector.double().cpu().numpy().tobytes())
+        return whole.digest()
 
     def same_as(self, other: Tokens) -> bool:
         """Returns whether the text encoder makes the same of both."""

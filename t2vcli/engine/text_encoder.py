@@ -6,6 +6,7 @@ Ours, since the import of that library takes several times what the encoder of a
 from __future__ import annotations
 
 import functools
+from collections import OrderedDict
 from collections.abc import Callable, Mapping
 from types import MappingProxyType
 from typing import Any
@@ -42,8 +43,35 @@ _ACTIVATIONS: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {
 }
 
 
+MOST_KNOWN_BYTES = 32 << 20
+"""How much the features of known texts may take: a hundred or two of the usual length."""
+
+
+class KnownTexts:
+    """The features of the texts that were encoded last, on the host, by what makes them what they are."""
+
+    def __init__(self, most_bytes: int = MOST_KNOWN_BYTES) -> None:
+        self.most_bytes = most_bytes
+        self._kept: OrderedDict[bytes, torch.Tensor] = OrderedDict()
+
+    @property
+    def size_bytes(self) -> int:
+        return sum(each.nbytes for each in self._kept.values())
+
+    def get(self, key: bytes) -> torch.Tensor | None:
+        if key in self._kept:
+            self._kept.move_to_end(key)
+        return self._kept.get(key)
+
+    def keep(self, key: bytes, features: torch.Tensor) -> None:
+        """Keeps the features, and lets go of those that were longest in no use where all are too much."""
+        self._kept[key] = features.to("cpu")
+        while self.size_bytes > self.most_bytes:
+            self._kept.popitem(last=False)
+
+
 class CLIPText(nn.Module):
-    """The text encoder: token numbers (B, L) to features (B, L, D)."""
+    """The text encoder: token numbers (B, L) to features (B, L, D). `known` are texts that it need not encode again."""
 
     def __init__(self, config: Mapping[str, Any]) -> None:
         """Raises ValueError for settings that describe no text encoder."""
@@ -60,6 +88,7 @@ class CLIPText(nn.Module):
             raise ValueError(
                 f"hidden_size {settings.hidden_size} cannot be divided by {settings.num_attention_heads} heads"
             )
+        self.known = KnownTexts()
         self.embeddings = _Embeddings(settings)
         self.encoder = _Encoder(settings)
         self.final_layer_norm = nn.LayerNorm(settings.hidden_size, eps=settings.layer_norm_eps)

@@ -21,16 +21,24 @@ class Attempts:
     """A model under a plan, and the plans below it for when memory runs out all the same.
 
     `notes` says in words what did not go as planned, here and in earlier processes; it belongs into the recipe.
+    `on_less` is called when a plan turns out to need more than there is.
     """
 
     def __init__(
-        self, placed: PlacedModel, plan: MemoryPlan, below: list[MemoryPlan], report: Report, notes: Sequence[str] = ()
+        self,
+        placed: PlacedModel,
+        plan: MemoryPlan,
+        below: list[MemoryPlan],
+        report: Report,
+        notes: Sequence[str] = (),
+        on_less: Callable[[], None] = lambda: None,
     ) -> None:
         self.placed = placed
         self.plan = plan
         self.below = list(below)
         self.report = report
         self.notes = list(notes)
+        self._on_less = on_less
 
     def run(self, doing: str, work: Callable[[PlacedModel], T], *, generator: torch.Generator | None = None) -> T:
         """Returns what `work` returns, done again one rung lower each time that it runs out of memory.
@@ -77,6 +85,7 @@ class Attempts:
                 f"{_predicted(self.plan)}): fewer --frames or a smaller --width and --height help most"
             )
         self.plan = self.below.pop(0)
+        self._on_less()
         line = f"out of memory while {doing}; going on with: {self.plan.summary()}{_predicted(self.plan)}"
         self.notes.append(line)
         self.report.say(line)

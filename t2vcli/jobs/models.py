@@ -16,8 +16,10 @@ from t2vcli.report import Report
 
 if TYPE_CHECKING:
     from t2vcli.jobs.prepare import Prepared
+    from t2vcli.planning.decide import Decision
 
 Key = tuple[object, ...]
+MOST_DECIDED = 64
 NOTHING: Mapping[str, nn.Module] = MappingProxyType({})
 
 
@@ -26,11 +28,15 @@ class Models:
 
     Kept is the PlacedModel, since only it knows which of its weights are lent to a device. One run at a time: taking a
     model gives the device back of all others, whose weights it may share.
+
+    With them it is kept how runs of a shape go: decided once, since a model that is loaded takes of the memory that was
+    free. `most` 0 keeps neither.
     """
 
     def __init__(self, most: int = 0) -> None:
         self.most = most
         self._kept: OrderedDict[Key, PlacedModel] = OrderedDict()
+        self._decided: OrderedDict[str, Decision] = OrderedDict()
 
     def take(self, prepared: Prepared, report: Report, shared: Mapping[str, nn.Module] = NOTHING) -> PlacedModel:
         """Returns the model of a prepared stage, loaded if it is not kept. The parts in `shared` are loaded already."""
@@ -50,6 +56,20 @@ class Models:
             self._kept[key] = found
         return found
 
+    def decided(self, group: str) -> Decision | None:
+        """Returns how the runs of a group go, None if that is not decided."""
+        return self._decided.get(group)
+
+    def keep_decided(self, group: str, decision: Decision) -> None:
+        if self.most > 0:
+            self._decided[group] = decision
+        while len(self._decided) > MOST_DECIDED:
+            self._decided.popitem(last=False)
+
+    def forget_decided(self) -> None:
+        """Has everything decided anew: memory ran out all the same."""
+        self._decided.clear()
+
     def release(self) -> None:
         """Gives the devices back; the models stay, on the host."""
         for placed in self._kept.values():
@@ -59,6 +79,7 @@ class Models:
         """Lets go of every model."""
         self.release()
         self._kept.clear()
+        self._decided.clear()
 
     def __len__(self) -> int:
         return len(self._kept)

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import re
 import shlex
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 
@@ -31,12 +31,15 @@ from t2vcli.planning.windows import Division
 from t2vcli.presets import Preset
 from t2vcli.prompts import texts_at
 from t2vcli.report import Report, counted, told_in_megabytes
-from t2vcli.request import GenerateRequest, Request
+from t2vcli.request import GenerateRequest, Request, decides_how_it_runs
 from t2vcli.schedulers import SCHEDULERS
 from t2vcli.sizes import size_text
 from t2vcli.weights.adapters import find_adapters, on_the_hub
 from t2vcli.weights.cached import hold
 from t2vcli.weights.models import EMBEDDED_PREFIX, ModelFiles, find_model, same_tokenizer
+
+if TYPE_CHECKING:
+    from t2vcli.jobs.models import Models
 
 # Words that carry no content, so that their absence from a small vocabulary needs no mention.
 _FILLER = frozenset(["a", "an", "the", "and", "of", "is", "are", "with", "to", "in", "on", "at"])
@@ -70,11 +73,6 @@ class Prepared:
     def dtype(self) -> torch.dtype:
         return DTYPES[self.plan.dtype]
 
-    @property
-    def decision(self) -> Decision:
-        """Returns how it runs, for others that are to run in the same way."""
-        return Decision(self.division, self.plan, tuple(self.below), self.remarks)
-
 
 def prepare(
     request: Request,
@@ -86,13 +84,13 @@ def prepare(
     offline: bool = False,
     divided: Division | None = None,
     first: Prepared | None = None,
-    decided: Decision | None = None,
+    models: Models | None = None,
 ) -> Prepared:
     """Returns the checked request's files, plan and tokens. Raises a T2VError before any weight is read.
 
     `preset` is what the request was made from, if it was made from one just now: for warnings, the download's size and
     the windows. `frames` is the clip's length; `divided`, how an earlier process has divided it; `first`, the first of
-    two stages, whose tokenizer may be the same; `decided`, how it runs, where that was decided for this device before.
+    two stages, whose tokenizer may be the same; `models`, those that are loaded, which know how runs of the same shape go.
     """
     report.stage("find")
     device = choose_device(request.device)
@@ -115,15 +113,18 @@ def prepare(
     check_steps(request.scheduler, files, request.steps, request.spacing, request.timesteps)
     if off := schedule_remark(request.scheduler, files):
         report.warn(off)
-    way = decided
-    if way is None or way.plan.device != device:
-        way = decide_here(
-            request, preset, files, device=device, frames=frames, divided=divided or (way.division if way else None)
-        )
+    group = group_of(request, preset, files, device=device, frames=frames, divided=divided)
+    way = models.decided(group) if models is not None else None
+    if way is None:
+        if models is not None:
+            models.release()  # what they hold on the device is not to be missing there
+        way = decide_here(request, preset, files, device=device, frames=frames, divided=divided)
+        check_host_memory(way.plan, files)
+        if models is not None:
+            models.keep_decided(group, way)
     for remark in way.remarks:
         report.warn(remark)
     report.say("; ".join([way.plan.summary(), *way.plan.reasons]))
-    check_host_memory(way.plan, files)
     if device == "cpu" and request.offload not in (None, "none"):
         report.warn(f"--offload {request.offload} has no effect on {device}: its memory is the host's")
     if device == "cpu" and request.vram is not None:
@@ -202,6 +203,22 @@ def with_loras(
             f" --lora {shlex.join(own)}, too"
         )
     return files
+
+
+def group_of(
+    request: Request,
+    preset: Preset | None,
+    files: ModelFiles,
+    *,
+    device: str,
+    frames: int,
+    divided: Division | None = None,
+) -> str:
+    """Returns what is alike of all runs that are divided and planned alike: all that decides that but the free memory."""
+    values = {name: value for name, value in request.model_dump(mode="json").items() if decides_how_it_runs(name)}
+    limits = None if preset is None else (preset.name, preset.trained, preset.longest_pass)
+    where = files.source, files.revision, files.variant, device
+    return repr((type(request).__name__, values, where, frames, divided, limits))
 
 
 def decide_here(
@@ -435,21 +452,39 @@ def encode_words(placed: PlacedModel, prepared: Prepared, *, guided: bool, clip_
     tokens are one text.
     """
     device, brought, over_time = prepared.plan.device, prepared.brought, prepared.over_time
+    if all(tokens.same_as(prepared.prompt) for _, tokens in over_time):
+        over_time = ((0, prepared.prompt),)
+    wanted: list[tuple[Tokens, int | None]] = []
+    if guided and brought.negative is None:
+        wanted.append((prepared.negative_prompt, None))
+    if brought.prompt is None:
+        wanted += [(tokens, clip_skip) for _, tokens in over_time]
+    made = encoded(placed, wanted, device=device)
     rows: list[torch.Tensor] = []
-    with placed.text_encoder() as text_encoder:
-        if guided and brought.negative is not None:
-            rows.append(brought.negative.to(device, prepared.dtype))
-        elif guided:
-            rows.append(encode_tokens(text_encoder, prepared.negative_prompt, device=device))
-        if brought.prompt is not None:
-            texts, at = brought.prompt.to(device, prepared.dtype), brought.at
-        else:
-            if all(tokens.same_as(prepared.prompt) for _, tokens in over_time):
-                over_time = ((0, prepared.prompt),)
-            at = tuple(frame for frame, _ in over_time)
-            texts = torch.cat(
-                [encode_tokens(text_encoder, each, device=device, clip_skip=clip_skip) for _, each in over_time]
-            )
+    if guided:
+        rows.append(made.pop(0) if brought.negative is None else brought.negative.to(device, prepared.dtype))
+    if brought.prompt is None:
+        texts, at = torch.cat(made), tuple(frame for frame, _ in over_time)
+    else:
+        texts, at = brought.prompt.to(device, prepared.dtype), brought.at
     if len(texts) == 1:
         return torch.cat([*rows, texts])
     return TextsOverTime(torch.stack([*(row.expand_as(texts) for row in rows), texts]), at)  # (B, K, L, D)
+
+
+def encoded(placed: PlacedModel, texts: Sequence[tuple[Tokens, int | None]], *, device: str) -> list[torch.Tensor]:
+    """Returns the features (1, N L, D) of each text, of which so many layers are skipped.
+
+    A text that the model's text encoder knows from before is not encoded again; where it knows all, it stays where it is.
+    """
+    known = placed.model.text_encoder.known
+    marks = [tokens.mark(device=device, clip_skip=clip_skip) for tokens, clip_skip in texts]
+    found = {mark: features for mark in marks if (features := known.get(mark)) is not None}
+    missing = {mark: text for mark, text in zip(marks, texts, strict=True) if mark not in found}
+    if missing:
+        with placed.text_encoder() as text_encoder:
+            for mark, (tokens, clip_skip) in missing.items():
+                found[mark] = encode_tokens(text_encoder, tokens, device=device, clip_skip=clip_skip)
+    for mark in missing:  # only now, that all are made: at a shortage of memory all are tried again
+        known.keep(mark, found[mark])
+    return [found[mark].to(device) for mark in marks]

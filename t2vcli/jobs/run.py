@@ -185,17 +185,10 @@ def prepared_stages(work: Work, policy: Policy, around: Around, record: RunRecor
                 offline=policy.offline,
                 divided=divided[number] if number < len(divided) else stage.divided,
                 first=prepared[0] if prepared else None,
-                decided=stage.decided,
+                models=around.models,
             )
         )
     return prepared
-
-
-def decided(work: Work, policy: Policy | None = None, around: Around | None = None) -> Work:
-    """Returns the work with how each of its stages runs here: for all works of a group, or for another process."""
-    prepared = prepared_stages(work, policy or Policy(), around or Around())
-    stages = tuple(replace(stage, decided=each.decision) for stage, each in zip(work.stages, prepared, strict=True))
-    return replace(work, stages=stages)
 
 
 def _made_and_written(work: Work, prepared: Sequence[Prepared], policy: Policy, around: Around, kept: Keeper) -> Result:

@@ -43,7 +43,7 @@ def from_prompt(
     """Returns the latents of a clip from a prompt, whose first frames are the last of `extended`, if that is given."""
     report, latents = around.report, kept.latents()
     placed = around.models.take(prepared, report)
-    attempts = Attempts(placed, prepared.plan, prepared.below, report, kept.notes)
+    attempts = Attempts(placed, prepared.plan, prepared.below, report, kept.notes, on_less=around.models.forget_decided)
     if latents is not None:
         return Made(latents, attempts)
     state = kept.state()
@@ -103,7 +103,7 @@ def from_video(
     origin = begin() if latents is None and state is None else None
     shared = origin.shared if origin else {}
     placed = around.models.take(prepared, report, shared)
-    attempts = Attempts(placed, prepared.plan, prepared.below, report, kept.notes)
+    attempts = Attempts(placed, prepared.plan, prepared.below, report, kept.notes, on_less=around.models.forget_decided)
     if latents is not None:
         return Made(latents, attempts)
 
