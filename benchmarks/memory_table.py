@@ -31,6 +31,7 @@ from t2vcli.engine.estimate.stages import Stage
 from t2vcli.planning.forecast import CHUNKS_MIB, STRIPS_MIB, TABLE
 from t2vcli.planning.plan import MemoryPlan
 from t2vcli.sizes import MIB
+from t2vcli.weights.models import EMBEDDED_FOLDER, EMBEDDED_UNETS
 
 ROOT = Path(__file__).parent.parent
 TOLERANCE = 0.01  # of a cell, before the table counts as drifted
@@ -78,18 +79,19 @@ MODELSCOPE: dict[str, dict[str, Any]] = {
 }
 
 
-def demo_configs() -> dict[str, dict[str, Any]]:
-    folder = ROOT / "t2vcli" / "demo"
+def embedded_configs(name: str) -> dict[str, dict[str, Any]]:
+    parts = {"unet": EMBEDDED_UNETS[name], "vae": "vae", "text_encoder": "text_encoder"}
     return {
-        part: json.loads((folder / part / "config.json").read_text(encoding="utf-8"))
-        for part in ("unet", "vae", "text_encoder")
+        part: json.loads((EMBEDDED_FOLDER / folder / "config.json").read_text(encoding="utf-8"))
+        for part, folder in parts.items()
     }
 
 
-ARCHITECTURES = {"modelscope-1.7b": MODELSCOPE, "demo": demo_configs()}
+ARCHITECTURES = {"modelscope-1.7b": MODELSCOPE, **{name: embedded_configs(name) for name in EMBEDDED_UNETS}}
 SIZES = {
     "modelscope-1.7b": ((256, 256), (576, 320), (1024, 576)),
     "demo": ((64, 64), (128, 128), (256, 256)),
+    "demo-XL": ((64, 64), (128, 128), (256, 256)),
 }
 FRAMES = (16, 48, 128)  # of one sample
 

@@ -10,7 +10,12 @@ The settings are those of the presets demo and demo-XL.
 import sys
 
 import torch
-from diffusers import DiffusionPipeline, DPMSolverMultistepScheduler, VideoToVideoSDPipeline
+from diffusers import (
+    DiffusionPipeline,
+    DPMSolverMultistepScheduler,
+    UNet3DConditionModel,
+    VideoToVideoSDPipeline,
+)
 from diffusers.utils import export_to_video, load_video
 from PIL import Image
 
@@ -26,19 +31,20 @@ def generate() -> list:
         num_frames=16,
         height=64,
         width=64,
-        num_inference_steps=8,
+        num_inference_steps=6,
         guidance_scale=2.0,
         generator=torch.Generator().manual_seed(1),
     ).frames[0]
 
 
 def upscale(frames: list) -> list:
-    pipe = VideoToVideoSDPipeline.from_pretrained(folder, dtype=torch.float32)
+    unet = UNet3DConditionModel.from_pretrained(folder, subfolder="unet-xl", dtype=torch.float32)
+    pipe = VideoToVideoSDPipeline.from_pretrained(folder, unet=unet, dtype=torch.float32)
     pipe.scheduler = DPMSolverMultistepScheduler.from_config(pipe.scheduler.config)
     return pipe(
         PROMPT,
         video=[frame.resize((128, 128)) for frame in frames],
-        strength=0.15,
+        strength=0.05,
         num_inference_steps=20,
         guidance_scale=1.0,
         generator=torch.Generator().manual_seed(1),

@@ -233,6 +233,8 @@ def test_a_damaged_model_is_named(damage: Callable[[Path], None], words: tuple[s
         ("", (), 5, ("neither a folder nor a repository id",)),
         ("[/red]", (), 5, ("'[/red]' is neither",)),
         ("embedded:other", (), 5, ("no embedded model 'other'", "embedded:demo")),
+        ("embedded:other", (), 5, ("embedded:demo-XL",)),
+        ("embedded:demo-XL", ("--variant", "fp16"), 2, ("--variant fp16", "embedded")),
         ("embedded:demo", ("--variant", "fp16"), 2, ("--variant fp16", "embedded")),
         ("embedded:demo", ("--revision", "main"), 2, ("--revision main", "embedded")),
     ],

@@ -15,8 +15,8 @@ from t2vcli.sizes import MIB
 
 
 def test_the_shipped_models_are_in_the_table() -> None:
-    assert set(read_table()["architectures"]) == {"modelscope-1.7b", "demo"}
-    for name in ("modelscope-1.7b", "demo"):
+    assert set(read_table()["architectures"]) == {"modelscope-1.7b", "demo", "demo-XL"}
+    for name in ("modelscope-1.7b", "demo", "demo-XL"):
         assert architecture_of(configs_of(name)["unet"]) == name
     assert architecture_of({**configs_of("demo")["unet"], "layers_per_block": 7}) is None
 

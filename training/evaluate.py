@@ -25,6 +25,7 @@ import torch
 from PIL import Image
 from scipy import ndimage
 
+from t2vcli.weights.models import EMBEDDED_UNETS
 from training import world
 from training.detector import ASPECTS, detect, steadiness
 
@@ -369,7 +370,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         figures["xl"] = compare_enlargements(
             arguments.model,
             scenes[: arguments.xl_clips],
-            unet=arguments.xl_unet,
+            unet=arguments.xl_unet or arguments.model / EMBEDDED_UNETS["demo-XL"],
             frames=arguments.xl_frames,
             steps=arguments.xl_steps,
             strength=arguments.xl_strength,

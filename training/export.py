@@ -13,6 +13,7 @@ from pathlib import Path
 import torch
 from diffusers import AutoencoderKL
 
+from t2vcli.weights.models import EMBEDDED_UNETS
 from training import world
 from training.models import (
     load_tokenizer,
@@ -25,7 +26,7 @@ from training.models import (
 from training.train_decoder import decoder_parts
 from training.train_unet import load_stage
 
-UPSCALER = "unet-xl"  # the folder of demo-XL's UNet; its other parts are the base model's
+UPSCALER = EMBEDDED_UNETS["demo-XL"]  # the folder of its UNet; its other parts are the base model's
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -49,6 +50,9 @@ def main(argv: Sequence[str] | None = None) -> None:
         parts[UPSCALER] = upscaler
     for name, module in parts.items():
         module.half().save_pretrained(out / name)
+        config = json.loads((out / name / "config.json").read_text())
+        config.pop("_name_or_path", None)  # the run's folder is nobody's business
+        (out / name / "config.json").write_text(json.dumps(config, indent=2, sort_keys=True) + "\n")
     new_scheduler().save_pretrained(out / "scheduler")
     index = {
         "_class_name": "TextToVideoSDPipeline",

@@ -24,9 +24,9 @@ else
       --first-clips "$(few 2000)" --check-clips "$(few 16)" --workers "$workers"
   done
 fi
-"$python" -m training.train_unet steady --run "$run" "${from[@]}" --steps "$(steps 4000)" \
+"$python" -m training.train_unet steady --run "$run" "${from[@]}" --steps "$(steps 9000)" \
   --first-clips "$(few 1000)" --check-clips "$(few 16)" --workers "$workers"
-"$python" -m training.train_decoder --run "$run" "${from[@]}" --steps "$(steps 2000)" --first-clips "$(few 240)" --workers "$workers"
+"$python" -m training.train_decoder --run "$run" "${from[@]}" --steps "$(steps 5000)" --first-clips "$(few 700)" --workers "$workers"
 "$python" -m training.export --run "$run" --out "$run/base"
 "$python" -m training.train_upscaler --run "$run" --base "$run/base" --steps "$(steps 6000)" \
   --first-clips "$(few 80)" --check-clips "$(few 8)" --workers "$workers"

@@ -39,7 +39,7 @@ from t2vcli.errors import ModelError, OutOfMemoryError, T2VError
 from t2vcli.limits import refuse_limit
 from t2vcli.quiet import keep_quiet
 from t2vcli.schedulers import SCHEDULERS
-from t2vcli.weights.models import EMBEDDED, ModelFiles
+from t2vcli.weights.models import ModelFiles
 
 if TYPE_CHECKING:
     from diffusers import AutoencoderKL, UNet3DConditionModel
@@ -85,7 +85,7 @@ def reading(what: str, files: ModelFiles) -> Iterator[None]:
         # The tokenizers library is written in Rust, and its panics are no Exceptions.
         if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
             raise
-        if files.source == EMBEDDED:
+        if files.is_embedded:
             raise
         from t2vcli.engine.memory import memory_shortage
 
@@ -152,7 +152,7 @@ def load_model(
     for part in _BUILDERS:
         built[part], weights[part] = _fitted(files, part, part in theirs)
     configs = json.dumps({part: files.config(part) for part in _BUILDERS}, sort_keys=True)
-    if files.source != EMBEDDED and configs not in _tried:
+    if not files.is_embedded and configs not in _tried:
         with reading(files.source, files):
             _try_out(**built)
         _tried.add(configs)

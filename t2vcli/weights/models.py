@@ -1,7 +1,7 @@
 """Where a model's files are, and whether they are whole, known before a weight is read. No torch here.
 
-A model is a folder in diffusers' layout (model_index.json and one folder a part), a repository on the hub, or the one
-that t2v carries (`embedded:demo`).
+A model is a folder in diffusers' layout (model_index.json and one folder a part), a repository on the hub, or one of
+those that t2v carries (`embedded:demo`, `embedded:demo-XL`).
 """
 
 from __future__ import annotations
@@ -31,8 +31,9 @@ from t2vcli.weights.weightfiles import (
 )
 
 EMBEDDED_PREFIX = "embedded:"
-EMBEDDED = EMBEDDED_PREFIX + "demo"
 EMBEDDED_FOLDER = Path(__file__).parent.parent / "demo"
+# The models that t2v carries, and the folder of each one's UNet; the other parts are the same.
+EMBEDDED_UNETS = {"demo": "unet", "demo-XL": "unet-xl"}
 
 PARTS = ("tokenizer", "scheduler", *WEIGHT_PARTS)
 
@@ -114,6 +115,11 @@ class ModelFiles:
     remedy: str = DOWNLOAD_AGAIN
     adapters: tuple[Adapter, ...] = ()
     zero: tuple[str, ...] = ()  # weights of the UNet that no file holds, and an adapter changes
+
+    @property
+    def is_embedded(self) -> bool:
+        """Whether t2v carries the model, so that its files are no stranger's."""
+        return self.source.startswith(EMBEDDED_PREFIX)
 
     def config(self, part: str) -> dict[str, Any]:
         """Returns what a part's config.json holds, as it was when the model was found."""
@@ -240,13 +246,16 @@ def pull_model(
 def local_model(model: str, *, revision: str | None, variant: str | None) -> ModelFiles | None:
     """Returns the files of a model that is carried along or in a folder; None for a repository id."""
     if model.startswith(EMBEDDED_PREFIX):
-        if model != EMBEDDED:
-            name = model.removeprefix(EMBEDDED_PREFIX)
-            raise ModelError(f"there is no embedded model '{name}'; the one that t2v carries is {EMBEDDED}")
+        name = model.removeprefix(EMBEDDED_PREFIX)
+        if name not in EMBEDDED_UNETS:
+            known = " and ".join(EMBEDDED_PREFIX + each for each in EMBEDDED_UNETS)
+            raise ModelError(f"there is no embedded model '{name}'; those that t2v carries are {known}")
         for flag, value in (("--revision", revision), ("--variant", variant)):
             if value is not None:
                 raise UsageError(f"{flag} {value} has no effect on the embedded model; leave it out")
-        return files_in_folder(EMBEDDED_FOLDER, source=model, variant=None, remedy="install t2v again")
+        return files_in_folder(
+            EMBEDDED_FOLDER, source=model, variant=None, remedy="install t2v again", unet=EMBEDDED_UNETS[name]
+        )
     path = expanded(model)
     if model and os.path.isdir(path):
         if revision is not None:
@@ -323,8 +332,9 @@ def files_in_folder(
     variant: str | None,
     revision: str | None = None,
     remedy: str = DOWNLOAD_AGAIN,
+    unet: str = "unet",
 ) -> ModelFiles:
-    """Returns the files of a model in diffusers' layout, each checked to be whole.
+    """Returns the files of a model in diffusers' layout, each checked to be whole. `unet`: the folder of its UNet.
 
     Raises MissingFileError if one is not there, ModelError if one is damaged or it is another kind of model.
     """
@@ -337,7 +347,7 @@ def files_in_folder(
         raise ModelError(
             f"{index_path} names no {', '.join(missing)}, so it is no text-to-video model of the ModelScope kind"
         )
-    parts = {part: folder / part for part in PARTS}
+    parts = {part: folder / (unet if part == "unet" else part) for part in PARTS}
     for part, path in parts.items():
         if not path.is_dir():
             raise MissingFileError(f"{folder} lacks its {part} folder; {remedy}")
