@@ -28,6 +28,7 @@ from t2vcli.jobs import models as loading
 from t2vcli.jobs import sample, stages
 from t2vcli.jobs.around import Around
 from t2vcli.jobs.run import run
+from t2vcli.planning import plan as planning
 from t2vcli.report import Silent
 from t2vcli.video.reader import probe, read_metadata
 from t2vcli.weights.models import ModelFiles
@@ -102,6 +103,7 @@ def shortage(monkeypatch: pytest.MonkeyPatch) -> Iterator[Shortage]:
         return _MODELS[key]
 
     monkeypatch.setattr(loading, "load_model", load)
+    monkeypatch.setattr(planning, "PIXELS_AT_ONCE", 1)  # frames one by one, so that there is more than one call to fail
     yield made
     made.forget()
 
