@@ -195,6 +195,9 @@ def test_the_command_of_a_clip_makes_its_request(prompt: str, preset: str, value
             assert not (same and f" {flag} " in command.replace(quoted(prompt), "")), flag
 
 
+XL_STRENGTH = load_preset("demo-XL").values["strength"]
+
+
 @CASES
 @given(
     TEXTS,
@@ -203,7 +206,7 @@ def test_the_command_of_a_clip_makes_its_request(prompt: str, preset: str, value
     some(OF_THE_LAST),
     SHARES,
 )
-@example("a red boat", {}, {}, {}, 0.15)
+@example("a red boat", {}, {}, {}, XL_STRENGTH)
 def test_the_command_of_two_stages_makes_both(
     prompt: str, own: dict[str, Any], both: dict[str, Any], last: dict[str, Any], strength: float
 ) -> None:
@@ -216,7 +219,7 @@ def test_the_command_of_two_stages_makes_both(
     command = command_line(Recipe.read(recipe_of("generate", *requests_of(work)), Path("boat.mp4")))
     again = requests_of(unnamed(job_asked_for(command)))
     assert again == requests_of(work)
-    if strength == 0.15:
+    if strength == XL_STRENGTH:
         assert "--upscale-strength" not in command
 
 

@@ -49,10 +49,12 @@ def pull(
     An interrupted download goes on when the command is given again. The model's folder is printed on stdout.
     """
     from t2vcli.loras import Asked
+    from t2vcli.paths import expanded_model
     from t2vcli.presets import SUFFIXES, load_preset
     from t2vcli.weights.adapters import on_the_hub
     from t2vcli.weights.models import NoModelError, is_repository_id, pull_model
 
+    name = expanded_model(name)
     model, download_bytes, loras, pulled = name, None, [], None
     with choose_report(quiet=quiet) as report:
         inside = name.count("/") > 1 or "@" in name
