@@ -46,7 +46,7 @@ CASES = [
     generate(2, "--no\x1b[31m", words=("no such option",)),
     Case(2, ("generate", "x", "--seed"), ("--seed", "argument")),
     Case(2, ("generate", "a", "boat"), ("'boat' is left over", "t2v generate 'a boat'")),
-    Case(2, ("upscale",), ("missing argument", "t2v upscale --help")),
+    Case(2, ("upscale",), ("give the video", "t2v upscale clip.mp4")),
     Case(2, ("upscalee",), ("no such command 'upscalee'", "t2v --help")),
     Case(2, ("plan", "a red boat"), ("t2v plan generate 'a red boat'",)),
     Case(2, ("plan", "long.mp4"), ("'long.mp4' is no command", "t2v plan upscale long.mp4")),

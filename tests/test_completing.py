@@ -16,7 +16,7 @@ from t2vcli.cli.man import pages
 from t2vcli.cli.reference import all_commands, long_name
 from t2vcli.schedulers import SCHEDULERS
 
-SHIPPED = {"demo", "demo-XL", "ms-1.7b", "zeroscope-576w", "zeroscope-XL"}
+SHIPPED = {"demo", "demo-XL", "ms-1.7b", "ms-1.7b-mcm", "ms-turbo", "zeroscope-576w", "zeroscope-XL"}
 
 
 def complete(shell: str, line: str, folder: Path, **variables: str) -> str:

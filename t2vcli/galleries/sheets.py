@@ -56,7 +56,7 @@ def make_sheet(
     for name, value in (("columns", columns), ("most", most), ("scale", scale)):
         if value < 1:
             raise UsageError(f"{name} {value} must be 1 or more")
-    path = output or (clips[0].with_suffix(".png") if len(clips) == 1 else common_name(clips))
+    path = output or (_named(clips[0]).with_suffix(".png") if len(clips) == 1 else common_name(clips))
     if path.suffix.lower() != ".png":
         raise OutputError(f"{shown(path)}: a contact sheet is a .png file")
     check_parent(path, path.parent)
@@ -168,7 +168,15 @@ def common_name(clips: Sequence[Path]) -> Path:
     same = [first for first, *others in zip(*parts, strict=False) if all(other == first for other in others)]
     begin = list(itertools.takewhile(lambda pair: pair[0] == pair[1], zip(parts[0], same, strict=False)))
     stem = "-".join([*(first for first, _ in begin), "sheet"])
-    return clips[0].with_name(f"{stem}.png")
+    return _named(clips[0]).with_name(f"{stem}.png")
+
+
+def _named(clip: Path) -> Path:
+    """Returns the path of a clip with a name of its own at its end, which `.`, `..` and `/` have not."""
+    if clip.name not in ("", ".."):
+        return clip
+    whole = Path(os.path.abspath(clip))
+    return whole if whole.name else whole / "sheet"
 
 
 def free_name(clips: Sequence[Path]) -> tuple[Path, bool]:
