@@ -392,7 +392,7 @@ def test_one_clip_has_a_sheet_too_and_an_upscale(place: Path) -> None:
     alone = t2v("generate", "a red boat", *SMALL, "--seed", "3", "-o", "out/boat.mp4", "--sheet")
     assert (alone.code, alone.stdout) == (0, "out/boat.mp4\n"), alone.stderr
     assert np.array_equal(picture("out/boat-sheet.png"), picture(t2vcli.sheet("out/boat.mp4", "by-hand.png")))
-    large = t2v("upscale", "out/boat.mp4", "--scale", "1", "--steps", "7", "--seed", "1,2", "--sheet", "-q")
+    large = t2v("upscale", "out/boat.mp4", "--scale", "1", "--steps", "20", "--seed", "1,2", "--sheet", "-q")
     assert large.code == 0, large.stderr
     assert (place / "out" / "boat-32x32-sheet.png").exists()
 
