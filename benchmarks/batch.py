@@ -69,7 +69,7 @@ def batch(folder: Path, count: int) -> list[float]:
 
     clock = Clock()
     before = cpu_s()
-    run_batch(listed(count), folder, watch=clock)  # type: ignore[arg-type]
+    run_batch(listed(count), folder, watch=clock)
     return [later - earlier for earlier, later in zip([before, *clock.at], clock.at, strict=False)]
 
 

@@ -21,7 +21,7 @@ from t2vcli.jobs.run import run as make
 
 PROMPT = "a red boat moving right on the sea"
 # The presets' values in the first edition of the embedded model.
-BEFORE = {
+BEFORE: dict[str, dict[str, Any]] = {
     "demo": {"steps": 16, "guidance_scale": 4},
     "demo-XL": {"steps": 20, "guidance_scale": 3, "strength": 0.6},
 }

@@ -5,12 +5,15 @@ from __future__ import annotations
 import contextlib
 import sys
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from benchmarks.measure import Measured, Took, command, in_turn, matmul_peak, timed
+
+if TYPE_CHECKING:
+    import torch
 
 HERE = Path(__file__).parent
 DEMO_MODEL = HERE.parent / "t2vcli" / "demo"
@@ -155,7 +158,6 @@ def _text(full: bool) -> Callable[[Effort], Measured]:
 
     def measure(effort: Effort) -> Measured:
         import torch
-        from torch.utils.flop_counter import FlopCounterMode
         from transformers import CLIPTextConfig, CLIPTextModel
 
         from benchmarks.memory_table import ARCHITECTURES
@@ -181,21 +183,27 @@ def _text(full: bool) -> Callable[[Effort], Measured]:
                 for _ in range(2 * times):
                     results["theirs"] = theirs(ids).last_hidden_state
 
-        with FlopCounterMode(display=False) as counter:
-            mine()
-        measured = in_turn(lambda: timed(mine)[0], lambda: timed(baseline)[0], pairs=effort.pairs)
-        measured.flops, measured.peak = counter.get_total_flops(), matmul_peak()
-        measured.apart = _apart(results["ours"], results["theirs"])
-        return measured
+        return _with_operations(mine, baseline, results, effort.pairs)
 
     return measure
 
 
-def _apart(result: object, expected: object) -> float:
-    return float((result - expected).abs().max() / expected.abs().max())  # type: ignore[operator]
+def _with_operations(
+    mine: Callable[[], None], baseline: Callable[[], None], results: Mapping[str, torch.Tensor], pairs: int
+) -> Measured:
+    """Returns both in turn, with the operations of ours and how far apart the `results` "ours" and "theirs" are."""
+    from torch.utils.flop_counter import FlopCounterMode
+
+    with FlopCounterMode(display=False) as counter:
+        mine()
+    measured = in_turn(lambda: timed(mine)[0], lambda: timed(baseline)[0], pairs=pairs)
+    measured.flops, measured.peak = counter.get_total_flops(), matmul_peak()
+    ours, theirs = results["ours"], results["theirs"]
+    measured.apart = float((ours - theirs).abs().max() / theirs.abs().max())
+    return measured
 
 
-def _vae(full: bool) -> object:
+def _vae(full: bool) -> Any:
     """Returns the VAE, ours: that of the embedded model, or one of full size with random weights."""
     import torch
 
@@ -216,32 +224,26 @@ def _decode(full: bool) -> Callable[[Effort], Measured]:
     def measure(effort: Effort) -> Measured:
         import torch
         from diffusers import AutoencoderKL
-        from torch.utils.flop_counter import FlopCounterMode
 
         from t2vcli.engine.decode import decode_latents
 
         vae = _vae(full)
-        theirs = AutoencoderKL.from_config(dict(vae.config)).eval()  # type: ignore[attr-defined]
-        theirs.load_state_dict(vae.state_dict())  # type: ignore[attr-defined]
+        theirs = AutoencoderKL.from_config(dict(vae.config)).eval()
+        theirs.load_state_dict(vae.state_dict())
         frames, cells = (4, 32) if full else (16, 8)
-        latents = torch.randn(1, vae.config.latent_channels, frames, cells, cells) * vae.config.scaling_factor  # type: ignore[attr-defined]
+        latents = torch.randn(1, vae.config.latent_channels, frames, cells, cells) * vae.config.scaling_factor
         chunk = decode_chunk(frames, 8 * cells, 8 * cells)
         results: dict[str, torch.Tensor] = {}
 
         def mine() -> None:
-            results["ours"] = torch.cat(list(decode_latents(vae, latents, chunk=chunk, device="cpu")))  # type: ignore[arg-type]
+            results["ours"] = torch.cat(list(decode_latents(vae, latents, chunk=chunk, device="cpu")))
 
         def baseline() -> None:
             with torch.inference_mode():
                 pictures = theirs.decode(latents[0].transpose(0, 1) / theirs.config.scaling_factor).sample
                 results["theirs"] = (pictures / 2 + 0.5).clamp(0, 1)
 
-        with FlopCounterMode(display=False) as counter:
-            mine()
-        measured = in_turn(lambda: timed(mine)[0], lambda: timed(baseline)[0], pairs=effort.pairs)
-        measured.flops, measured.peak = counter.get_total_flops(), matmul_peak()
-        measured.apart = _apart(results["ours"], results["theirs"])
-        return measured
+        return _with_operations(mine, baseline, results, effort.pairs)
 
     return measure
 
@@ -257,8 +259,8 @@ def decode_chunk(frames: int, width: int, height: int) -> int:
 
     values = {**load_preset("demo").values_for(GenerateRequest), "preset": "demo", "seed": 1, "prompt": PROMPT}
     request = build_request(GenerateRequest, {**values, "frames": frames, "width": width, "height": height})
-    shape = shape_of(request, UNDIVIDED, frames=frames, vae_scale=8)
     unet = ARCHITECTURES["demo"]["unet"]
+    shape = shape_of(request, UNDIVIDED, frames=frames, vae_scale=8, unet_config=unet)
     return candidates(request, device="cpu", shape=shape, unet_config=unet, vae_scale=8)[0].decode_chunk
 
 
@@ -280,14 +282,22 @@ def _written(frames: int, side: int) -> Callable[[Effort], Measured]:
         latents = torch.randn(1, vae.config.latent_channels, count, side // 8, side // 8)
 
         def decoded() -> Iterator[Frame]:
-            return to_frames(decode_latents(vae, latents, chunk=chunk, device="cpu"))  # type: ignore[arg-type]
+            return to_frames(decode_latents(vae, latents, chunk=chunk, device="cpu"))
 
         ready = list(decoded())
 
         def write(made: Iterator[Frame]) -> None:
-            path, size = effort.folder / "clip.mp4", {"width": side, "height": side}
             write_video(
-                path, made, count=count, fps=Fraction(8), metadata=None, comment="", overwrite=True, bare=True, **size
+                effort.folder / "clip.mp4",
+                made,
+                count=count,
+                width=side,
+                height=side,
+                fps=Fraction(8),
+                metadata=None,
+                comment="",
+                overwrite=True,
+                bare=True,
             )
 
         def longer() -> Took:

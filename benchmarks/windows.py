@@ -402,7 +402,7 @@ def vae(studio: Studio) -> Iterator[Row]:
     preset = load_preset("demo")
     seed, scene = studio.scenes[0]
     prepared = prepare(_request(GenerateRequest, preset.name, seed, scene, {}), preset, frames=16, report=Silent())
-    model = Models().take(prepared, Silent()).model.vae
+    model: Any = Models().take(prepared, Silent()).model.vae
     ways: dict[str, tuple[int | None, Callable[[], None]]] = {
         "whole": (None, model.disable_tiling),
         "strips of 1 MiB": (MIB, model.disable_tiling),

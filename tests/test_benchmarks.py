@@ -12,7 +12,7 @@ from commandline import LIMIT_S, environment
 
 from benchmarks.measure import Measured, Took, command, machine, matmul_peak
 from benchmarks.report import Entry, add
-from benchmarks.rows import ROWS
+from benchmarks.rows import ROWS, decode_chunk
 
 ROOT = Path(__file__).parent.parent
 
@@ -82,3 +82,8 @@ def test_rows_have_names_of_their_own_and_a_known_measure() -> None:
 def test_the_peak_is_what_a_multiplication_does_in_a_second() -> None:
     """Between what the slowest of processors and the fastest of many cores do; a wrong count is off by thousands."""
     assert 1e8 < matmul_peak(seconds=0.1) < 1e13
+
+
+def test_the_decoding_is_measured_as_a_run_on_a_cpu_decodes() -> None:
+    assert decode_chunk(16, 64, 64) == 16
+    assert decode_chunk(4, 256, 256) == 1

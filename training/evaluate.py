@@ -171,7 +171,7 @@ def make_clips(
 
 
 @torch.inference_mode()
-def reconstruct(vae: torch.nn.Module, clip: np.ndarray) -> np.ndarray:
+def reconstruct(vae: Any, clip: np.ndarray) -> np.ndarray:
     """Returns a clip (F, H, W, 3) uint8 encoded and decoded again."""
     x = torch.from_numpy(clip.copy()).permute(0, 3, 1, 2).float() / 127.5 - 1
     out = vae.decode(vae.encode(x).latent_dist.mean).sample

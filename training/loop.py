@@ -20,8 +20,8 @@ from pathlib import Path
 
 import torch
 import torch.distributed as dist
-import torch.multiprocessing as mp
 from torch import nn
+from torch.multiprocessing.spawn import spawn as torch_spawn
 
 
 @dataclass(frozen=True)
@@ -55,7 +55,7 @@ def spawn(worker: Callable[..., None], workers: int, *args: object) -> None:
         return
     os.environ.setdefault("MASTER_ADDR", "127.0.0.1")
     os.environ.setdefault("MASTER_PORT", str(29500 + os.getpid() % 1000))
-    mp.spawn(_enter, args=(workers, os.getpid(), worker, args), nprocs=workers)
+    torch_spawn(_enter, args=(workers, os.getpid(), worker, args), nprocs=workers)
 
 
 def _enter(rank: int, workers: int, parent: int, worker: Callable[..., None], args: tuple[object, ...]) -> None:
@@ -169,7 +169,7 @@ class Trainer:
             group["lr"] = lr
         loss.backward()
         used = [(p, w) for p, w in zip(self.parameters, self.working_parameters, strict=True) if w.grad is not None]
-        flat = torch.cat([w.grad.reshape(-1) for _, w in used]).float()
+        flat = torch.cat([w.grad.reshape(-1) for _, w in used if w.grad is not None]).float()
         if dist.is_initialized():
             dist.all_reduce(flat)
             flat /= dist.get_world_size()
@@ -183,7 +183,7 @@ class Trainer:
         self.optimizer.zero_grad(set_to_none=True)
         if self.working is not self.modules:
             with torch.no_grad():
-                torch._foreach_copy_(self.working_parameters, self.parameters)
+                torch._foreach_copy_(list(self.working_parameters), list(self.parameters))
         self.step += 1
         decay = min(self.ema_decay, (1 + self.step) / (10 + self.step))
         with torch.no_grad():

@@ -67,7 +67,7 @@ def decoder_parts(vae: AutoencoderKL) -> torch.nn.ModuleDict:
 
 
 @torch.no_grad()
-def check(parts: torch.nn.ModuleDict, sets: list[tuple[torch.Tensor, torch.Tensor, torch.Tensor]]) -> str:
+def check(parts: torch.nn.Module, sets: list[tuple[torch.Tensor, torch.Tensor, torch.Tensor]]) -> str:
     """Returns PSNR of held-out frames, of all pixels and of the subject's, without and with noise of 0.1 deviations."""
     shown = []
     for latents, frames, masks in sets:
@@ -80,7 +80,8 @@ def check(parts: torch.nn.ModuleDict, sets: list[tuple[torch.Tensor, torch.Tenso
     return " dB, ".join(shown) + " dB"
 
 
-def decode(parts: torch.nn.ModuleDict, latents: torch.Tensor) -> torch.Tensor:
+def decode(parts: torch.nn.Module, latents: torch.Tensor) -> torch.Tensor:
+    assert isinstance(parts, torch.nn.ModuleDict)  # as decoder_parts makes it
     x = parts["post_quant_conv"](latents.contiguous(memory_format=torch.channels_last))
     return parts["decoder"](x)
 

@@ -34,8 +34,8 @@ def sample_batch(rng: random.Random, batch: int, size: int = 64) -> tuple[torch.
         scale = 2 if rng.random() < 0.33 else 1
         frame = world.draw_frame(scene, rng.uniform(0, world.TRAJECTORY_FRAMES - 1), size * scale)
         bare = world.background(scene.place, size * scale)
-        y, x = rng.randint(0, size * (scale - 1)), rng.randint(0, size * (scale - 1))
-        frame, bare = (a[y : y + size, x : x + size].astype(np.int16) for a in (frame, bare))
+        top, left = rng.randint(0, size * (scale - 1)), rng.randint(0, size * (scale - 1))
+        frame, bare = (a[top : top + size, left : left + size].astype(np.int16) for a in (frame, bare))
         if rng.random() < 0.5:
             frame, bare = frame[:, ::-1], bare[:, ::-1]
         frames.append(np.ascontiguousarray(frame.transpose(2, 0, 1)))

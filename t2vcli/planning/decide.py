@@ -91,13 +91,8 @@ def decide(
             raise problem from None
     remarks += flags_without_effect(request, division, frames=frames)
     if preset is not None:
-        seen, width, height = shape_of(
-            request, division, frames=frames, vae_scale=vae_scale, unet_config=unet_config
-        ).block or (
-            frames,
-            request.width,
-            request.height,
-        )
+        shape = shape_of(request, division, frames=frames, vae_scale=vae_scale, unet_config=unet_config)
+        seen, width, height = shape.block or (frames, request.width, request.height)
         outside = trained_range_warning(preset, frames=seen, width=width, height=height)
         remarks += filter(None, [outside, made_for_warning(preset, request)])
     return Decision(division, plan, tuple(below), tuple(remarks))

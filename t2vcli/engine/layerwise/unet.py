@@ -100,9 +100,8 @@ class LayerwiseUNet:
         self._device = torch.device(device)
         self._chunk_bytes = chunk_bytes
         self._condition = condition
-        self._freeu = (
-            [] if freeu is None else [(freeu[0], freeu[2]), (freeu[1], freeu[3])]
-        )  # of the first two up blocks
+        # Of the first two up blocks
+        self._freeu = {} if freeu is None else {0: (freeu[0], freeu[2]), 1: (freeu[1], freeu[3])}
         self._park_skips = park_skips
         on_cpu = self._device.type == "cpu"
         self._layout = layout or (torch.channels_last if on_cpu else torch.contiguous_format)
@@ -235,7 +234,7 @@ class LayerwiseUNet:
                 upsamplers=step.upsamplers,
                 upsample_size=(skip.shape[2], skip.shape[3]) if skip is not None and forced else None,
                 skip=skip,
-                freeu=None if step.up_block is None else dict(enumerate(self._freeu)).get(step.up_block),
+                freeu=None if step.up_block is None else self._freeu.get(step.up_block),
                 in_place=in_place,
             )
         if step.kind == "downsample":
