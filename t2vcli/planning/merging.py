@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from t2vcli.sizes import size_text
 from t2vcli.weights.models import Adapter
 
 SECONDS_A_VALUE = 8e-9
@@ -24,7 +25,7 @@ class Merging:
         files = "1 file" if self.files == 1 else f"{self.files} files"
         return (
             f"{files} of LoRAs merged when the model is loaded: up to {self.seconds:.0f} s on one core, and"
-            f" {self.host_bytes / 2**30:.2f} GiB of host memory besides the weights"
+            f" {size_text(self.host_bytes)} of host memory besides the weights"
         )
 
 

@@ -39,7 +39,7 @@ def smooth_filters(count: int, *, fps: Fraction, smooth: Fraction) -> str:
     minterpolate gives nothing for the last two frames it gets, so that the last is given to it three times more: that
     also makes one frame enough. Its search for changes of scene is off: it takes fast motion for one, and would then
     repeat frames without a word; the price is that a cut is blended over the frames between its two sides.
-    Division of 8 are nearer to frames left out than its usual 16 by 1 dB and more, in the same time.
+    Blocks of 8 are nearer to frames left out than its usual 16 by 1 dB and more, in the same time.
     """
     return (
         f"tpad=stop_mode=clone:stop=3,scale=out_color_matrix=bt709:out_range=pc:{_MATRIX},format=yuv444p,"
