@@ -6,21 +6,22 @@ silence: the clip would be another.
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
-from t2vcli import __version__
+from t2vcli import __version__, inputs
 from t2vcli.asking.job import Command
 from t2vcli.asking.misread import shortened
 from t2vcli.errors import InputError, UsageError
 from t2vcli.metadata import FORMAT
 from t2vcli.presets import REQUESTS
 from t2vcli.record import division_in
-from t2vcli.request import Request, UpscaleRequest, build_request
-from t2vcli.video.ffmpeg import shown
+from t2vcli.request import Request, UpscaleRequest, build_request, flag_name
+from t2vcli.video.ffmpeg import MAX_PIXELS, shown
 from t2vcli.weights.adapters import loras_again
 
 if TYPE_CHECKING:
@@ -106,7 +107,9 @@ class Recipe:
     def source_name(self) -> str | None:
         """Returns the name of the input video, a name alone; None if the recipe has none."""
         name = (self.source or {}).get("name")
-        alone = isinstance(name, str) and name not in ("", ".", "..") and "\0" not in name and Path(name).name == name
+        alone = (
+            isinstance(name, str) and name not in ("", ".", "..") and Path(name).name == name and _can_be_a_name(name)
+        )
         return str(name) if alone else None
 
     def source_here(self) -> Path | None:
@@ -130,7 +133,15 @@ class Recipe:
     def source_size(self) -> tuple[int, int] | None:
         """Returns the (width, height) of the input video, None if the recipe does not say it."""
         sides = tuple((self.source or {}).get(name) for name in ("width", "height"))
-        return cast(tuple[int, int], sides) if all(type(side) is int and side > 0 for side in sides) else None
+        known = all(type(side) is int and 0 < side <= MAX_PIXELS for side in sides)
+        return cast(tuple[int, int], sides) if known else None
+
+
+def _can_be_a_name(name: str) -> bool:
+    try:
+        return b"\0" not in os.fsencode(name)
+    except UnicodeEncodeError:  # half a character, which JSON can hold
+        return False
 
 
 def _adapters(stage: Mapping[str, Any]) -> tuple[Mapping[str, Any], ...]:
@@ -154,6 +165,11 @@ def _request(kind: type[Request], values: object, where: str, by: str) -> Reques
         more = f" and {len(unknown) - 3} more" if len(unknown) > 3 else ""
         raise InputError(f"{where} holds what this t2v does not know: {names}{more}{by}")
     try:
-        return build_request(kind, values, dict.fromkeys(kind.model_fields, where))
+        request = build_request(kind, values, dict.fromkeys(kind.model_fields, where))
     except UsageError as error:
         raise InputError(shortened(str(error), MAX_TOLD) + by) from None
+    for name, path in inputs.saved_by(request):
+        raise InputError(
+            f"{where} names a file to be written ({flag_name(name)} {shown(path)}), which t2v never keeps in one"
+        )
+    return request
