@@ -17,7 +17,8 @@ from hypothesis import HealthCheck, Phase, example, given, settings
 from hypothesis import strategies as st
 
 import t2vcli
-from t2vcli.asking.command_line import command_line, quoted
+from t2vcli import shell
+from t2vcli.asking.command_line import command_line
 from t2vcli.asking.job import Job
 from t2vcli.asking.recipe import Recipe
 from t2vcli.asking.work import Work, unnamed
@@ -192,7 +193,7 @@ def test_the_command_of_a_clip_makes_its_request(prompt: str, preset: str, value
         if name not in ("prompt", "preset", "seed", "model", "revision", "variant", "lora"):
             flag = "--" + name.replace("_", "-")
             same = getattr(request, name) == getattr(request_of(GenerateRequest, preset), name)
-            assert not (same and f" {flag} " in command.replace(quoted(prompt), "")), flag
+            assert not (same and f" {flag} " in command.replace(shell.word(prompt), "")), flag
 
 
 XL_STRENGTH = load_preset("demo-XL").values["strength"]
@@ -615,6 +616,61 @@ def test_what_cannot_be_made_again_is_refused_with_nothing_written(
     assert refused.code == code, refused.stderr
     assert said in sentence(refused)
     assert contents(place) == before
+
+
+@pytest.mark.parametrize("name", ["save_latents", "save_embeds"])
+def test_a_recipe_writes_no_file(name: str, place: Path) -> None:
+    told(
+        "boat.mp4",
+        recipe_of("generate", request_of(GenerateRequest, "demo", prompt="a boat", **{name: "x.safetensors"})),
+    )
+    before = contents(place)
+    refused = t2v("generate", "--from", "boat.mp4", *SMALL, "-q")
+    assert refused.code == 4
+    assert f"names a file to be written (--{name.replace('_', '-')} x.safetensors)" in sentence(refused)
+    assert "it cannot be made again" in t2v("info", "boat.mp4").stdout
+    assert contents(place) == before
+
+
+@pytest.mark.parametrize("described", [
+    {"name": "\ud800.mp4"}, {"name": chr(0xDCFF)}, {"width": 10**400}, {"height": 10**400}, {"frames": 10**400},
+    {"fps": "1/0"}, {"width": -1}, {"width": 1.5},
+])  # fmt: skip
+@pytest.mark.parametrize("command", ["upscale", "generate"])
+def test_any_description_of_an_input_is_borne_with(command: str, described: dict[str, Any]) -> None:
+    request = (
+        request_of(UpscaleRequest, "demo-XL", prompt="x")
+        if command == "upscale"
+        else request_of(GenerateRequest, "demo", prompt="x", context=2)
+    )
+    source = {"name": "x.mp4", "width": 64, "height": 64, "frames": 4, "fps": "8", **described}
+    told("made.mp4", recipe_of(command, request, source=source))
+    info = t2v("info", "made.mp4")
+    assert (info.code, info.stderr) == (0, "")
+    words_of(info.stdout.splitlines()[-1])
+    gone = t2v(command, "--from", "made.mp4")
+    assert gone.code == 4
+    assert "is neither beside it nor here" in sentence(gone)
+
+
+@pytest.mark.parametrize(
+    "name", ["$(touch x).mp4", "-a 'b'.mp4", "a\nb.mp4", "~.mp4", 'a"`touch x`.mp4', "a\udcff.mp4"]
+)
+def test_the_way_out_that_is_printed_names_the_clip_whatever_it_is_called(name: str) -> None:
+    request = request_of(UpscaleRequest, "demo-XL", prompt="x")
+    told(name, recipe_of("upscale", request, source={"name": "gone.mp4", "width": 64, "height": 64}))
+    for command, printed in (("upscale", "t2v upscale IN --from "), ("generate", "t2v upscale --from ")):
+        said = sentence(t2v(command, f"--from=./{name}")).partition(" (in a list")[0]
+        *_, clip = words_of(printed + said.partition(printed)[2])
+        assert Path(clip) == Path(name)
+    assert not Path("x").exists()
+
+
+def test_a_command_is_safe_on_an_output_that_has_not_all_its_characters() -> None:
+    request = request_of(GenerateRequest, "demo", prompt="a caf\u00e9 at \U0001f319's")
+    line = command_line(Recipe.read(recipe_of("generate", request), Path("boat.mp4")), encoding="ascii")
+    assert line.isascii()
+    assert job_asked_for(line).prompt == request.prompt
 
 
 def test_a_recipe_beyond_measure_is_refused(place: Path) -> None:

@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 from types import MappingProxyType
 from typing import Any
 
-from t2vcli import inputs
+from t2vcli import inputs, shell
 from t2vcli.asking.job import Job
 from t2vcli.asking.misread import shortened
 from t2vcli.asking.recipe import Recipe
@@ -62,8 +62,9 @@ def again(job: Job) -> Again:
     recipe = Recipe.inside(job.from_clip)
     clip, first = shown(recipe.clip), recipe.requests[0]
     if job.command != recipe.command:
+        way_out = shell.command("t2v", recipe.command, "--from", shell.as_path(recipe.clip))
         raise UsageError(
-            f"{clip} was made by {recipe.command}, not by {job.command}: t2v {recipe.command} --from {clip}"
+            f"{clip} was made by {recipe.command}, not by {job.command}: {way_out}"
             f" (in a list: command: {recipe.command})"
         )
     if job.init_video is not None:
@@ -107,10 +108,10 @@ def _source(recipe: Recipe) -> Any:
     source = recipe.source_here()
     if source is None:
         named = f", {shown(recipe.source_name)}," if recipe.source_name else ""
-        way_out = "t2v upscale IN --from" if recipe.command == "upscale" else "t2v generate --extend IN --from"
+        own = ("upscale", "IN") if recipe.command == "upscale" else ("generate", "--extend", "IN")
         raise InputError(
             f"the input of {shown(recipe.clip)}{named} is neither beside it nor here; say where it is:"
-            f" {way_out} {shown(recipe.clip)}"
+            f" {shell.command('t2v', *own, '--from', shell.as_path(recipe.clip))}"
         )
     return source
 

@@ -6,9 +6,6 @@ is left to the recipe itself: the command is then `t2v generate --from CLIP`.
 
 from __future__ import annotations
 
-import os
-import re
-import shlex
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -22,6 +19,7 @@ from t2vcli.environment import PRESETS, fields_of
 from t2vcli.errors import T2VError
 from t2vcli.presets import REQUESTS, Preset, load_preset
 from t2vcli.request import TRAITS, GenerateRequest, Request, UpscaleRequest, build_request, flag_name
+from t2vcli.shell import as_path, command
 from t2vcli.sizes import GIB, KIB, MIB
 
 _OF_THE_JOB = ("preset", "prompt", "seed", "model", "revision", "variant", "lora")
@@ -29,17 +27,17 @@ _OF_THE_JOB = ("preset", "prompt", "seed", "model", "revision", "variant", "lora
 _SIZES, _TIMES, _WORDS = ("vram", "chunk_size"), ("start", "duration"), ("window", "forward_chunking")
 
 
-def command_line(recipe: Recipe, clip: str | None = None) -> str:
-    """Returns the command that makes a clip of this recipe, on one line, for a shell.
+def command_line(recipe: Recipe, clip: str | None = None, *, encoding: str = "utf-8") -> str:
+    """Returns the command that makes a clip of this recipe, on one line, for a shell and an output of this encoding.
 
     `clip` is how the clip is called in it, if it has to be, and its path if that is not said.
     """
     job = job_of(recipe)
     if job is None:
-        words = ["t2v", recipe.command, "--from", _as_path(str(recipe.clip) if clip is None else clip)]
+        words = ["t2v", recipe.command, "--from", as_path(str(recipe.clip) if clip is None else clip)]
     else:
         words = ["t2v", *_words(job)]
-    return " ".join(map(quoted, words))
+    return command(*words, encoding=encoding)
 
 
 def job_of(recipe: Recipe) -> Job | None:
@@ -59,7 +57,7 @@ def _generate(recipe: Recipe) -> Job | None:
         source = recipe.source_here() or recipe.source_name
         if source is None or recipe.source_size() is None:
             return None
-        job["extend"] = _as_path(str(source))
+        job["extend"] = as_path(str(source))
         followed, dump = _as_the_source(recipe, preset), first.model_dump(mode="json")
         values = {name: value for name, value in values.items() if name not in (*followed, "fps")}
         values |= {name: dump[name] for name, usual in followed.items() if dump[name] != usual}
@@ -88,7 +86,7 @@ def _upscale(recipe: Recipe) -> Job | None:
     values = {name: value for name, value in _differing(first, preset).items() if name not in ("width", "height")}
     if (first.width, first.height) != usual_size(size, preset):
         values |= {"width": first.width, "height": first.height}
-    return _job(recipe, preset, values, {"source": _as_path(str(source))})
+    return _job(recipe, preset, values, {"source": as_path(str(source))})
 
 
 def _job(recipe: Recipe, preset: Preset, values: Mapping[str, Any], own: Mapping[str, Any]) -> Job | None:
@@ -196,16 +194,11 @@ def _as_option(name: str, value: Any) -> Any:
     if name in _TIMES:
         return f"{value:.9f}".rstrip("0").rstrip(".")
     if name == "lora":
-        return [_as_path(each) for each in value]
+        return [as_path(each) for each in value]
     return str(value) if name in _WORDS else value
 
 
 _UNITS = ((GIB, "GiB"), (MIB, "MiB"), (KIB, "KiB"))
-
-
-def _as_path(path: str) -> str:
-    """Returns a path that is taken for no option."""
-    return f".{os.sep}{path}" if path.startswith(("-", "~")) else path
 
 
 def _words(job: Job) -> Iterator[str]:
@@ -215,7 +208,7 @@ def _words(job: Job) -> Iterator[str]:
     prompt = written.pop("prompt", "")
     last: list[str] = []
     if job.command == "upscale":
-        yield _as_path(written.pop("source"))
+        yield as_path(written.pop("source"))
         yield from _option("prompt", prompt)
     elif prompt.startswith("-"):
         last = ["--", prompt]
@@ -224,7 +217,7 @@ def _words(job: Job) -> Iterator[str]:
     preset = written.pop("preset")
     yield from _option("preset", preset) if preset.startswith("-") else ("-p", preset)
     if "extend" in written:
-        written["extend"] = _as_path(written["extend"])
+        written["extend"] = as_path(written["extend"])
     order = ["allow_empty_prompt", "extend", "upscale", "upscale_strength", "seed", *REQUESTS[job.command].model_fields]
     for name in sorted(written, key=lambda name: order.index(name) if name in order else len(order)):
         yield from _option(name, written[name])
@@ -246,20 +239,3 @@ def _option(name: str, value: Any) -> Iterator[str]:
     else:
         yield flag
         yield text
-
-
-def quoted(word: str) -> str:
-    """Returns a word as a shell takes it, on one line and without anything that a terminal obeys.
-
-    Where it holds line breaks or other such characters, in the form $'...' of bash, zsh and ksh.
-    """
-    if all(character.isprintable() for character in word):
-        return shlex.quote(word)
-    return "$'" + "".join(_escaped(character) for character in word) + "'"
-
-
-def _escaped(character: str) -> str:
-    if character.isprintable():
-        return re.sub(r"(['\\])", r"\\\1", character)
-    named = {"\n": r"\n", "\t": r"\t", "\r": r"\r"}.get(character)
-    return named or "".join(f"\\x{byte:02x}" for byte in character.encode("utf-8", "surrogateescape"))

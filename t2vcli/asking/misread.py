@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import shlex
 from typing import TYPE_CHECKING
 
+from t2vcli import shell
 from t2vcli.errors import T2VError, UsageError
 from t2vcli.prompts import texts_at
 
@@ -46,7 +46,7 @@ def no_prompt(upscale: str | None) -> UsageError:
         except T2VError:
             return UsageError(
                 f"there is no prompt, and --upscale took {shortened(upscale)!r} for a preset; put the prompt first,"
-                f" as in: t2v generate {shlex.quote(shortened(upscale))} --upscale"
+                f" as in: t2v generate {shell.word(shortened(upscale))} --upscale"
             )
     return UsageError('give a prompt, as in: t2v generate "a red boat moving right on the sea"')
 

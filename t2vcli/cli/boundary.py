@@ -7,7 +7,6 @@ import difflib
 import json
 import os
 import re
-import shlex
 import signal
 import time
 import traceback
@@ -18,7 +17,7 @@ from typing import Any, NoReturn
 import typer
 from typer.core import TyperGroup
 
-from t2vcli import stopping
+from t2vcli import shell, stopping
 from t2vcli.cli.console import printable, say, say_error, speak_json, speaks_json
 from t2vcli.cli.helping import Helpful, HelpfulCommand
 from t2vcli.errors import EXIT_CODES, HOW_IT_STOPPED, Interrupted, ModelError, T2VError, UsageError
@@ -102,7 +101,7 @@ class ErrorBoundary(Helpful, TyperGroup):
             if os.path.lexists(args[0]):
                 raise UsageError(
                     printable(
-                        f"{args[0]!r} is no command; to enlarge it: {ctx.command_path} upscale {shlex.quote(args[0])}"
+                        f"{args[0]!r} is no command; to enlarge it: {ctx.command_path} upscale {shell.word(args[0])}"
                     )
                 )
         return super().resolve_command(ctx, args)
@@ -144,7 +143,7 @@ class OneTextCommand(HelpfulCommand):
 
 
 def quoted(words: Sequence[str]) -> str:
-    return shlex.quote(" ".join(words))
+    return shell.word(" ".join(words))
 
 
 @contextlib.contextmanager

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -50,7 +51,10 @@ def info(file: FileOrRunArg, as_json: JsonOpt = False, debug: DebugOpt = False) 
         "codec": video.codec,
         "pixel_format": video.pixel_format,
     }
-    command, problem = (None, "") if recipe is None else _command_of(recipe, file)
+    command, problem = None, ""
+    if recipe is not None:
+        encoding = "utf-8" if as_json or sys.stdout is None else sys.stdout.encoding
+        command, problem = _command_of(recipe, file, encoding)
     if as_json:
         result_json({**facts, "recipe": recipe, "command_line": command})
         return
@@ -72,13 +76,13 @@ def info(file: FileOrRunArg, as_json: JsonOpt = False, debug: DebugOpt = False) 
         result(command)
 
 
-def _command_of(recipe: Mapping[str, Any], file: Path) -> tuple[str | None, str]:
+def _command_of(recipe: Mapping[str, Any], file: Path, encoding: str) -> tuple[str | None, str]:
     """Returns the command that makes a clip of this recipe; or None, and why this t2v cannot make it."""
     from t2vcli.asking.command_line import command_line
     from t2vcli.asking.recipe import Recipe
 
     try:
-        return command_line(Recipe.read(recipe, file)), ""
+        return command_line(Recipe.read(recipe, file), encoding=encoding), ""
     except InputError as error:
         return None, str(error)
 

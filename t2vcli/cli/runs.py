@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
+from t2vcli import shell
 from t2vcli.cli.console import printable, result, result_json, say
 from t2vcli.cli.progress import clock
 from t2vcli.errors import InputError
@@ -30,7 +31,7 @@ def list_runs(*, as_json: bool) -> None:
         words = run.prompt if len(run.prompt) <= 40 else run.prompt[:37] + "..."
         result(printable(f"{run.folder}: {run.told()}, {clock(run.age_s)} ago{busy} ({run.preset}, {words!r})"))
     if found:
-        say(f"to go on with one: t2v resume {printable(str(found[0].folder))}")
+        say(f"to go on with one: {_to_go_on(found[0].folder)}")
 
 
 def show_run_folder(folder: Path, *, as_json: bool) -> None:
@@ -49,10 +50,14 @@ def show_run_folder(folder: Path, *, as_json: bool) -> None:
         "preset": run.preset,
         "prompt": run.prompt,
         "seed": str(run.seed),
-        "to go on": f"t2v resume {run.folder}",
+        "to go on": _to_go_on(run.folder),
     }
     for name, value in rows.items():
         result(printable(f"{name:<18} {value}"))
+
+
+def _to_go_on(folder: Path) -> str:
+    return shell.command("t2v", "resume", shell.as_path(folder))
 
 
 def run_of(path: Path) -> Path | None:

@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
 
+from t2vcli import shell
 from t2vcli.environment import OUTPUT_DIR, PRESETS, default_preset, output_folder
 from t2vcli.errors import DeviceError, InputError, ModelError, OutputError, T2VError
 from t2vcli.health.finding import Finding, note, wrong
@@ -126,7 +127,7 @@ def _look_at_cache() -> tuple[Path | None, list[Finding]]:
     for each in models:
         names = f" ({', '.join(each.presets)})" if each.presets else ""
         size = f", {bytes_text(each.bytes_here)}" if each.bytes_here else ""
-        pull = f"`t2v pull {each.presets[0] if each.presets else each.model}` completes it"
+        pull = f"`{shell.command('t2v', 'pull', each.presets[0] if each.presets else each.model)}` completes it"
         text = f"{each.model}{names}: {each.state}{size}"
         if each.state == "damaged":
             found.append(wrong("models", f"{text}: {each.problem}", pull, ModelError.exit_code))

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import os
 import secrets
-import shlex
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -15,7 +14,7 @@ from typing import IO, Any, TypeVar
 
 import torch
 
-from t2vcli import inputs, runs
+from t2vcli import inputs, runs, shell
 from t2vcli.asking.finished import finished
 from t2vcli.asking.job import Policy
 from t2vcli.asking.work import Work
@@ -165,8 +164,8 @@ class Keeper:
             return "the video is complete"
         if run is None or not run.holds_work:
             return "nothing was written"
-        folder = shown(run.folder)
-        return f"what is done is kept in {folder}: the same command, or t2v resume {shlex.quote(folder)}, goes on from there"
+        resume = shell.command("t2v", "resume", shell.as_path(run.folder))
+        return f"what is done is kept in {shown(run.folder)}: the same command, or {resume}, goes on from there"
 
     def finished(self) -> None:
         """Removes what was kept: the video is verified."""

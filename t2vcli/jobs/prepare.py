@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -11,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from t2vcli import shell
 from t2vcli.emphasis import weighted
 from t2vcli.engine.device import DTYPES, choose_device, free_device_bytes, has_nvidia_driver, why_no_cuda
 from t2vcli.engine.embeddings import read_embeddings
@@ -200,7 +200,7 @@ def with_loras(
     if own and preset is not None:
         report.warn(
             f"--lora takes the place of {preset.name}'s own, which was made to go with its values: to have both, give"
-            f" --lora {shlex.join(own)}, too"
+            f" {' '.join(shell.command('--lora', each) for each in own)}, too"
         )
     return files
 

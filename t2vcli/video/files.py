@@ -9,7 +9,6 @@ import functools
 import os
 import re
 import secrets
-import shlex
 import shutil
 import stat
 import time
@@ -17,6 +16,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import IO, NoReturn
 
+from t2vcli import shell
 from t2vcli.atomic import open_folder, sync_folder, take_name
 from t2vcli.errors import ExistsError, OutputError, UsageError
 from t2vcli.video.ffmpeg import shown
@@ -134,9 +134,8 @@ def check_parent(path: Path, folder: Path) -> None:
     try:
         is_folder = stat.S_ISDIR(os.stat(folder).st_mode)
     except FileNotFoundError:
-        raise OutputError(
-            f"the folder {shown(folder)} does not exist; create it with `mkdir -p {shlex.quote(shown(folder))}`"
-        ) from None
+        make = shell.command("mkdir", "-p", shell.as_path(folder))
+        raise OutputError(f"the folder {shown(folder)} does not exist; create it with `{make}`") from None
     except (OSError, ValueError) as error:
         refuse(path, error)
     if not is_folder:

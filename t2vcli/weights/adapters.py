@@ -14,6 +14,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
 from typing import Any, NoReturn
 
+from t2vcli import shell
 from t2vcli.errors import InputError, ModelError, UsageError
 from t2vcli.hashes import sha256
 from t2vcli.loras import Asked, parse
@@ -177,6 +178,10 @@ class Remote:
         at = f"@{self.revision}" if self.revision else ""
         return f"{self.repository}{at}{'/' + self.inside if self.inside else ''}"
 
+    @property
+    def pull_command(self) -> str:
+        return shell.command("t2v", "pull", str(self))
+
     def used(self, names: Collection[str]) -> list[str]:
         """Returns which of the repository's files are the LoRA, its settings among them. Raises InputError."""
         if self.inside in names:
@@ -221,7 +226,7 @@ def _cached(hub: Hub, remote: Remote) -> Place | None:
         if size != listed[name]:
             raise ModelError(
                 f"{path} is truncated or damaged (it has {size:,} bytes of {listed[name]:,});"
-                f" `t2v pull {remote}` downloads it again"
+                f" `{remote.pull_command}` downloads it again"
             )
     return Place([snapshot / name for name in used if not name.endswith(SETTINGS)], commit)
 
@@ -256,7 +261,7 @@ def pull(
     except GivenUp as error:
         raise ModelError(f"the LoRA {remote} is not in the cache and could not be downloaded ({error})") from None
     used = remote.used(listing.files)
-    fetched = fetch(hub, listing, used, again=f"t2v pull {remote}", say=say, on_check=on_check, on_download=on_download)
+    fetched = fetch(hub, listing, used, again=remote.pull_command, say=say, on_check=on_check, on_download=on_download)
     return Place([fetched.folder / name for name in used if not name.endswith(SETTINGS)], listing.commit), fetched
 
 

@@ -8,12 +8,12 @@ from __future__ import annotations
 
 import hashlib
 import os
-import shlex
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
 from typing import Any
 
+from t2vcli import shell
 from t2vcli.errors import ModelError, UsageError
 from t2vcli.paths import expanded
 from t2vcli.sizes import bytes_text
@@ -437,9 +437,9 @@ def pull_command(repository: str, *, revision: str | None, variant: str | None) 
     for preset in list_presets()[0]:
         values = preset.values
         if (values.get("model"), values.get("revision"), values.get("variant") or None) == wanted:
-            return f"t2v pull {shlex.quote(preset.name)}"
+            return shell.command("t2v", "pull", preset.name)
     flags = [("--revision", revision), ("--variant", variant)]
-    return shlex.join(["t2v", "pull", repository, *(word for flag, value in flags if value for word in (flag, value))])
+    return shell.command("t2v", "pull", repository, *(each for flag, value in flags if value for each in (flag, value)))
 
 
 def client_is_offline() -> bool:
