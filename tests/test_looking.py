@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import tracemalloc
 from collections.abc import Iterator, Sequence
 from fractions import Fraction
@@ -18,6 +19,7 @@ from PIL import Image
 import t2vcli
 from t2vcli.galleries import beside, sheets
 from t2vcli.galleries.beside import LEAST_WIDTH, compare
+from t2vcli.galleries.sheets import free_name
 from t2vcli.galleries.together import opened_together
 from t2vcli.report import Silent
 from t2vcli.video import Frame
@@ -386,6 +388,13 @@ def test_variants_are_laid_out_in_a_sheet_which_the_same_command_makes_anew(plac
     assert t2v(*command, "-q").code == 0
     assert (place / "a-red-boat-sheet.png").read_bytes() == kept
     assert (place / "a-red-boat-sheet-2.png").read_bytes() == by_hand.read_bytes()
+
+
+def test_what_has_a_sheets_name_and_is_none_is_left_alone(place: Path) -> None:
+    os.mkfifo("boat-sheet.png")
+    Path("boat-sheet-2.png").mkdir()
+    Path("boat-sheet-3.png").write_bytes(b"no picture")
+    assert free_name([Path("boat.mp4")]) == (Path("boat-sheet-4.png"), False)
 
 
 def test_one_clip_has_a_sheet_too_and_an_upscale(place: Path) -> None:

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
 import struct
 import zlib
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 
 from t2vcli.errors import InputError
+from t2vcli.strangers import UnreadableError, open_regular
 from t2vcli.video import Frame
 from t2vcli.video.ffmpeg import MAX_PIXELS, shown
 
@@ -87,11 +90,8 @@ def common_size(pictures: list[Path]) -> tuple[int, int, bool]:
 
 def pixel_format_of(path: Path, *, transparent: bool) -> str:
     """Returns what a PNG's pixels are, by ffmpeg's name; `transparent` if any of its clip's are. Raises InputError."""
-    try:
-        with Image.open(path, formats=["PNG"]) as image:
-            return "rgba" if transparent else _PIXEL_FORMATS.get(image.mode, "rgb24")
-    except _DAMAGE as error:
-        raise _refused(path, error) from None
+    with _opened(path) as image:
+        return "rgba" if transparent else _PIXEL_FORMATS.get(image.mode, "rgb24")
 
 
 _PIXEL_FORMATS = {"1": "monob", "L": "gray", "P": "pal8", "I": "gray16be", "I;16": "gray16be", "I;16B": "gray16be"}
@@ -99,11 +99,8 @@ _PIXEL_FORMATS = {"1": "monob", "L": "gray", "P": "pal8", "I": "gray16be", "I;16
 
 def picture_tags(path: Path) -> dict[str, str]:
     """Returns the texts that stand in a PNG before its pixels, by their keywords. Raises InputError if it is damaged."""
-    try:
-        with Image.open(path, formats=["PNG"]) as image:
-            return {str(key): str(value) for key, value in image.info.items() if isinstance(value, str)}
-    except _DAMAGE as error:
-        raise _refused(path, error) from None
+    with _opened(path) as image:
+        return {str(key): str(value) for key, value in image.info.items() if isinstance(value, str)}
 
 
 def read_picture(path: Path) -> Frame:
@@ -111,11 +108,8 @@ def read_picture(path: Path) -> Frame:
 
     Raises InputError if it is damaged.
     """
-    try:
-        with Image.open(path, formats=["PNG"]) as image:
-            return _rgb(ImageOps.exif_transpose(image))
-    except _DAMAGE as error:
-        raise _refused(path, error) from None
+    with _opened(path) as image:
+        return _rgb(ImageOps.exif_transpose(image))
 
 
 def _rgb(image: Image.Image) -> Frame:
@@ -129,17 +123,24 @@ def _rgb(image: Image.Image) -> Frame:
 
 
 def _header(path: Path) -> tuple[int, int, bool]:
-    try:
-        with Image.open(path, formats=["PNG"]) as image:
-            width, height = image.size
-            if image.getexif().get(0x0112, 1) in (5, 6, 7, 8):  # turned by a quarter
-                width, height = height, width
-            transparent = image.has_transparency_data
-    except _DAMAGE as error:
-        raise _refused(path, error) from None
+    with _opened(path) as image:
+        width, height = image.size
+        if image.getexif().get(0x0112, 1) in (5, 6, 7, 8):  # turned by a quarter
+            width, height = height, width
+        transparent = image.has_transparency_data
     if width * height > MAX_PIXELS:
         raise InputError(f"{shown(path)} is {width}x{height} pixels; the most is {MAX_PIXELS:,} in all")
     return width, height, transparent
+
+
+@contextlib.contextmanager
+def _opened(path: Path) -> Iterator[Image.Image]:
+    """Yields a PNG, of which only the header is read by then. Raises InputError if it is none, is damaged, or no file."""
+    try:
+        with open_regular(path) as file, Image.open(file, formats=["PNG"]) as image:
+            yield image
+    except (UnreadableError, *_DAMAGE) as error:
+        raise _refused(path, error) from None
 
 
 def _refused(path: Path, error: BaseException) -> InputError:
