@@ -120,6 +120,21 @@ def test_pull_takes_a_lora_by_its_repository_and_a_preset_with_its_own(server: l
     assert "LoRA yhzhai/mcm/laion is here; nothing was downloaded or verified" in offline.stderr
 
 
+def test_pull_takes_a_lora_at_a_revision_or_says_why_not(server: loopback.Hub) -> None:
+    for name, revision in ((f"{MCM}/anime", server.commit(MCM)), (STYLE, server.commit(STYLE))):
+        answer = json.loads(t2v("pull", name, "--revision", revision, "--json", "--quiet").stdout)
+        assert answer["revision"] == revision
+    assert "no revision nowhere" in sentence(t2v("pull", f"{MCM}/anime", "--revision", "nowhere", "-q"))
+    for name, more, said in (
+        (f"{MCM}/anime", ("--variant", "fp16"), "--variant fp16 has no effect on the LoRA"),
+        (f"{MCM}@main/anime", ("--revision", "v1"), "name a revision each"),
+        (f"{MCM}/anime", ("--revision", "refs/pr/1"), "has a slash"),
+    ):
+        refused = t2v("pull", name, *more, "--quiet")
+        assert refused.code == 2
+        assert said in sentence(refused)
+
+
 def test_pull_says_that_a_repository_holds_neither(server: loopback.Hub) -> None:
     assert "holds no LoRA" in sentence(t2v("pull", MCM, "--quiet"))
     assert "a LoRA goes with --lora" in sentence(t2v("pull", STYLE, "--variant", "fp16", "--quiet"))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import time
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -13,12 +14,14 @@ from t2vcli.cli import completing
 from t2vcli.cli import options as opt
 from t2vcli.cli.console import result_json, result_path
 from t2vcli.cli.progress import choose_report, clock
+from t2vcli.errors import UsageError
 from t2vcli.report import Report, counted, told_in_megabytes
 
 if TYPE_CHECKING:
     from t2vcli.loras import Asked
     from t2vcli.weights.adapters import Place
     from t2vcli.weights.download import Fetched
+    from t2vcli.weights.models import Pulled
 
 
 def pull(
@@ -48,59 +51,107 @@ def pull(
 
     An interrupted download goes on when the command is given again. The model's folder is printed on stdout.
     """
-    from t2vcli.loras import Asked
-    from t2vcli.paths import expanded_model
-    from t2vcli.presets import SUFFIXES, load_preset
-    from t2vcli.weights.adapters import on_the_hub
-    from t2vcli.weights.models import NoModelError, is_repository_id, pull_model
+    from t2vcli.weights.models import NoModelError
 
-    name = expanded_model(name)
-    model, download_bytes, loras, pulled = name, None, [], None
+    wanted = _meant_by(name, revision, variant)
+    pulled: Pulled | None = None
     with choose_report(quiet=quiet) as report:
-        inside = name.count("/") > 1 or "@" in name
-        if inside and not name.endswith(SUFFIXES) and not os.path.exists(name):
-            loras = [Asked(name)]
-        else:
-            if name.endswith(SUFFIXES) or not is_repository_id(name):
-                preset = load_preset(name)
-                model, download_bytes = str(preset.values["model"]), preset.download_bytes
-                loras = [asked for _, asked in on_the_hub(preset.values.get("lora", ()))]
-                if revision is None:
-                    revision = preset.values.get("revision")
-                if variant is None:
-                    variant = preset.values.get("variant")
-            started_s = time.monotonic()
-            report.stage("ask")
+        if wanted.model is not None:
             try:
-                pulled = pull_model(
-                    model,
-                    revision=revision,
-                    variant=variant or None,
-                    offline=offline,
-                    download_bytes=download_bytes,
-                    on_check=told_in_megabytes(report, "check"),
-                    on_download=told_in_megabytes(report, "download"),
-                    say=report.say,
-                )
-                report.say(_told(model, pulled.fetched, started_s))
+                pulled = _pull_model(wanted.model, wanted, offline=offline, report=report)
             except NoModelError:
-                if model != name or variant:
+                if wanted.of_preset or wanted.variant:
                     raise
-                at = f"@{revision}" if revision else ""
-                loras = [Asked(f"{name}{at}")]
-        found = [_pull_lora(asked, offline=offline, report=report) for asked in loras]
+                wanted = _Wanted(loras=(_lora_named(wanted.model, revision, None),))
+        found = [_pull_lora(asked, offline=offline, report=report) for asked in wanted.loras]
     in_json = [
         {"path": str(_folder(place)), "lora": asked.place, "revision": place.commit, **_files(fetched)}
-        for asked, (place, fetched) in zip(loras, found, strict=True)
+        for asked, (place, fetched) in zip(wanted.loras, found, strict=True)
     ]
     if not as_json:
         result_path(pulled.folder if pulled else _folder(found[0][0]))
     elif pulled is None:
         result_json(in_json[0])
     else:
-        of_model = {"model": model, "revision": pulled.files.revision, "variant": pulled.files.variant}
+        of_model = {"model": wanted.model, "revision": pulled.files.revision, "variant": pulled.files.variant}
         answer = {"path": str(pulled.folder), **of_model, **_files(pulled.fetched)}
         result_json(answer | ({"loras": in_json} if in_json else {}))
+
+
+@dataclass(frozen=True)
+class _Wanted:
+    """What a name means: a model, or LoRAs, or the model of a preset and its LoRAs."""
+
+    model: str | None = None
+    revision: str | None = None
+    variant: str | None = None
+    download_bytes: int | None = None
+    loras: tuple[Asked, ...] = ()
+    of_preset: bool = False
+
+
+def _meant_by(name: str, revision: str | None, variant: str | None) -> _Wanted:
+    """Returns what a name means: a place in a repository, a preset, else a repository or folder. Raises UsageError, InputError."""
+    from t2vcli.paths import expanded_model
+    from t2vcli.presets import SUFFIXES, load_preset
+    from t2vcli.weights.adapters import on_the_hub
+    from t2vcli.weights.models import is_repository_id
+
+    name = expanded_model(name)
+    is_file = name.endswith(SUFFIXES)
+    if (name.count("/") > 1 or "@" in name) and not is_file and not os.path.exists(name):
+        return _Wanted(loras=(_lora_named(name, revision, variant),))
+    if is_repository_id(name) and not is_file:
+        return _Wanted(name, revision, variant)
+    preset = load_preset(name)
+    return _Wanted(
+        str(preset.values["model"]),
+        preset.values.get("revision") if revision is None else revision,
+        preset.values.get("variant") if variant is None else variant,
+        preset.download_bytes,
+        tuple(asked for _, asked in on_the_hub(preset.values.get("lora", ()))),
+        of_preset=True,
+    )
+
+
+def _lora_named(name: str, revision: str | None, variant: str | None) -> Asked:
+    """Returns a LoRA on the hub, at a revision if one is given. Raises UsageError, InputError."""
+    from t2vcli.loras import Asked
+    from t2vcli.weights.adapters import Remote
+
+    if variant:
+        raise UsageError(f"--variant {variant} has no effect on the LoRA {name}; leave it out")
+    asked = Asked(name)
+    if revision is None:
+        return asked
+    remote = Remote.of(asked)
+    if remote.revision is not None:
+        raise UsageError(f"--revision {revision} and {name} name a revision each; give one of them")
+    if "/" in revision:
+        raise UsageError(
+            f"--revision {revision} of a LoRA has a slash, which stands for a folder there; give the commit"
+        )
+    return Asked(str(replace(remote, revision=revision)))
+
+
+def _pull_model(model: str, wanted: _Wanted, *, offline: bool, report: Report) -> Pulled:
+    """Downloads a model. Raises T2VError."""
+    from t2vcli.weights.models import pull_model
+
+    started_s = time.monotonic()
+    report.stage("ask")
+    pulled = pull_model(
+        model,
+        revision=wanted.revision,
+        variant=wanted.variant or None,
+        offline=offline,
+        download_bytes=wanted.download_bytes,
+        on_check=told_in_megabytes(report, "check"),
+        on_download=told_in_megabytes(report, "download"),
+        say=report.say,
+    )
+    report.say(_told(model, pulled.fetched, started_s))
+    return pulled
 
 
 def _folder(place: Place) -> Path:
