@@ -51,10 +51,8 @@ COMMANDS = {
         "info:info",
         "Print what a video is, and the recipe inside it if t2v made it; of an unfinished run, how far it is.",
     ),
-    "sheet": Entry(
-        "looking:sheet", "Lay the frames of a clip out in one PNG, or of several clips a labelled row each."
-    ),
-    "compare": Entry("looking:compare", "Put clips side by side into one video, each with a label."),
+    "sheet": Entry("sheet:sheet", "Lay the frames of a clip out in one PNG, or of several clips a labelled row each."),
+    "compare": Entry("compare:compare", "Put clips side by side into one video, each with a label."),
     "gallery": Entry(
         "gallery:gallery", "Write one HTML page to look at many clips: play, search, sort, filter, compare, copy."
     ),
