@@ -29,9 +29,10 @@ def measured(arguments: argparse.Namespace, number: int, frames_to: Path) -> dic
     from t2vcli.jobs.around import Around
     from t2vcli.jobs.attempt import Attempts
     from t2vcli.jobs.models import Models
-    from t2vcli.jobs.prepare import encode_words, prepare
+    from t2vcli.jobs.prepare import prepare
     from t2vcli.jobs.sample import decoded_frames, denoised_latents
     from t2vcli.jobs.stages import latent_shape
+    from t2vcli.jobs.words import encode_words
     from t2vcli.planning.plan import candidates
     from t2vcli.planning.shape import runs_both_halves, shape_of
     from t2vcli.planning.windows import UNDIVIDED

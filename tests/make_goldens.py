@@ -34,8 +34,9 @@ from t2vcli.engine.schedule import laid_out
 from t2vcli.jobs.around import Around
 from t2vcli.jobs.attempt import Attempts
 from t2vcli.jobs.models import Models, parts_of_diffusers
-from t2vcli.jobs.prepare import Prepared, encode_words, prepare
+from t2vcli.jobs.prepare import Prepared, prepare
 from t2vcli.jobs.sample import decoded_frames, denoised_latents
+from t2vcli.jobs.words import encode_words
 from t2vcli.planning.shape import runs_both_halves
 from t2vcli.presets import Preset
 from t2vcli.report import Silent

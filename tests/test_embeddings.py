@@ -25,7 +25,8 @@ from t2vcli.engine.prompt import encode_tokens, tokenize
 from t2vcli.engine.text_encoder import CLIPText
 from t2vcli.engine.tokenizer import Tokenizer
 from t2vcli.errors import InputError, UsageError
-from t2vcli.jobs.prepare import encode_words, prepare
+from t2vcli.jobs.prepare import prepare
+from t2vcli.jobs.words import encode_words
 from t2vcli.report import Silent
 from t2vcli.video.reader import read_frames, read_metadata
 from t2vcli.weights.models import files_in_folder

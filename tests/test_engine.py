@@ -35,8 +35,9 @@ from t2vcli.engine.schedule import check_steps
 from t2vcli.errors import NonFiniteError, UsageError
 from t2vcli.jobs.around import Around
 from t2vcli.jobs.attempt import Attempts
-from t2vcli.jobs.prepare import Prepared, encode_words
+from t2vcli.jobs.prepare import Prepared
 from t2vcli.jobs.sample import decoded_frames, denoised_latents
+from t2vcli.jobs.words import encode_words
 from t2vcli.planning.plan import MemoryPlan, legal_forward_chunks
 from t2vcli.report import Silent
 from t2vcli.request import GenerateRequest

@@ -28,7 +28,8 @@ from t2vcli.engine.layerwise.unet import LayerwiseUNet
 from t2vcli.engine.loading import make_scheduler
 from t2vcli.engine.schedule import AYS, check_steps, evenly, laid_out, set_timesteps
 from t2vcli.errors import ModelError, UsageError
-from t2vcli.jobs.prepare import encode_words, prepare
+from t2vcli.jobs.prepare import prepare
+from t2vcli.jobs.words import encode_words
 from t2vcli.planning.outlook import outlook_for
 from t2vcli.presets import Preset, load_preset
 from t2vcli.report import Silent

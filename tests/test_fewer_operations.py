@@ -22,8 +22,8 @@ from t2vcli.engine.reuse import full_steps, places_of
 from t2vcli.engine.schedule import laid_out
 from t2vcli.errors import UsageError
 from t2vcli.jobs.around import Around, Seen
-from t2vcli.jobs.prepare import encode_words
 from t2vcli.jobs.sample import denoised_latents
+from t2vcli.jobs.words import encode_words
 from t2vcli.planning.forecast import cached_bytes, configs_of, table_forecast
 from t2vcli.planning.shape import Shape, runs_both_halves
 from t2vcli.planning.windows import UNDIVIDED, Axis, Division

@@ -20,7 +20,8 @@ from t2vcli.engine.loading import load_tokenizer
 from t2vcli.engine.prompt import TextsOverTime, Tokens, encode_tokens, tokenize
 from t2vcli.engine.tokenizer import Tokenizer
 from t2vcli.errors import UsageError
-from t2vcli.jobs.prepare import encode_words, prepare
+from t2vcli.jobs.prepare import prepare
+from t2vcli.jobs.words import encode_words
 from t2vcli.report import Silent
 from t2vcli.weights.models import files_in_folder
 

@@ -27,7 +27,7 @@ from t2vcli.engine.layerwise.unet import LayerwiseUNet
 from t2vcli.engine.prompt import TextsOverTime
 from t2vcli.errors import Interrupted, UsageError
 from t2vcli.jobs.around import Around, Seen
-from t2vcli.jobs.prepare import encode_words
+from t2vcli.jobs.words import encode_words
 from t2vcli.planning.windows import UNDIVIDED, Division
 from t2vcli.report import Silent
 from t2vcli.stopping import Stop

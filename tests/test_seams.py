@@ -24,8 +24,8 @@ from t2vcli.engine.wrapping import Spot
 from t2vcli.errors import Interrupted
 from t2vcli.jobs.around import Around, Seen
 from t2vcli.jobs.keep import identity_of
-from t2vcli.jobs.prepare import encode_words
 from t2vcli.jobs.sample import denoised_latents
+from t2vcli.jobs.words import encode_words
 from t2vcli.planning.windows import UNDIVIDED, Axis, Division
 from t2vcli.report import Silent
 from t2vcli.request import GenerateRequest

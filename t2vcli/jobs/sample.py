@@ -31,7 +31,8 @@ from t2vcli.errors import Interrupted, OutputError
 from t2vcli.jobs.around import Around, Seen
 from t2vcli.jobs.attempt import Attempts
 from t2vcli.jobs.keep import Keeper
-from t2vcli.jobs.prepare import Prepared, encode_words
+from t2vcli.jobs.prepare import Prepared
+from t2vcli.jobs.words import encode_words
 from t2vcli.metadata import comment_for, made_by_model_alone
 from t2vcli.planning.shape import runs_both_halves
 from t2vcli.planning.windows import UNDIVIDED, Division
