@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from t2vcli.paths import expanded
+from t2vcli.paths import each_located, expanded
 from t2vcli.prompts import check_text
 
 SUFFIXES = (".pt", ".bin", ".safetensors", ".pth", ".ckpt")
@@ -70,15 +70,12 @@ def located(written: Sequence[str]) -> list[str]:
 
     Raises UsageError for an address, or for `~` without a home.
     """
-    found = []
-    for text in written:
-        try:
-            asked = parse(text)
-        except ValueError:
-            found.append(text)
-            continue
-        found.append(str(Asked(os.path.abspath(expanded(asked.place)), asked.name)))
-    return found
+
+    def in_full(text: str) -> str:
+        asked = parse(text)
+        return str(Asked(os.path.abspath(expanded(asked.place)), asked.name))
+
+    return each_located(written, in_full)
 
 
 def path_of(text: str) -> Path:

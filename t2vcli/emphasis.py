@@ -17,7 +17,7 @@ STEP = 1.1
 MOST = 10.0
 MAX_NESTED = 50
 
-_NUMBER = r"[+-]?(?:(?:[0-9]+\.?[0-9]*|\.[0-9]+)(?:e[+-]?[0-9]+)?|nan|inf(?:inity)?)"
+_NUMBER = r"[+-]?(?:(?:[0-9]+(?:\.[0-9]*)?|\.[0-9]+)(?:e[+-]?[0-9]+)?|nan|inf(?:inity)?)"
 _PIECE = re.compile(
     rf"\\(?P<literal>[()\[\]\\])|:\s*(?P<number>{_NUMBER})\s*\)|(?P<bracket>[()\[\]])|(?P<text>[^\\()\[\]:]+|.)",
     re.IGNORECASE | re.DOTALL,

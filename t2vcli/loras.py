@@ -15,14 +15,14 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from t2vcli.paths import expanded
+from t2vcli.paths import each_located, expanded
 
 MAX_SCALE = 100
 MAX_LORAS = 32
 MAX_PLACE = 4096  # characters
 
 _NUMBER = re.compile(
-    r"[+-]?(?:[0-9]+\.?[0-9]*|\.[0-9]+)(?:[eE][+-]?[0-9]{1,4})?|[+-]?(?:nan|inf|infinity)", re.IGNORECASE
+    r"[+-]?(?:[0-9]+(?:\.[0-9]*)?|\.[0-9]+)(?:[eE][+-]?[0-9]{1,4})?|[+-]?(?:nan|inf|infinity)", re.IGNORECASE
 )
 
 
@@ -88,17 +88,13 @@ def located(written: Sequence[str], base: Path | None = None) -> list[str]:
     `~` is the home folder, and what begins with ./ or ../ is in `base`, where that is given. What cannot be parsed is
     returned as it is. Raises UsageError for an address, or for `~` without a home.
     """
-    found = []
-    for text in written:
-        try:
-            asked = parse(text)
-        except ValueError:
-            found.append(text)
-            continue
+
+    def in_full(text: str) -> str:
+        asked = parse(text)
         path = expanded(asked.place)
         if base is not None and asked.place.startswith(("./", "../")):
             path = base / path
-        if asked.place.startswith(("~", ".", "/")) or os.path.lexists(path):
-            text = str(Asked(os.path.abspath(path), asked.scale))
-        found.append(text)
-    return found
+        here = asked.place.startswith(("~", ".", "/")) or os.path.lexists(path)
+        return str(Asked(os.path.abspath(path), asked.scale)) if here else text
+
+    return each_located(written, in_full)

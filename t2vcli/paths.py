@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from t2vcli.errors import UsageError
@@ -49,6 +51,16 @@ def expanded_model(name: str) -> str:
     """Returns the name of a model's repository, or the path of its folder as `expanded`. Raises UsageError as that does."""
     path = expanded(name)
     return str(path) if name.startswith("~") else name
+
+
+def each_located(written: Sequence[str], locate: Callable[[str], str]) -> list[str]:
+    """Returns what `locate` makes of each text; one that it raises ValueError for as it is, for others to refuse."""
+    found = []
+    for text in written:
+        with contextlib.suppress(ValueError):
+            text = locate(text)
+        found.append(text)
+    return found
 
 
 def _instead_of(address: str) -> str:

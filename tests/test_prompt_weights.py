@@ -279,3 +279,9 @@ def test_yaml_and_python_may_say_on_and_off(written: Any, wanted: str) -> None:
 
 def test_a_hostile_prompt_is_read_in_no_time() -> None:
     assert weighted("[a" * 20 + "b(c)" * 4500, "on") is not None
+    assert weighted("(red:" + "1" * 300_000 + "x)", "auto") is None
+
+
+def test_a_break_in_very_long_space_is_found_in_no_time(tokenizer: Tokenizer) -> None:
+    wanted = tokenize(tokenizer, "a red BREAK boat", long=True)
+    assert tokenize(tokenizer, "a red" + " " * 300_000 + "BREAK boat", long=True).same_as(wanted)

@@ -64,7 +64,7 @@ def from_text(name: str, text: str) -> object:
         return _SWITCH[text.lower()]
     if int in kinds and re.fullmatch(r"[+-]?[0-9]{1,19}", text):
         return int(text)
-    if float in kinds and re.fullmatch(r"[+-]?(?:[0-9]+\.?[0-9]*|\.[0-9]+)(?:[eE][+-]?[0-9]{1,9})?", text):
+    if float in kinds and re.fullmatch(r"[+-]?(?:[0-9]+(?:\.[0-9]*)?|\.[0-9]+)(?:[eE][+-]?[0-9]{1,9})?", text):
         return float(text)
     return text
 

@@ -104,7 +104,7 @@ def tokenize(
         for number, piece in enumerate(_BREAK.split(part.text) if long else [part.text]):
             if number:
                 sections.append([])
-            sections[-1] += _units(tokenizer, piece, part.weight, named, vectors)
+            sections[-1] += _units(tokenizer, piece.strip() if long else piece, part.weight, named, vectors)
     chunks, left = _packed(sections, limit)
     if not long:
         left = [unit for chunk in chunks[1:] for unit in chunk] + left
@@ -132,7 +132,7 @@ def tokenize(
     )
 
 
-_BREAK = re.compile(r"\s*\bBREAK\b\s*")
+_BREAK = re.compile(r"\bBREAK\b")
 
 
 def finder(words: Iterable[str]) -> re.Pattern[str] | None:
