@@ -14,6 +14,7 @@ import torch
 from commandline import sentence, t2v
 from lora_files import factors_for, loaded, modules_of, with_loras, write_diffusers, write_peft
 from make_goldens import generate_request, prepared_model
+from safetensors.torch import save_file
 from torch import nn
 
 import t2vcli
@@ -272,6 +273,8 @@ def test_a_lora_is_written_in_one_way() -> None:
     assert asked("owner/name:0.50") == asked("owner/name:5e-1") == ("owner/name:0.5",)
     assert asked("owner/name:-2") == ("owner/name:-2",)
     assert asked("a:7:1") == ("a:7:1",)
+    with pytest.raises(UsageError, match="must be a file, a folder or a repository"):  # and at once
+        asked("owner/name:" + "1" * 300_000 + "x")
 
 
 def test_the_command_line_in_a_recipe_names_each_lora(few_layers: Path, loras: Path, tmp_path: Path) -> None:
@@ -360,3 +363,17 @@ def test_the_plan_tells_what_the_merging_takes(few_layers: Path, loras: Path) ->
     plan = replace(prepared.plan, device="cuda")
     with_them = replace(prepared.files, adapters=with_loras(few_layers, str(boat)).adapters)
     assert host_bytes(plan, with_them) == host_bytes(plan, prepared.files) + boat.stat().st_size + 2 * 4 * 32 * 64 * 9
+
+
+def test_a_lora_that_no_library_reads_is_no_bug_with_the_embedded_model_either(tmp_path: Path) -> None:
+    torch.save([torch.ones(2, 2, device="meta")] * 2, tmp_path / "no-numbers.pt")
+    torch.save([torch.ones(1, 1).expand(10**7, 10**7)] * 2, tmp_path / "vast.pt")
+    folder = tmp_path / "settings"
+    folder.mkdir()
+    factors = {f"base_model.model.x.lora_{each}.weight": torch.ones(2, 2) for each in "AB"}
+    save_file(factors, folder / "adapter_model.safetensors")
+    (folder / "adapter_config.json").write_text('{"lora_alpha": 1, "alpha_pattern": [1]}')
+    for name, code in (("no-numbers.pt", 5), ("vast.pt", 7), ("settings", 5)):
+        done = t2v("generate", "a boat", "-p", "demo", "--lora", tmp_path / name, "-q", "-o", tmp_path / "o.mp4")
+        assert done.code == code, done.stderr
+        assert f"the LoRA {tmp_path / name}" in sentence(done)

@@ -39,7 +39,7 @@ from t2vcli.errors import ModelError, OutOfMemoryError, T2VError
 from t2vcli.limits import refuse_limit
 from t2vcli.quiet import keep_quiet
 from t2vcli.schedulers import SCHEDULERS
-from t2vcli.weights.models import ModelFiles
+from t2vcli.weights.models import Adapter, ModelFiles
 
 if TYPE_CHECKING:
     from diffusers import AutoencoderKL, UNet3DConditionModel
@@ -73,9 +73,24 @@ def vae_scale(vae_config: dict[str, Any]) -> int:
 
 @contextlib.contextmanager
 def reading(what: str, files: ModelFiles) -> Iterator[None]:
-    """Makes whatever goes wrong inside an error of the model: a stranger's files may make any library raise anything.
+    """Makes whatever goes wrong inside an error of the model. Of the embedded one it would be a bug."""
+    if files.is_embedded:
+        yield
+        return
+    with _reading_a_strangers(what, f"{files.remedy}, or check --model and --variant"):
+        yield
 
-    Of the embedded model it would be a bug, and memory that runs out is that.
+
+def _reading_lora(adapter: Adapter) -> contextlib.AbstractContextManager[None]:
+    """Makes whatever goes wrong inside an error of the LoRA: a stranger's file, whatever the model is."""
+    return _reading_a_strangers(f"the LoRA {adapter.path}", "get the file again, or check --lora")
+
+
+@contextlib.contextmanager
+def _reading_a_strangers(what: str, way_out: str) -> Iterator[None]:
+    """Makes whatever goes wrong inside a ModelError: a stranger's files may make any library raise anything.
+
+    Memory that runs out is that.
     """
     try:
         yield
@@ -85,17 +100,13 @@ def reading(what: str, files: ModelFiles) -> Iterator[None]:
         # The tokenizers library is written in Rust, and its panics are no Exceptions.
         if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
             raise
-        if files.is_embedded:
-            raise
         from t2vcli.engine.memory import memory_shortage
 
         short = memory_shortage(error)
         if short:
             raise OutOfMemoryError(f"memory ran out while {what} was read ({short})") from None
         refuse_limit(error)
-        raise ModelError(
-            f"{what} cannot be loaded ({_first_line(error)}); {files.remedy}, or check --model and --variant"
-        ) from None
+        raise ModelError(f"{what} cannot be loaded ({_first_line(error)}); {way_out}") from None
 
 
 def _first_line(error: BaseException) -> str:
@@ -178,7 +189,7 @@ def with_condition(files: ModelFiles) -> ModelFiles:
     layers = sum(not layer.is_embedding for layer in places.layers["unet"])
     channels = config.get("block_out_channels", [0])[0]
     for adapter in files.adapters:
-        with reading(f"the LoRA {adapter.path}", replace(files, remedy=LORA_AGAIN)):
+        with _reading_lora(adapter):
             width = condition_width(read_pairs(adapter), layers, channels)
         if width is not None:
             unet = {**config, "time_cond_proj_dim": width}
@@ -196,12 +207,9 @@ def check_loras(files: ModelFiles) -> list[Fitted]:
 def _loras(files: ModelFiles, parts: Mapping[str, nn.Module]) -> list[Fitted]:
     found = []
     for adapter in files.adapters:
-        with reading(f"the LoRA {adapter.path}", replace(files, remedy=LORA_AGAIN)):
+        with _reading_lora(adapter):
             found.append(fitted(adapter, parts, files.source))
     return found
-
-
-LORA_AGAIN = "get the file again"
 
 
 # Building the parts. The settings that make them what they are; all else in a config is not for us.

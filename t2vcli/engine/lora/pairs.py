@@ -178,7 +178,7 @@ def _checked(adapter: Adapter, name: str, up: torch.Tensor, down: torch.Tensor, 
             raise ModelError(
                 f"{adapter.path} has a rank of 0 for {shown}, or no matrix: {list(up.shape)} and {list(down.shape)}"
             )
-        if not torch.isfinite(tensor).all():
+        if not torch.isfinite(tensor.float() if tensor.itemsize == 1 else tensor).all():
             raise ModelError(f"{adapter.path} holds values for {shown} that are not finite (nan or inf): it is damaged")
     return Pair(name, up, down, 1.0 if factor is None else factor)
 
