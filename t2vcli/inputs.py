@@ -5,6 +5,7 @@ A clip is of what was in them, not of where they lay: by their hashes it is told
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import hashlib
 import os
@@ -14,6 +15,7 @@ from typing import Any
 
 from t2vcli import embeddings
 from t2vcli.errors import InputError
+from t2vcli.limits import refuse_limit
 from t2vcli.request import TRAITS, Request, flag_name
 from t2vcli.strangers import UnreadableError, open_regular, read_bytes
 
@@ -32,14 +34,25 @@ def files_of(request: Request) -> Iterator[tuple[str, Path]]:
 
 
 def check_there(request: Request) -> None:
-    """Raises InputError, naming the option, for one that is no file."""
+    """Raises InputError, naming the option, for one that is no file, or is larger than its kind ever is."""
     for name, path in files_of(request):
-        try:
-            open_regular(path).close()
-        except FileNotFoundError:
-            raise InputError(f"{flag_name(name)}: there is no file {path}") from None
-        except UnreadableError as error:
-            raise InputError(f"{flag_name(name)} {path} cannot be read: {error}") from None
+        with told(name, path), open_regular(path) as file:
+            if name == "embedding" and os.fstat(file.fileno()).st_size > MAX_EMBEDDING_BYTES:
+                raise UnreadableError(f"it has more than {MAX_EMBEDDING_BYTES >> 20} MiB")
+
+
+@contextlib.contextmanager
+def told(name: str, path: Path) -> Iterator[None]:
+    """Makes why the file of a field cannot be opened or read inside an InputError, which names the option."""
+    try:
+        yield
+    except FileNotFoundError:
+        raise InputError(f"{flag_name(name)}: there is no file {path}") from None
+    except UnreadableError as error:
+        raise InputError(f"{flag_name(name)} {path} cannot be read: {error}") from None
+    except OSError as error:
+        refuse_limit(error)
+        raise InputError(f"{flag_name(name)} {path} cannot be read: {error.strerror}") from None
 
 
 def described(request: Request) -> dict[str, Any]:
@@ -49,11 +62,11 @@ def described(request: Request) -> dict[str, Any]:
     """
     found: dict[str, Any] = {}
     for name, path in files_of(request):
-        told = {"name": path.name, "sha256": _sha256_of(request, name, path)}
+        entry = {"name": path.name, "sha256": _sha256_of(request, name, path)}
         if isinstance(getattr(request, name), tuple):
-            found.setdefault(name, []).append(told)
+            found.setdefault(name, []).append(entry)
         else:
-            found[name] = told
+            found[name] = entry
     return {"files": found} if found else {}
 
 
@@ -67,31 +80,25 @@ def saved_by(request: Request) -> Iterator[tuple[str, Path]]:
 
 def are_in(recipe: object, request: Request) -> bool:
     """Returns whether what a recipe keeps of a stage's files is what is in those of a request now."""
-    told = recipe.get("files") if isinstance(recipe, Mapping) else None
-    return bool(told == described(request).get("files"))
+    kept = recipe.get("files") if isinstance(recipe, Mapping) else None
+    return bool(kept == described(request).get("files"))
 
 
 def read(name: str, path: Path, limit: int) -> bytes:
     """Returns the content of the file of a field. Raises InputError."""
-    try:
+    with told(name, path):
         return read_bytes(path, limit)
-    except FileNotFoundError:
-        raise InputError(f"{flag_name(name)}: there is no file {path}") from None
-    except UnreadableError as error:
-        raise InputError(f"{flag_name(name)} {path} cannot be read: {error}") from None
 
 
 def _sha256_of(request: Request, name: str, path: Path) -> str:
     check_there(request)
-    try:
+    with told(name, path):
         found = os.stat(path)
-        return _sha256(str(path), found.st_size, found.st_mtime_ns, found.st_ino)
-    except OSError as error:
-        raise InputError(f"{flag_name(name)} {path} cannot be read ({error.strerror})") from None
+        return _sha256(path, found.st_size, found.st_mtime_ns, found.st_ino)
 
 
 @functools.lru_cache(maxsize=1000)
-def _sha256(path: str, size: int, mtime_ns: int, inode: int) -> str:
+def _sha256(path: Path, size: int, mtime_ns: int, inode: int) -> str:
     """Returns the hash of a file as it was then; asked again for each job of a list."""
-    with open(path, "rb") as file:
+    with open_regular(path) as file:
         return hashlib.file_digest(file, "sha256").hexdigest()

@@ -10,8 +10,9 @@ import errno
 import json
 import os
 import stat
+from io import BufferedReader
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 _KINDS = (
     (stat.S_ISDIR, "a folder"),
@@ -27,7 +28,7 @@ class UnreadableError(Exception):
     """Why a file cannot be used, as what follows "FILE cannot be read: ". The caller makes it an error of its kind."""
 
 
-def open_regular(path: Path, *, follow_links: bool = True) -> IO[bytes]:
+def open_regular(path: Path, *, follow_links: bool = True) -> BufferedReader:
     """Returns the file, open for reading. Raises FileNotFoundError, or UnreadableError if it is no regular file.
 
     Without `follow_links` a link is refused, also one to a regular file: for folders in which others may place links.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import pickle
 import re
 from collections.abc import Callable
@@ -318,6 +319,9 @@ def _bad(folder: Path) -> dict[str, tuple[Path, str]]:
     for protocol in (2, 4):
         (folder / f"hostile{protocol}.pt").write_bytes(pickle.dumps({"string_to_param": {"*": Hostile()}}, protocol))
     (folder / "folder.pt").mkdir()
+    endless = folder / "endless.pt"
+    endless.touch()
+    os.truncate(endless, 2**43)
     return {
         "of SD 1.x": (
             write_a1111(folder / "sd1.pt", vectors(2, 768)),
@@ -342,6 +346,12 @@ def _bad(folder: Path) -> dict[str, tuple[Path, str]]:
         "hostile, newer": (folder / "hostile4.pt", "such a file is read only as far as it holds tensors"),
         "not there": (folder / "gone.pt", "there is no file"),
         "a folder": (folder / "folder.pt", "it is a folder, not a file"),
+        "no numbers": (
+            saved("meta.pt", {"string_to_param": {"*": vectors(1).to("meta")}}),
+            "is no file of learned words that can be read",
+        ),
+        "sparse": (saved("sparse.pt", {"a": vectors(2).to_sparse()}), "is no file of learned words that can be read"),
+        "without an end": (endless, "it has more than 64 MiB"),
     }
 
 
@@ -365,6 +375,9 @@ def _bad(folder: Path) -> dict[str, tuple[Path, str]]:
         "hostile, newer",
         "not there",
         "a folder",
+        "no numbers",
+        "sparse",
+        "without an end",
     ],
 )
 def test_a_file_that_is_none_is_one_sentence(kind: str, few_layers: Path, tmp_path: Path) -> None:

@@ -146,6 +146,7 @@ def _files(folder: Path) -> dict[str, Path]:
         "two out of order": {"prompt_embeds": torch.randn(2, 77, 32), "prompt_frames": torch.tensor([2, 0])},
         "two negatives": {"negative_prompt_embeds": torch.randn(2, 77, 32)},
         "few tokens": {"prompt_embeds": torch.randn(1, 50, 32)},
+        "too many tokens": {"prompt_embeds": torch.randn(1, 771, 32)},
     }
     for name, content in contents.items():
         save_file(content, folder / f"{name}.safetensors")
@@ -172,6 +173,7 @@ def _files(folder: Path) -> dict[str, Path]:
         ("--prompt-embeds", "two without frames", 4, "it has 2 prompts; of more than one, 'prompt_frames' must say"),
         ("--prompt-embeds", "two out of order", 4, "must say the frames, rising"),
         ("--prompt-embeds", "few tokens", 2, "the prompt has 50 tokens and the negative prompt 77"),
+        ("--prompt-embeds", "too many tokens", 4, "has 771 tokens; the most is 770"),
         ("--negative-prompt-embeds", "two negatives", 4, "it has 2 prompts, and a clip has one negative"),
         ("--negative-prompt-embeds", "noise", 4, "is of the shape (1, 4, 3, 4, 4)"),
     ],
@@ -218,7 +220,7 @@ def test_flags_that_make_no_sense_are_refused(
 def test_any_name_of_an_only_tensor_will_do(tmp_path: Path) -> None:
     files = _files(tmp_path)
     assert torch.equal(read_noise(files["another name"], NOISE), load_file(files["another name"])["x"])
-    features, at = read_prompt(files["features"], 32)
+    features, at = read_prompt(files["features"], 32, 770)
     assert (features.shape, at) == ((1, 77, 32), (0,))
 
 

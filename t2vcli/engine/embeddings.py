@@ -9,20 +9,21 @@ A stranger's file is read only as far as it holds tensors and plain values.
 
 from __future__ import annotations
 
+import contextlib
 import io
 import pickle
 import warnings
 import zipfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 import safetensors.torch
 import torch
 
 from t2vcli import embeddings, inputs
 from t2vcli.engine.tensors import refused_by_the_unpickler
-from t2vcli.errors import InputError
+from t2vcli.errors import InputError, T2VError
+from t2vcli.limits import refuse_limit
 
 _UNREADABLE = "is no file of learned words that can be read"
 
@@ -33,7 +34,8 @@ def read_embeddings(written: Sequence[str], *, width: int, most: int) -> dict[st
     for text in written:
         asked = embeddings.parse(text)
         path = Path(asked.place)
-        held = read_embedding(path)
+        with _reading(path):
+            held = read_embedding(path)
         if asked.name in held:
             held = {str(asked.name): held[str(asked.name)]}
         if len(held) > 1:
@@ -45,20 +47,21 @@ def read_embeddings(written: Sequence[str], *, width: int, most: int) -> dict[st
             embeddings.check_name(name)
         except ValueError as error:
             raise InputError(f"{path} {error}; give another, as in {path.name}:name") from None
-        vectors = vectors[None] if vectors.ndim == 1 else vectors
-        _check(path, vectors, width=width, most=most)
+        with _reading(path):
+            vectors = _checked(path, vectors, width=width, most=most)
         if name.lower() in map(str.lower, found):
             raise InputError(
                 f"{path} has the name {name!r}, and so has another; give one of them a name, as in FILE:name2"
             )
-        found[name] = vectors.detach().float()
+        found[name] = vectors
     return found
 
 
 def read_embedding(path: Path) -> dict[str, torch.Tensor]:
-    """Returns the vectors in a file, (n, D) or (D,), by the names that it has for them. Raises InputError."""
+    """Returns the vectors in a file, (n, D) or (D,), by its names for them. Raises InputError, and whatever a library does."""
     content = inputs.read("embedding", path, inputs.MAX_EMBEDDING_BYTES)
-    held = _safetensors(path, content) if path.suffix.lower() == ".safetensors" else _unpickled(path, content)
+    is_plain = path.suffix.lower() == ".safetensors"
+    held: object = safetensors.torch.load(content) if is_plain else _unpickled(path, content)
     if not isinstance(held, Mapping):
         raise InputError(f"{path} {_UNREADABLE}: it holds no names")
     if {"clip_l", "clip_g"} & set(held):
@@ -76,7 +79,9 @@ def read_embedding(path: Path) -> dict[str, torch.Tensor]:
     return vectors
 
 
-def _check(path: Path, vectors: torch.Tensor, *, width: int, most: int) -> None:
+def _checked(path: Path, vectors: torch.Tensor, *, width: int, most: int) -> torch.Tensor:
+    """Returns the vectors (n, `width`) in float32. Raises InputError for what is none."""
+    vectors = vectors[None] if vectors.ndim == 1 else vectors
     shape = tuple(vectors.shape)
     if vectors.ndim != 2 or not vectors.is_floating_point() or not len(vectors):
         raise InputError(f"{path} {_UNREADABLE}: it holds numbers of the shape {shape}, and not (vectors, width)")
@@ -89,8 +94,10 @@ def _check(path: Path, vectors: torch.Tensor, *, width: int, most: int) -> None:
         )
     if len(vectors) > most:
         raise InputError(f"{path} has {len(vectors):,} vectors, and a prompt has room for {most} tokens")
+    vectors = vectors.detach().float()
     if not torch.isfinite(vectors).all():
         raise InputError(f"{path} holds NaN or infinity")
+    return vectors
 
 
 def _tensor_in(held: object) -> object:
@@ -103,26 +110,29 @@ def _tensor_in(held: object) -> object:
     return None
 
 
-def _safetensors(path: Path, content: bytes) -> object:
-    try:
-        return safetensors.torch.load(content)
-    except Exception as error:  # of Rust, and of whatever a damaged header leads to
-        raise InputError(f"{path} {_UNREADABLE} ({_short(error)})") from None
-
-
 def _unpickled(path: Path, content: bytes) -> object:
+    if zipfile.is_zipfile(io.BytesIO(content)):
+        with zipfile.ZipFile(io.BytesIO(content)) as archive:
+            if sum(each.file_size for each in archive.infolist()) > inputs.MAX_EMBEDDING_BYTES:
+                raise InputError(f"{path} {_UNREADABLE}: it would unpack to more than it may be long")
+    # Older files of A1111 hold this one module; only what it keeps is looked at, none of its functions is called.
+    with torch.serialization.safe_globals([torch.nn.ParameterDict]), warnings.catch_warnings(action="ignore"):
+        held: object = torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
+    return held
+
+
+@contextlib.contextmanager
+def _reading(path: Path) -> Iterator[None]:
+    """Makes whatever goes wrong inside an InputError: a stranger's file may make any library raise anything.
+
+    Also a tensor that is one: it may be without numbers, or with attributes in place of its functions.
+    """
     try:
-        if zipfile.is_zipfile(io.BytesIO(content)):
-            with zipfile.ZipFile(io.BytesIO(content)) as archive:
-                if sum(each.file_size for each in archive.infolist()) > inputs.MAX_EMBEDDING_BYTES:
-                    raise InputError(f"{path} {_UNREADABLE}: it would unpack to more than it may be long")
-        # Older files of A1111 hold this one module; only what it keeps is looked at, none of its functions is called.
-        with torch.serialization.safe_globals([torch.nn.ParameterDict]), warnings.catch_warnings(action="ignore"):
-            held: Any = torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
-        return held
-    except InputError:
+        yield
+    except T2VError:
         raise
     except Exception as error:
+        refuse_limit(error)
         refused = refused_by_the_unpickler(error)
         if refused or isinstance(error, pickle.UnpicklingError):
             holds = f"holds {refused:.80}" if refused else "is damaged, or holds more than tensors"

@@ -60,7 +60,7 @@ def words_of(
     _check_clip_skip(request, files)
     vectors = _learned_words(request, files, tokenizer, report)
     known = request.known_frames if isinstance(request, GenerateRequest) else 0
-    brought = _brought(request, files, known, report)
+    brought = _brought(request, files, known, MOST_CHUNKS * tokenizer.model_max_length, report)
     prompt, *later, negative = _tokens_of(request, files, tokenizer, vectors, brought, report, strict)
     over_time = [(known, prompt)]
     over_time += [(known + frame, each) for (frame, _), each in zip(texts_at(request.prompt_at), later, strict=True)]
@@ -86,17 +86,17 @@ def _learned_words(request: Request, files: ModelFiles, tokenizer: Tokenizer, re
     return vectors
 
 
-def _brought(request: Request, files: ModelFiles, known: int, report: Report) -> Brought:
-    """Returns the features that a request brings. Raises InputError for those that are none of this model's."""
+def _brought(request: Request, files: ModelFiles, known: int, most: int, report: Report) -> Brought:
+    """Returns the features that a request brings, of at most `most` tokens. Raises InputError for those that do not fit."""
     width = files.config("unet").get("cross_attention_dim", 1024)
     prompt, negative = None, None
     at: tuple[int, ...] = ()
     if request.prompt_embeds is not None:
-        prompt, at = read_prompt(Path(request.prompt_embeds), width)
+        prompt, at = read_prompt(Path(request.prompt_embeds), width, most)
         if request.prompt:
             report.say(f"the model is given {request.prompt_embeds}; the words of the prompt name the clip")
     if request.negative_prompt_embeds is not None:
-        negative = read_negative(Path(request.negative_prompt_embeds), width)
+        negative = read_negative(Path(request.negative_prompt_embeds), width, most)
         if not runs_both_halves(request, files.config("unet")):
             report.warn("--negative-prompt-embeds has no effect: this clip is made without a negative half")
     return Brought(prompt, tuple(known + frame for frame in at), negative)
