@@ -19,7 +19,7 @@ import t2vcli
 from t2vcli.asking.job import Job
 from t2vcli.asking.work import work_for
 from t2vcli.engine.exchange import read_noise, read_prompt
-from t2vcli.errors import Interrupted, UsageError
+from t2vcli.errors import ExistsError, Interrupted, UsageError
 from t2vcli.jobs.around import Around, Seen
 from t2vcli.jobs.prepare import prepare
 from t2vcli.jobs.run import resume
@@ -103,6 +103,35 @@ def test_a_run_that_is_taken_up_saves_what_it_was_asked_to(few_layers: Path, tmp
     resume(tmp_path / "out.mp4.t2v-run")
     assert torch.equal(load_file(saved["save_latents"])["latents"], our_latents(generate_request(few_layers)))
     assert load_file(saved["save_embeds"])["prompt_embeds"].shape == (1, 77, 32)
+
+
+@pytest.mark.parametrize("upscale", [None, "demo-XL"])
+def test_a_run_that_is_beyond_its_prompts_saves_their_features_too(upscale: str | None, tmp_path: Path) -> None:
+    def made(stop: Stop | None, **saved: str) -> None:
+        job = {"prompt": "a boat", "preset": "demo", "frames": 2, "steps": 2, "seed": 1, "device": "cpu", **saved}
+        if upscale:
+            job |= {"upscale": upscale}
+        work = work_for(Job.read({**job, "output": str(tmp_path / "out.mp4")}))
+        seen: list[Seen] = []
+
+        def watch(now: object) -> None:
+            if isinstance(now, Seen):
+                seen.append(now)
+                if stop is not None and len(seen) == 3 - (upscale is None):
+                    stop.ask()
+
+        run_work(work, around=Around(stop=stop or Stop(), watch=watch))
+
+    other = tmp_path / "other.safetensors"
+    other.write_bytes(b"of something else")
+    with pytest.raises(Interrupted):
+        made(Stop())
+    for name in ("save_embeds", "save_latents"):
+        with pytest.raises(ExistsError, match=f"other.safetensors exists already; .* with --{name.replace('_', '-')}"):
+            made(None, **{name: str(other)})
+    assert other.read_bytes() == b"of something else"
+    made(None, save_embeds=str(tmp_path / "e.safetensors"))
+    assert load_file(tmp_path / "e.safetensors")["prompt_embeds"].ndim == 3
 
 
 def test_two_stages_take_and_save_each_its_own(tmp_path: Path) -> None:
@@ -201,7 +230,11 @@ def test_a_file_that_does_not_fit_is_one_sentence(
         (["--prompt-embeds", "features.safetensors", "--prompt-at", "2:a ball"], "those of --prompt-at too"),
         (["--save-latents", "x.safetensors", "--save-embeds", "x.safetensors"], "are the same file; name another"),
         (["--latents", "noise.safetensors", "--save-latents", "noise.safetensors"], "is also read; write to another"),
-        (["--save-latents", "noise.safetensors"], "exists already"),
+        (["--lora", "noise.safetensors", "--save-latents", "noise.safetensors", "--overwrite"], "is also read; write"),
+        (
+            ["--save-latents", "noise.safetensors"],
+            "exists already; add --overwrite to replace it, or choose another path with --save-latents",
+        ),
         (["--save-latents", "nowhere/x.safetensors"], "there is no folder"),
     ],
 )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from fractions import Fraction
@@ -11,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from t2vcli import inputs, runs
 from t2vcli.asking.job import Command, Job
 from t2vcli.errors import OutputError, UsageError
+from t2vcli.loras import parse
 from t2vcli.planning.windows import division_for
 from t2vcli.request import Request, flag_name
 
@@ -202,15 +204,17 @@ def _check_saved(work: Work, *, overwrite: bool) -> None:
     from t2vcli.video.files import check_target
 
     read = [path for stage in work.stages for _, path in inputs.files_of(stage.request)]
+    read += [Path(parse(lora).place) for stage in work.stages for lora in stage.request.lora]
     saved = [each for stage in work.stages for each in inputs.saved_by(stage.request)]
+    places = [os.path.realpath(path) for _, path in saved]
     for name, path in saved:
-        if path in read:
+        if path.exists() and any(each.exists() and path.samefile(each) for each in read):
             raise UsageError(f"{flag_name(name)} {path} is also read; write to another file")
-        if [each for _, each in saved].count(path) > 1:
+        if places.count(os.path.realpath(path)) > 1:
             raise UsageError(f"{' and '.join(flag_name(each) for each, _ in saved)} are the same file; name another")
         if not path.parent.is_dir():
             raise OutputError(f"{flag_name(name)} {path}: there is no folder {path.parent}; make it first")
-        check_target(path, overwrite=overwrite)
+        check_target(path, overwrite=overwrite, option=flag_name(name))
 
 
 def planned(work: Work, forecast_of: ForecastOf | None = None) -> list[Outlook]:

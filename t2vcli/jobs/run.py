@@ -214,7 +214,7 @@ def _made_and_written(work: Work, prepared: Sequence[Prepared], policy: Policy, 
         latents = {LATENTS: made.latents}
         if len(work.stages) == 1:
             latents[NOISE] = noise_begun_with(work.last, made.latents.shape, last.division)
-        save(Path(work.last.save_latents), latents)
+        save("save_latents", Path(work.last.save_latents), latents, overwrite=policy.overwrite)
 
     # 5. Latents to a video
     known = first.known_frames if isinstance(first, GenerateRequest) else 0

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from fractions import Fraction
@@ -38,8 +39,10 @@ from t2vcli.planning.shape import runs_both_halves
 from t2vcli.planning.windows import UNDIVIDED, Division
 from t2vcli.record import HowItWent
 from t2vcli.report import Report
-from t2vcli.request import GenerateRequest, Request, UpscaleRequest
+from t2vcli.request import GenerateRequest, Request, UpscaleRequest, flag_name
+from t2vcli.strangers import UnreadableError, read_bytes
 from t2vcli.video.along import Along
+from t2vcli.video.files import refuse_existing
 from t2vcli.video.marking import CHANGED_BY_MODEL, MADE_BY_MODEL
 from t2vcli.video.writer import write_video as write_file
 
@@ -65,17 +68,7 @@ def made_latents(
     """
     # 3. Words to conditioning, and what the command begins with
     around.report.stage("encode", frames_to_encode)
-    embeds = attempts.run(
-        "encoding the prompt",
-        lambda placed: encode_words(
-            placed,
-            prepared,
-            guided=runs_both_halves(request, prepared.files.config("unet")),
-            clip_skip=request.clip_skip,
-        ),
-    )
-    if request.save_embeds is not None:
-        save(Path(request.save_embeds), _as_tensors(embeds, request))
+    embeds = conditioning(attempts, prepared, request, overwrite=kept.policy.overwrite)
     generator = make_generator(request.seed)
     scheduler = attempts.run(
         "preparing the schedule", lambda placed: laid_out(request, prepared.files, prepared.plan.device)
@@ -96,6 +89,22 @@ def made_latents(
     )
 
 
+def conditioning(attempts: Attempts, prepared: Prepared, request: Request, *, overwrite: bool) -> Words:
+    """Returns the features of a request's words, and writes them into a file, too, if it is to."""
+    embeds = attempts.run(
+        "encoding the prompt",
+        lambda placed: encode_words(
+            placed,
+            prepared,
+            guided=runs_both_halves(request, prepared.files.config("unet")),
+            clip_skip=request.clip_skip,
+        ),
+    )
+    if request.save_embeds is not None:
+        save("save_embeds", Path(request.save_embeds), _as_tensors(embeds, request), overwrite=overwrite)
+    return embeds
+
+
 def _on_device(attempts: Attempts, state: KeptState) -> DenoiseState:
     return attempts.run("bringing the kept state to the device", lambda placed: state.on(attempts.plan.device))
 
@@ -110,12 +119,23 @@ def _as_tensors(words: Words, request: Request) -> dict[str, torch.Tensor]:
     return {PROMPT: features[-1], FRAMES: torch.tensor([frame - known for frame in words.at]), **negative}
 
 
-def save(path: Path, tensors: Mapping[str, torch.Tensor]) -> None:
-    """Writes tensors into a file, whole or not at all. Raises OutputError."""
+def save(field: str, path: Path, tensors: Mapping[str, torch.Tensor], *, overwrite: bool) -> None:
+    """Writes tensors into the file of a request's field, whole or not at all.
+
+    What an earlier process of the run has written stays. Raises OutputError, without `overwrite` also for any other file.
+    """
+    content = as_file(tensors)
     try:
-        write_whole(path, lambda file: file.write(as_file(tensors)))
+        if not overwrite:
+            with contextlib.suppress(FileNotFoundError):
+                if read_bytes(path, len(content)) != content:
+                    refuse_existing(path, flag_name(field))
+                return
+        write_whole(path, lambda file: file.write(content))
+    except UnreadableError:
+        refuse_existing(path, flag_name(field))
     except OSError as error:
-        raise OutputError(f"{path} cannot be written ({error.strerror})") from None
+        raise OutputError(f"{flag_name(field)} {path} cannot be written ({error.strerror})") from None
 
 
 def noise_begun_with(request: Request, shape: Sequence[int], division: Division) -> torch.Tensor:

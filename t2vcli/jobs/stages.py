@@ -18,9 +18,9 @@ from t2vcli.jobs.around import Around
 from t2vcli.jobs.attempt import Attempts
 from t2vcli.jobs.keep import Keeper
 from t2vcli.jobs.prepare import Prepared
-from t2vcli.jobs.sample import first_noise, made_latents
+from t2vcli.jobs.sample import conditioning, first_noise, made_latents
 from t2vcli.report import Report
-from t2vcli.request import GenerateRequest, UpscaleRequest
+from t2vcli.request import GenerateRequest, Request, UpscaleRequest
 
 
 @dataclass(frozen=True)
@@ -45,7 +45,7 @@ def from_prompt(
     placed = around.models.take(prepared, report)
     attempts = Attempts(placed, prepared.plan, prepared.below, report, kept.notes, on_less=around.models.forget_decided)
     if latents is not None:
-        return Made(latents, attempts)
+        return _made_before(latents, attempts, prepared, request, kept)
     state = kept.state()
     known = None
     if extended is not None:
@@ -68,6 +68,13 @@ def from_prompt(
         return attempts.run("drawing the noise", draw, generator=generator)
 
     latents = made_latents(attempts, prepared, request, noise, state=state, known=known, kept=kept, around=around)
+    return Made(latents, attempts)
+
+
+def _made_before(latents: torch.Tensor, attempts: Attempts, prepared: Prepared, request: Request, kept: Keeper) -> Made:
+    """Returns what an earlier process has made, with the features that this one is asked to write."""
+    if request.save_embeds is not None:
+        conditioning(attempts, prepared, request, overwrite=kept.policy.overwrite)
     return Made(latents, attempts)
 
 
@@ -105,7 +112,7 @@ def from_video(
     placed = around.models.take(prepared, report, shared)
     attempts = Attempts(placed, prepared.plan, prepared.below, report, kept.notes, on_less=around.models.forget_decided)
     if latents is not None:
-        return Made(latents, attempts)
+        return _made_before(latents, attempts, prepared, request, kept)
 
     def noisy(scheduler: Any, generator: torch.Generator) -> DenoiseState:
         assert origin is not None

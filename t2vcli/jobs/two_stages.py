@@ -18,10 +18,11 @@ from t2vcli.engine.decode import decode_latents
 from t2vcli.engine.memory import PlacedModel, cast, lent
 from t2vcli.errors import InputError, NonFiniteError
 from t2vcli.jobs.around import Around
+from t2vcli.jobs.attempt import Attempts
 from t2vcli.jobs.keep import Keeper, with_kept_plan
 from t2vcli.jobs.models import parts_of_diffusers
 from t2vcli.jobs.prepare import Prepared
-from t2vcli.jobs.sample import how_it_went, write_video
+from t2vcli.jobs.sample import conditioning, how_it_went, write_video
 from t2vcli.jobs.stages import Made, Origin, ReadFrames, from_prompt, from_video
 from t2vcli.planning.plan import MemoryPlan
 from t2vcli.report import Report
@@ -98,8 +99,11 @@ def in_two_stages(
     assert isinstance(request, GenerateRequest)
     assert isinstance(upscale, UpscaleRequest)
     told = kept.draft.went.told()
+    begun = False
 
     def begin() -> Origin:
+        nonlocal begun
+        begun = True
         own = kept.draft
         made = from_prompt(request, with_kept_plan(prepared[0], own.went.plan), kept=own, around=around)
         told.update(how_it_went(made.attempts))
@@ -120,7 +124,14 @@ def in_two_stages(
             shared,
         )
 
-    return from_video(upscale, prepared[1], begin, kept=kept, around=around), told
+    made = from_video(upscale, prepared[1], begin, kept=kept, around=around)
+    if request.save_embeds is not None and not begun:
+        # The first stage is behind, and whether an earlier process was asked to write them is not known.
+        placed = around.models.take(prepared[0], report)
+        attempts = Attempts(placed, prepared[0].plan, prepared[0].below, report)
+        conditioning(attempts, prepared[0], request, overwrite=policy.overwrite)
+        placed.release()
+    return made, told
 
 
 def parts_in_common(work: Work, prepared: Sequence[Prepared]) -> list[str]:

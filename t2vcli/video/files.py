@@ -142,8 +142,8 @@ def check_parent(path: Path, folder: Path) -> None:
         raise OutputError(f"{shown(folder)} is not a folder; choose another path with -o")
 
 
-def check_target(path: Path, *, overwrite: bool) -> None:
-    """Raises OutputError if `path` is there and may not be replaced, or could not even be looked at."""
+def check_target(path: Path, *, overwrite: bool, option: str = "-o") -> None:
+    """Raises OutputError if `path`, given with `option`, is there and may not be replaced, or could not even be looked at."""
     try:
         found = os.lstat(path)
         is_folder = path.is_dir()
@@ -152,11 +152,11 @@ def check_target(path: Path, *, overwrite: bool) -> None:
     except (OSError, ValueError) as error:
         refuse(path, error)
     if is_folder:
-        raise OutputError(f"{shown(path)} is a folder; choose a file name with -o")
+        raise OutputError(f"{shown(path)} is a folder; choose a file name with {option}")
     if not (stat.S_ISREG(found.st_mode) or stat.S_ISLNK(found.st_mode)):
-        raise OutputError(f"{shown(path)} is not a regular file; choose another path with -o")
+        raise OutputError(f"{shown(path)} is not a regular file; choose another path with {option}")
     if not overwrite:
-        refuse_existing(path)
+        refuse_existing(path, option)
 
 
 def refuse_input_as_output(place: Path, source: Path) -> None:
@@ -224,7 +224,7 @@ def refuse(path: Path, error: OSError | ValueError) -> NoReturn:
     raise OutputError(message) from None
 
 
-def refuse_existing(path: Path) -> NoReturn:
+def refuse_existing(path: Path, option: str = "-o") -> NoReturn:
     raise ExistsError(
-        f"{shown(path)} exists already; add --overwrite to replace it, or choose another path with -o"
+        f"{shown(path)} exists already; add --overwrite to replace it, or choose another path with {option}"
     ) from None
