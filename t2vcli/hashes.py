@@ -6,6 +6,7 @@ What is remembered lies in the user's cache; without one, or with a damaged one,
 from __future__ import annotations
 
 import contextlib
+import errno
 import hashlib
 import json
 import os
@@ -14,7 +15,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from t2vcli.atomic import write_whole
-from t2vcli.strangers import UnreadableError, read_json
+from t2vcli.strangers import UnreadableError, open_regular, read_json
 
 MAX_BYTES = 4 * 2**20
 MAX_FILES = 4096
@@ -25,8 +26,15 @@ YOUNG_S = 3.0
 
 
 def sha256(path: Path, *, on_read: Callable[[Path, int], object] = lambda path, size: None) -> str:
-    """Returns the sha256 of a file, in hex. `on_read` is called before a large file is read. Raises OSError."""
-    with path.open("rb") as file:
+    """Returns the sha256 of a file, in hex. `on_read` is called before a large file is read.
+
+    Raises OSError, also for what is no regular file: a FIFO would be waited for.
+    """
+    try:
+        opened = open_regular(path)
+    except UnreadableError as error:
+        raise OSError(errno.EINVAL, str(error)) from None
+    with opened as file:
         found = os.fstat(file.fileno())
         key = [found.st_size, found.st_mtime_ns, found.st_ctime_ns, found.st_ino, found.st_dev]
         name = os.path.realpath(path)

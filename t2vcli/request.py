@@ -301,10 +301,10 @@ class Request(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
 
-    preset: Annotated[str, NAME]
-    model: Annotated[str, DRAFT]
-    revision: Annotated[str | None, DRAFT] = None
-    variant: Annotated[str | None, DRAFT] = None
+    preset: Annotated[Text, NAME]
+    model: Annotated[Text, DRAFT]
+    revision: Annotated[Text | None, DRAFT] = None
+    variant: Annotated[Text | None, DRAFT] = None
     lora: Annotated[
         tuple[str, ...], BeforeValidator(as_written), DRAFT
     ] = ()  # loras.py; added to the model in this order

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
@@ -630,6 +631,27 @@ def test_a_recipe_writes_no_file(name: str, place: Path) -> None:
     assert f"names a file to be written (--{name.replace('_', '-')} x.safetensors)" in sentence(refused)
     assert "it cannot be made again" in t2v("info", "boat.mp4").stdout
     assert contents(place) == before
+
+
+@pytest.mark.parametrize("value", ["\ud800", "a\0b"])
+@pytest.mark.parametrize("name", ["preset", "model", "revision", "variant"])
+def test_a_name_in_a_recipe_is_text(name: str, value: str) -> None:
+    recipe = recipe_of("generate", request_of(GenerateRequest, "demo", prompt="a boat"))
+    recipe["request"][name] = value
+    told("odd.mp4", recipe)
+    refused = t2v("generate", "--from", "odd.mp4", "-q")
+    assert refused.code == 4
+    assert f"{name} in the recipe in odd.mp4" in sentence(refused)
+
+
+def test_a_lora_that_is_a_fifo_is_not_waited_for() -> None:
+    os.mkfifo("style")
+    request = request_of(GenerateRequest, "demo", prompt="a boat", lora=(os.path.abspath("style"),))
+    adapters = [{"lora": 0, "name": "style", "sha256": "0" * 64}]
+    told("boat.mp4", recipe_of("generate", request, model={"adapters": adapters}))
+    refused = t2v("generate", "--from", "boat.mp4", "-q")
+    assert refused.code == 4
+    assert "holds another" in sentence(refused)
 
 
 @pytest.mark.parametrize("described", [
