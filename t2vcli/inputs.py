@@ -78,6 +78,13 @@ def saved_by(request: Request) -> Iterator[tuple[str, Path]]:
             yield name, Path(value)
 
 
+def saved_elsewhere(request: Request, folder: Path) -> Iterator[tuple[str, Path]]:
+    """Yields (field, path) of each that is not to be in a folder."""
+    for name, path in saved_by(request):
+        if os.path.abspath(path.parent) != os.path.abspath(folder):
+            yield name, path
+
+
 def are_in(recipe: object, request: Request) -> bool:
     """Returns whether what a recipe keeps of a stage's files is what is in those of a request now."""
     kept = recipe.get("files") if isinstance(recipe, Mapping) else None

@@ -19,7 +19,7 @@ import t2vcli
 from t2vcli.asking.job import Job
 from t2vcli.asking.work import work_for
 from t2vcli.engine.exchange import read_noise, read_prompt
-from t2vcli.errors import ExistsError, Interrupted, UsageError
+from t2vcli.errors import ExistsError, InputError, Interrupted, UsageError
 from t2vcli.jobs.around import Around, Seen
 from t2vcli.jobs.prepare import prepare
 from t2vcli.jobs.run import resume
@@ -103,6 +103,35 @@ def test_a_run_that_is_taken_up_saves_what_it_was_asked_to(few_layers: Path, tmp
     resume(tmp_path / "out.mp4.t2v-run")
     assert torch.equal(load_file(saved["save_latents"])["latents"], our_latents(generate_request(few_layers)))
     assert load_file(saved["save_embeds"])["prompt_embeds"].shape == (1, 77, 32)
+
+
+def test_a_record_names_no_file_elsewhere_that_is_then_written(few_layers: Path, tmp_path: Path) -> None:
+    (tmp_path / "there").mkdir()
+    elsewhere, stop = tmp_path / "there" / "l.safetensors", Stop()
+    work = work_of(generate_request(few_layers, save_latents=str(elsewhere)), tmp_path / "out.mp4")
+    with pytest.raises(Interrupted) as caught:
+        run_work(work, around=Around(stop=stop, watch=lambda seen: stop.ask() if isinstance(seen, Seen) else None))
+    assert "the same command goes on" in str(caught.value)
+    with pytest.raises(
+        InputError, match=r"has --save-latents .*, which is not beside the video; t2v resume writes nowhere"
+    ):
+        resume(tmp_path / "out.mp4.t2v-run")
+    assert not elsewhere.exists()
+    run_work(work)
+    assert elsewhere.exists()
+
+
+def test_what_is_saved_beside_a_run_that_was_moved_is_beside_it(few_layers: Path, tmp_path: Path) -> None:
+    work = work_of(generate_request(few_layers, save_latents=str(tmp_path / "l.safetensors")), tmp_path / "out.mp4")
+    stop = Stop()
+    with pytest.raises(Interrupted):
+        run_work(work, around=Around(stop=stop, watch=lambda seen: stop.ask() if isinstance(seen, Seen) else None))
+    moved = tmp_path / "moved"
+    moved.mkdir()
+    (tmp_path / "out.mp4.t2v-run").rename(moved / "out.mp4.t2v-run")
+    resume(moved / "out.mp4.t2v-run")
+    assert (moved / "l.safetensors").exists()
+    assert not (tmp_path / "l.safetensors").exists()
 
 
 @pytest.mark.parametrize("upscale", [None, "demo-XL"])

@@ -7,13 +7,13 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from t2vcli import runs
+from t2vcli import inputs, runs
 from t2vcli.asking.naming import draft_beside
 from t2vcli.asking.source import Source
 from t2vcli.asking.work import Stage, Work
 from t2vcli.errors import InputError, OutputError, UsageError
 from t2vcli.record import RunRecord
-from t2vcli.request import GenerateRequest, Request, UpscaleRequest, build_request
+from t2vcli.request import GenerateRequest, Request, UpscaleRequest, build_request, flag_name
 from t2vcli.video.ffmpeg import shown
 from t2vcli.video.formats import target_of
 
@@ -21,13 +21,14 @@ from t2vcli.video.formats import target_of
 def unfinished(folder: Path, record: RunRecord, *, output: Path | None = None) -> Work:
     """Returns the work of the unfinished run in `folder`, to its own output or to another.
 
-    Its draft is beside the output, wherever the run was moved to. Raises InputError for a record that is not sound, a
-    folder that was renamed, or an input that is not there any more.
+    Its draft, and what it writes beside the video, are beside the output, wherever the run was moved to. Raises InputError
+    for a record that is not sound, a folder that was renamed, or an input that is not there any more.
     """
     output = output or _output_of(folder, record)
     stages = [_request(folder, record.command, record.identity, record.how)]
     if "upscale" in record.identity:
         stages.append(_request(folder, "upscale", record.identity["upscale"], record.upscale_how))
+    stages = [_saving_beside(folder, request, record) for request in stages]
     first, source = stages[0], None
     if isinstance(first, UpscaleRequest):
         whole = Source.opened(_source_of(folder, record))
@@ -71,6 +72,20 @@ def _request(folder: Path, command: str, identity: object, how: object) -> Reque
     values: dict[str, Any] = {**decides, **how}
     with of_the_record(folder):
         return build_request(_KINDS[command], values, dict.fromkeys(values, shown(folder / runs.RECORD)))
+
+
+def _saving_beside(folder: Path, request: Request, record: RunRecord) -> Request:
+    """Returns the request with the files that it writes beside the folder, where they were beside the output.
+
+    A stranger's record is not obeyed: raises InputError for one that names another folder.
+    """
+    for name, path in inputs.saved_elsewhere(request, Path(record.output).parent):
+        raise InputError(
+            f"{shown(folder / runs.RECORD)} has {flag_name(name)} {shown(path)}, which is not beside the video; t2v resume"
+            " writes nowhere else, and the command that began the run goes on with it and writes it"
+        )
+    here = folder.absolute().parent
+    return request.model_copy(update={name: str(here / path.name) for name, path in inputs.saved_by(request)})
 
 
 def _output_of(folder: Path, record: RunRecord) -> Path:

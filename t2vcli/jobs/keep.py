@@ -164,8 +164,11 @@ class Keeper:
             return "the video is complete"
         if run is None or not run.holds_work:
             return "nothing was written"
-        resume = shell.command("t2v", "resume", shell.as_path(run.folder))
-        return f"what is done is kept in {shown(run.folder)}: the same command, or {resume}, goes on from there"
+        ways = ["the same command"]
+        beside = Path(self.book.record.output).parent
+        if not any(any(inputs.saved_elsewhere(stage.request, beside)) for stage in self.stages):
+            ways.append(f"or {shell.command('t2v', 'resume', shell.as_path(run.folder))},")
+        return f"what is done is kept in {shown(run.folder)}: {', '.join(ways)} goes on from there"
 
     def finished(self) -> None:
         """Removes what was kept: the video is verified."""
