@@ -139,6 +139,15 @@ def test_a_failed_job_lets_the_others_go_on_and_is_told_with_its_reason(tmp_path
     assert t2v("batch", "status", tmp_path / "out", "--verify").stdout == "2 done, 0 failed, 0 missing of 2\n"
 
 
+def test_a_line_that_is_left_out_is_told_quietly_too(tmp_path: Path) -> None:
+    (tmp_path / "jobs.txt").write_text("a boat --frames 2 --steps 2 --width 32 --height 32\na dog --stepz 3\n")
+    done = t2v("batch", tmp_path / "jobs.txt", "-o", tmp_path / "out", "-p", "demo", "--skip-invalid", "--quiet")
+    assert done.code == 3
+    mistake, end = done.stderr.splitlines()
+    assert mistake.endswith("jobs.txt:2: 'stepz' is no field of a job; did you mean 'steps'?")
+    assert end.startswith("t2v: 1 of 2 jobs failed")
+
+
 def test_status_sees_what_is_gone_or_damaged(made: tuple[Path, Path], tmp_path: Path) -> None:
     _, source = made
     for path in source.iterdir():

@@ -101,7 +101,7 @@ def run_batch(
         jobs, listed = read(source, settings, watch)
         afterwards.callback(jobs.close)
         for line in jobs.problems:
-            watch.say(line)
+            watch.mistake(line)
         return make_missing(jobs, folder, settings, listed, workers=workers, watch=watch, stop=stop)
 
 

@@ -256,7 +256,7 @@ def _end(tally: Tally) -> None:
         left = f", and {tally.left:,} were not begun (--fail-fast)" if tally.left else ""
         raise BatchError(
             f"{tally.failed:,} of {tally.total:,} jobs failed{left};"
-            " what is wrong with them is above and in the journal, and the same command tries them again"
+            " what is wrong with them is above or in the journal, and the same command tries them again"
         )
 
 

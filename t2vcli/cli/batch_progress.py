@@ -50,7 +50,7 @@ def as_json_line(job: Planned, record: Record | None) -> None:
 
 
 class Results(Unwatched):
-    """Prints each job's end on stdout, and nothing else: the display of `--quiet`."""
+    """Prints each job's end on stdout, and what is wrong with the list on stderr: the display of `--quiet`."""
 
     def __init__(self, printed: Printed = as_json_line) -> None:
         self._printed = printed
@@ -72,6 +72,9 @@ class Results(Unwatched):
 
     def skipped(self, job: Planned, tally: Tally) -> None:
         self._printed(job, None)
+
+    def mistake(self, line: str) -> None:
+        say(line)
 
 
 class PlainBatch(Results):
@@ -158,6 +161,9 @@ class LiveBatch(Results):
         self._tally = tally
         with self._aside():
             super().skipped(job, tally)
+
+    def mistake(self, line: str) -> None:
+        self.say(line)
 
     @contextlib.contextmanager
     def _aside(self) -> Iterator[None]:
