@@ -18,6 +18,7 @@ from t2vcli.errors import InputError
 from t2vcli.limits import refuse_limit
 from t2vcli.request import TRAITS, Request, flag_name
 from t2vcli.strangers import UnreadableError, open_regular, read_bytes
+from t2vcli.weights.weightfiles import wrong_in_safetensors
 
 MAX_EMBEDDING_BYTES = 64 * 2**20
 """Of a file of learned words: 75 of the widest have less than a megabyte."""
@@ -34,11 +35,15 @@ def files_of(request: Request) -> Iterator[tuple[str, Path]]:
 
 
 def check_there(request: Request) -> None:
-    """Raises InputError, naming the option, for one that is no file, or is larger than its kind ever is."""
+    """Raises InputError, naming the option, for one that is no file, or not as long as its kind or its header says."""
     for name, path in files_of(request):
         with told(name, path), open_regular(path) as file:
-            if name == "embedding" and os.fstat(file.fileno()).st_size > MAX_EMBEDDING_BYTES:
-                raise UnreadableError(f"it has more than {MAX_EMBEDDING_BYTES >> 20} MiB")
+            size = os.fstat(file.fileno()).st_size
+            if name == "embedding":
+                if size > MAX_EMBEDDING_BYTES:
+                    raise UnreadableError(f"it has more than {MAX_EMBEDDING_BYTES >> 20} MiB")
+            elif wrong := wrong_in_safetensors(file, size):
+                raise InputError(f"{flag_name(name)} {path} is no safetensors file, or a damaged one ({wrong})")
 
 
 @contextlib.contextmanager

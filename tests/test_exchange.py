@@ -322,3 +322,21 @@ def test_the_command_line_that_is_told_has_what_is_read_and_not_what_was_written
     commands = [json.dumps(each) for each in told]
     assert "--save-latents" not in commands[0]
     assert "--latents" in commands[1]
+
+
+@pytest.mark.parametrize("several", ["lines", "a sweep"])
+def test_two_jobs_of_a_list_cannot_save_into_one_file(several: str, tmp_path: Path) -> None:
+    job = {
+        "prompt": "a boat",
+        "preset": "demo",
+        "frames": 2,
+        "steps": 2,
+        "save_latents": str(tmp_path / "l.safetensors"),
+    }
+    jobs = [{**job, "count": 2}] if several == "a sweep" else [job, {**job, "prompt": "a ball"}]
+    listed = tmp_path / "jobs.jsonl"
+    listed.write_text("".join(json.dumps(each) + "\n" for each in jobs))
+    done = t2v("batch", listed, "-o", tmp_path / "out", "--overwrite")
+    assert done.code == 2, done.stderr
+    assert "l.safetensors would be written by another job, too" in done.stderr
+    assert not (tmp_path / "l.safetensors").exists()

@@ -36,7 +36,8 @@ class Decided:
 
     `identity` is all that decides the frames, as JSON values: two jobs of one identity make the same clip. Jobs of one
     `group` (model, shape) are best made one after the other. `cost` is for balance only, in any unit. `named` are the
-    values that a name may hold, and `check` raises T2VError for an output (a path below the folder) that cannot be.
+    values that a name may hold, `check` raises T2VError for an output (a path below the folder) that cannot be, and `saved`
+    are the paths of what is written beside it.
     """
 
     identity: Mapping[str, Any]
@@ -44,6 +45,7 @@ class Decided:
     cost: float
     named: Mapping[str, Any]
     check: Callable[[str], None] = lambda output: None
+    saved: tuple[str, ...] = ()
 
 
 Decide = Callable[[dict[str, Any]], Decided]
@@ -311,6 +313,11 @@ class _Reading:
         for what, value in (("the output", name), ("the id", job.id)):
             if not self._take(what, value):
                 raise UsageError(self._twice(what, value, entry.line))
+        for path in decided.saved:
+            if not self._take("the saved file", path):
+                raise UsageError(
+                    f"{path} would be written by another job, too; each that saves one needs a file of its own"
+                )
         return job, decided
 
     def _name(self, job: Planned, decided: Decided, own_id: str | None, output: str | None, ending: str) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -56,6 +57,7 @@ def decide(fields: dict[str, Any]) -> Decided:
         cost=float(cost),
         named={**first.model_dump(mode="json"), "command": work.command, "slug": slug(first.prompt) or "video"},
         check=check,
+        saved=tuple(os.path.realpath(path) for stage in work.stages for _, path in inputs.saved_by(stage.request)),
     )
 
 

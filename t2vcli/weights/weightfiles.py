@@ -134,7 +134,7 @@ def check_whole(path: Path, *, remedy: str = DOWNLOAD_AGAIN) -> None:
     try:
         with open_regular(path) as file:
             size = os.fstat(file.fileno()).st_size
-            said = _wrong_in_safetensors(file, size) if path.suffix == ".safetensors" else _wrong_in_bin(file, size)
+            said = wrong_in_safetensors(file, size) if path.suffix == ".safetensors" else _wrong_in_bin(file, size)
     except UnreadableError as error:
         raise ModelError(f"{path} cannot be read: {error}; {remedy}") from None
     except OSError as error:
@@ -143,7 +143,8 @@ def check_whole(path: Path, *, remedy: str = DOWNLOAD_AGAIN) -> None:
         raise ModelError(f"{path} is truncated or damaged ({said}); {remedy}")
 
 
-def _wrong_in_safetensors(file: IO[bytes], size: int) -> str | None:
+def wrong_in_safetensors(file: IO[bytes], size: int) -> str | None:
+    """Returns why an open file of this size is no whole safetensors file, None if it is one."""
     start = file.read(8)
     length = struct.unpack("<Q", start)[0] if len(start) == 8 else size
     try:
