@@ -18,14 +18,7 @@ ClipArg = Annotated[
 ]
 ToOpt = Annotated[
     Path,
-    typer.Option(
-        "--output",
-        "-o",
-        parser=expanded,
-        metavar="PATH",
-        help="What to write, by its extension: mp4, webm, mov, mkv, gif, webp, or folder/%04d.png for pictures.",
-        show_default=False,
-    ),
+    opt.to_write("What to write, by its extension: mp4, webm, mov, mkv, gif, webp, or folder/%04d.png for pictures."),
 ]
 
 

@@ -7,8 +7,8 @@ from typing import Annotated
 
 import typer
 
+from t2vcli.cli import options as opt
 from t2vcli.cli.console import result_json, result_path, say
-from t2vcli.cli.options import DebugOpt, JsonOpt
 from t2vcli.cli.progress import choose_report
 from t2vcli.paths import expanded
 
@@ -24,12 +24,8 @@ def gallery(
     ],
     output: Annotated[
         Path | None,
-        typer.Option(
-            "--output",
-            "-o",
-            parser=expanded,
-            metavar="PATH",
-            help="The page to write; FOLDER/gallery.html if not given. It plays the clips where they are: move both together.",
+        opt.to_write(
+            "The page to write; FOLDER/gallery.html if not given. It plays the clips where they are: move both together."
         ),
     ] = None,
     newest: Annotated[
@@ -40,8 +36,8 @@ def gallery(
         typer.Option("--overwrite", help="Replace an existing page; clips that it shows already are not read again."),
     ] = False,
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="No progress on stderr.")] = False,
-    as_json: JsonOpt = False,
-    debug: DebugOpt = False,
+    as_json: opt.JsonOpt = False,
+    debug: opt.DebugOpt = False,
 ) -> None:
     """Write one HTML page to look at many clips: play, search, sort, filter, compare, copy.
 

@@ -450,6 +450,13 @@ OutputOpt = Annotated[
     ),
 ]
 OverwriteOpt = Annotated[bool, typer.Option("--overwrite", help="Replace an existing output.", rich_help_panel=OUTPUT)]
+
+
+def to_write(text: str) -> Any:
+    """Returns --output of a command that writes one file, with what its help says."""
+    return typer.Option("--output", "-o", parser=expanded, metavar="PATH", help=text, show_default=False)
+
+
 NoResumeOpt = Annotated[
     bool,
     typer.Option("--no-resume", help="Keep nothing of an unfinished run, and take up none.", rich_help_panel=OUTPUT),

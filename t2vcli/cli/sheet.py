@@ -21,26 +21,21 @@ ClipsArg = Annotated[
         show_default=False,
     ),
 ]
-OverwriteOpt = Annotated[bool, typer.Option("--overwrite", help="Replace an existing PNG.")]
 
 
 def sheet(
     clips: ClipsArg,
     output: Annotated[
         Path | None,
-        typer.Option(
-            "--output",
-            "-o",
-            parser=expanded,
-            metavar="PATH",
-            help="The PNG to write; if not given, the clip's name with .png, or what the names of several begin with and"
-            " -sheet.png.",
+        opt.to_write(
+            "The PNG to write; if not given, the clip's name with .png, or what the names of several begin with and"
+            " -sheet.png."
         ),
     ] = None,
     columns: Annotated[int, typer.Option(help="Frames in a row.", min=1, max=64)] = 8,
     most: Annotated[int, typer.Option(help="Frames of a clip at the most, evenly picked.", min=1, max=1024)] = 16,
     scale: Annotated[int, typer.Option(help="Enlarge each pixel this many times.", min=1, max=16)] = 1,
-    overwrite: OverwriteOpt = False,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an existing PNG.")] = False,
     debug: opt.DebugOpt = False,
 ) -> None:
     """Lay the frames of a clip out in one PNG, or of several clips a labelled row each.
