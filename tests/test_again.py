@@ -644,14 +644,17 @@ def test_a_name_in_a_recipe_is_text(name: str, value: str) -> None:
     assert f"{name} in the recipe in odd.mp4" in sentence(refused)
 
 
-def test_a_lora_that_is_a_fifo_is_not_waited_for() -> None:
-    os.mkfifo("style")
-    request = request_of(GenerateRequest, "demo", prompt="a boat", lora=(os.path.abspath("style"),))
+@pytest.mark.parametrize(
+    ("lora", "said"), [("./style", "(./style holds another)"), ("https://example.org/style", "is not at https://")]
+)
+def test_a_lora_is_looked_for_wherever_a_recipe_says_that_it_was(lora: str, said: str) -> None:
+    os.mkfifo("style")  # which nobody waits for
+    request = request_of(GenerateRequest, "demo", prompt="a boat", lora=(lora,))
     adapters = [{"lora": 0, "name": "style", "sha256": "0" * 64}]
     told("boat.mp4", recipe_of("generate", request, model={"adapters": adapters}))
     refused = t2v("generate", "--from", "boat.mp4", "-q")
     assert refused.code == 4
-    assert "holds another" in sentence(refused)
+    assert said in sentence(refused)
 
 
 @pytest.mark.parametrize("described", [

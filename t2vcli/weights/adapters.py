@@ -294,7 +294,9 @@ def _with_content(asked: Asked, told: Sequence[Mapping[str, Any]], clip: Path) -
     alone = name not in ("", ".", "..") and "\0" not in name and PurePosixPath(name).name == name
     beside = [str((clip.parent / name).absolute()), os.path.abspath(name)] if alone else []
     for place in (asked.place, *beside):
-        with contextlib.suppress(InputError, OSError):  # a name that is too long, a folder that cannot be read
+        with contextlib.suppress(
+            InputError, UsageError, OSError
+        ):  # no path, a name that is too long, a folder not to be read
             if os.path.lexists(expanded(place)):
                 others.append(place)
                 local = _local(Asked(place))
