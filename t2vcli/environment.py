@@ -38,7 +38,7 @@ def output_folder() -> Path | None:
     if not text:
         return None
     folder = expanded(text)
-    if folder.exists() and not folder.is_dir():
+    if os.path.exists(folder) and not os.path.isdir(folder):
         raise UsageError(f"{OUTPUT_DIR} is {text!r:.200}, which is not a folder")
     return folder
 

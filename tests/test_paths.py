@@ -1,4 +1,4 @@
-"""Paths as people write them: `~` in flags, YAML and variables, and addresses in place of paths."""
+"""Paths as people write them: `~` in flags, YAML and variables, addresses in place of paths, names that are too long."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 import typer
-from clips import make_clip
+from clips import make_clip, ramp
 from commandline import contents, environment, sentence, spawn, t2v
 
 import t2vcli
@@ -164,3 +164,28 @@ def test_a_file_with_the_name_of_an_address_is_a_file(home: Path) -> None:
     assert expanded("http://x") == Path("http:/x")
     with pytest.raises(UsageError):
         expanded("http://y")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code"),
+    [
+        (("convert", "a.mp4", "-o", "N.mp4"), 8),
+        (("convert", "a.mp4", "-o", "N/%04d.png"), 8),
+        (("compare", "a.mp4", "a.mp4", "-q", "-o", "N.mp4"), 8),
+        (("sheet", "a.mp4", "a.mp4", "-o", "N/a.png"), 8),
+        (("generate", "a red boat", "-p", "demo", "-o", "N/a.mp4"), 8),
+        (("generate", "a red boat", "-p", "demo", "-o", "N/"), 8),
+        (("generate", "a red boat", "-p", "demo", "--count", "2", "-q", "-o", "N"), 8),
+        (("generate", "a red boat", "-p", "demo", "--save-latents", "N.safetensors", "-o", "b.mp4"), 8),
+        (("batch", "N.txt", "-o", "out"), 4),
+        (("batch", "status", "N"), 4),
+    ],
+)
+def test_a_name_that_is_too_long_is_told_wherever_it_is_given(
+    arguments: tuple[str, ...], code: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    make_clip(Path("a.mp4"), ramp(2))
+    done = t2v(*(word.replace("N", "n" * 256) for word in arguments))
+    assert done.code == code, done.stderr
+    sentence(done)

@@ -30,7 +30,7 @@ def named(work: Work, job: Job, *, take_up: bool) -> Work:
     work = replace(work, output_chosen=given is None)
     unfinished = None
     if take_up:
-        found = [runs.folder_for(target_of(given))] if given else sorted(folder.glob(pattern + runs.SUFFIX))
+        found = [runs.folder_for(target_of(given))] if given else _matching(folder, pattern + runs.SUFFIX)
         unfinished = find_unfinished(work, found)
         if unfinished is not None:
             work = replace(work.with_seed(unfinished.seed), taken_up=True)
@@ -38,6 +38,11 @@ def named(work: Work, job: Job, *, take_up: bool) -> Work:
     work = replace(work, output=output, draft=draft_beside(output) if job.keep_draft else None)
     about_rate = format_of(output).about_rate(work.last.smooth or work.fps)
     return replace(work, remarks=(*work.remarks, *filter(None, [about_rate])))
+
+
+def _matching(folder: Path, pattern: str) -> list[Path]:
+    """Returns what is in a folder, and nothing of one that is not there, or never can be."""
+    return sorted(folder.glob(pattern)) if os.path.isdir(folder) else []
 
 
 def folder_of(work: Work, job: Job) -> Path:

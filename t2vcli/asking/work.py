@@ -208,11 +208,11 @@ def _check_saved(work: Work, *, overwrite: bool) -> None:
     saved = [each for stage in work.stages for each in inputs.saved_by(stage.request)]
     places = [os.path.realpath(path) for _, path in saved]
     for name, path in saved:
-        if path.exists() and any(each.exists() and path.samefile(each) for each in read):
+        if os.path.exists(path) and any(os.path.exists(each) and path.samefile(each) for each in read):
             raise UsageError(f"{flag_name(name)} {path} is also read; write to another file")
         if places.count(os.path.realpath(path)) > 1:
             raise UsageError(f"{' and '.join(flag_name(each) for each, _ in saved)} are the same file; name another")
-        if not path.parent.is_dir():
+        if not os.path.isdir(path.parent):
             raise OutputError(f"{flag_name(name)} {path}: there is no folder {path.parent}; make it first")
         check_target(path, overwrite=overwrite, option=flag_name(name))
 

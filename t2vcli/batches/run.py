@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import io
 import json
+import os
 import sys
 from array import array
 from collections.abc import Callable, Iterable, Mapping
@@ -186,8 +187,8 @@ def read(
         kind = format_of(source, settings.kind)
         shown = str(source)
         try:
-            if not source.is_file() and not source.is_fifo():
-                raise InputError(f"{source} {'is not a file' if source.exists() else 'does not exist'}")
+            if not os.path.isfile(source) and not (os.path.exists(source) and source.is_fifo()):
+                raise InputError(f"{source} {'is not a file' if os.path.exists(source) else 'does not exist'}")
             file = source.open("rb")
         except OSError as error:
             raise InputError(f"{source} cannot be read ({error.strerror})") from None

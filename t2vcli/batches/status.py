@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -43,8 +44,8 @@ def standing(folder: Path, *, verify: bool = False) -> Standing:
 
     Raises InputError if there is no batch in it.
     """
-    if not folder.is_dir():
-        raise InputError(f"{folder} {'is not a folder' if folder.exists() else 'does not exist'}")
+    if not os.path.isdir(folder):
+        raise InputError(f"{folder} {'is not a folder' if os.path.exists(folder) else 'does not exist'}")
     found = Standing()
     last: dict[str, Record] = {}
     journals = journals_in(folder)

@@ -92,9 +92,9 @@ def _usual_names(work: Work, job: Job, spread: Spread) -> str:
 
 def _place(output: Path, spread: Spread) -> tuple[Path, str | None]:
     """Returns the folder that -o names, and the pattern of names in it. Raises UsageError for a single file."""
-    if "{" in output.name and not output.is_dir():
+    if "{" in output.name and not os.path.isdir(output):
         return output.parent, output.name
-    if output.is_dir() or not output.suffix:
+    if os.path.isdir(output) or not output.suffix:
         return output, None
     from t2vcli.video.formats import format_of, target_of
 

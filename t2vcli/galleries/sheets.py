@@ -64,7 +64,7 @@ def make_sheet(
     check_target(path, overwrite=overwrite)
     for clip in clips:
         refuse_input_as_output(path, clip)
-        if path.parent.exists() and path.parent.samefile(clip):
+        if os.path.exists(path.parent) and path.parent.samefile(clip):
             raise UsageError(f"{shown(path)} would be one of the pictures of the input {shown(clip)}; give another -o")
     texts = {} if bare else {CLIPS_KEY: names_text(clips)}
     source_type = None if bare else source_type_of(opened)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -115,7 +116,7 @@ def decode(
     work = replace(unfinished(folder, record, output=output), draft=None)
     work = replace(work, stages=tuple(replace(each, request=_on_what_is_here(each.request)) for each in work.stages))
     file = folder / runs.LATENTS
-    if not file.exists():
+    if not os.path.exists(file):
         raise InputError(
             f"{shown(folder)} holds no final latents yet: its steps are not all done; use t2v resume first"
         )
