@@ -120,7 +120,7 @@ class Run:
     def __init__(self, folder: Path, lock: IO[bytes]) -> None:
         self.folder = folder
         self._lock = lock
-        self.began = os.path.exists(folder / RECORD)
+        self.began = (folder / RECORD).exists()
 
     @property
     def holds_work(self) -> bool:
@@ -243,7 +243,7 @@ def is_taken(folder: Path) -> bool:
 def sweep(folders: Iterable[Path]) -> None:
     """Removes those of `folders` that hold no run and that no process is at work in: one was killed in there."""
     for folder in folders:
-        if os.path.isdir(folder) and not os.path.exists(folder / RECORD):
+        if os.path.isdir(folder) and not (folder / RECORD).exists():
             with contextlib.suppress(OSError, BusyError, InputError):
                 open_run(folder).leave()
 

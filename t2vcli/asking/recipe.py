@@ -117,7 +117,7 @@ class Recipe:
         name = self.source_name
         for place in () if name is None else (self.clip.parent / name, Path(name)):
             try:
-                if os.path.exists(place) and not (os.path.exists(self.clip) and place.samefile(self.clip)):
+                if place.exists() and not (self.clip.exists() and place.samefile(self.clip)):
                     return place
             except OSError:  # a name that is too long
                 return None

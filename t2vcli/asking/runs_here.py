@@ -86,7 +86,7 @@ def runs_in(folder: Path) -> Iterator[RunHere | InputError]:
     for name in sorted(names):
         path = folder / name
         try:
-            if os.path.isdir(path) and os.path.lexists(path / runs.RECORD):
+            if path.is_dir() and os.path.lexists(path / runs.RECORD):
                 found.append(look_at(path))
         except InputError as error:
             yield error

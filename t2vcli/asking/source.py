@@ -108,7 +108,7 @@ class Source:
 
 def _digest(source: Path) -> str:
     """Returns the sha256 of a file, or of the names and hashes of a folder's pictures."""
-    if os.path.isdir(source):
+    if source.is_dir():
         listing = "".join(f"{_digest(path)}  {path.name}\n" for path in pictures_in(source))
         return hashlib.sha256(os.fsencode(listing)).hexdigest()
     try:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -101,7 +100,7 @@ def _output_of(folder: Path, record: RunRecord) -> Path:
         raise InputError(f"{shown(folder / runs.RECORD)} names no output that t2v makes: {error}") from None
     beside = (folder.parent if folder.name else folder.absolute().parent) / place.name
     kept = runs.folder_for(beside)
-    if not os.path.exists(kept) or not kept.samefile(folder):
+    if not kept.exists() or not kept.samefile(folder):
         raise InputError(f"{shown(folder)} has been renamed; name it {shown(kept)} again")
     return beside if place == recorded else beside / recorded.name
 
@@ -110,6 +109,6 @@ def _source_of(folder: Path, record: RunRecord) -> Path:
     """Returns the input video: where it was, or beside the folder, if both were moved. Raises InputError if it is gone."""
     source = Path(str(record.source))
     for place in (source, folder.absolute().parent / source.name):
-        if os.path.exists(place):
+        if place.exists():
             return place
     raise InputError(f"the input of {shown(folder)}, {shown(source)}, is not there any more")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import os
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -116,7 +115,7 @@ def decode(
     work = replace(unfinished(folder, record, output=output), draft=None)
     work = replace(work, stages=tuple(replace(each, request=_on_what_is_here(each.request)) for each in work.stages))
     file = folder / runs.LATENTS
-    if not os.path.exists(file):
+    if not file.exists():
         raise InputError(
             f"{shown(folder)} holds no final latents yet: its steps are not all done; use t2v resume first"
         )

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import gc
-import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -150,7 +149,7 @@ def _write_draft(
     """Writes the draft's own video, unless an earlier process of this run has done so."""
     own = {key: value for key, value in recipe.items() if key != "upscale"}
     place = target_of(path)
-    if os.path.exists(place) and not policy.overwrite:
+    if place.exists() and not policy.overwrite:
         with contextlib.suppress(InputError):
             if (read_metadata(place) or {}).get("request") == own["request"]:
                 return

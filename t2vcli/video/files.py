@@ -146,7 +146,7 @@ def check_target(path: Path, *, overwrite: bool, option: str = "-o") -> None:
     """Raises OutputError if `path`, given with `option`, is there and may not be replaced, or could not even be looked at."""
     try:
         found = os.lstat(path)
-        is_folder = os.path.isdir(path)
+        is_folder = path.is_dir()
     except FileNotFoundError:
         return
     except (OSError, ValueError) as error:
@@ -160,8 +160,14 @@ def check_target(path: Path, *, overwrite: bool, option: str = "-o") -> None:
 
 
 def refuse_input_as_output(place: Path, source: Path) -> None:
-    """Raises UsageError if the two are the same file or folder, however it is called."""
-    if os.path.exists(place) and place.samefile(source):
+    """Raises UsageError if the two are the same file or folder, however it is called, OutputError if that cannot be known."""
+    try:
+        same = place.samefile(source)
+    except (FileNotFoundError, NotADirectoryError):
+        return
+    except (OSError, ValueError) as error:
+        refuse(place, error)
+    if same:
         raise UsageError(f"{shown(place)} is the input itself; give another -o")
 
 
@@ -213,7 +219,7 @@ def refuse(path: Path, error: OSError | ValueError) -> NoReturn:
         message = (
             f"there is no space left in {folder} for {name} ({reason}); free some, or choose another folder with -o"
         )
-    elif number == errno.ENOENT and not os.path.isdir(path.parent):
+    elif number == errno.ENOENT and not path.parent.is_dir():
         message = f"{name} cannot be written, its folder {folder} is gone ({reason}); choose another folder with -o"
     elif number == errno.ENAMETOOLONG:
         message = f"the name {name} is too long for this disk; choose a shorter one with -o"

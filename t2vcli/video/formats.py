@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -299,7 +298,7 @@ def target_of(path: Path) -> Path:
 
 def size_on_disk(place: Path) -> int:
     """Returns how many bytes an output takes: the file, or all the pictures of a folder. Raises OSError."""
-    files = list(place.iterdir()) if os.path.isdir(place) else [place]
+    files = list(place.iterdir()) if place.is_dir() else [place]
     return sum(file.stat().st_size for file in files)
 
 

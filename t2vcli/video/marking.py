@@ -72,7 +72,7 @@ def mark(path: Path, kind: Format, source_type: str) -> None:
 
 def is_marked(path: Path, source_type: str) -> bool:
     """Returns whether a finished file, or the first picture of a folder, holds the mark, near its beginning or its end."""
-    if os.path.isdir(path):
+    if path.is_dir():
         path = min(path.iterdir())
     head, tail = _ends(path)
     return source_type.encode() in head or source_type.encode() in tail
@@ -81,7 +81,7 @@ def is_marked(path: Path, source_type: str) -> bool:
 def mark_in(path: Path) -> str | None:
     """Returns the mark of a video, or of the first picture of a folder, None if it has none of ours. Raises InputError."""
     try:
-        ends = _ends(pictures_in(path)[0] if os.path.isdir(path) else path)
+        ends = _ends(pictures_in(path)[0] if path.is_dir() else path)
     except OSError as error:
         raise InputError(f"{shown(path)} cannot be read any more ({error.strerror})") from None
     for source_type in (MADE_BY_MODEL, CHANGED_BY_MODEL):

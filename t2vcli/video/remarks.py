@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 
 from t2vcli.report import counted
@@ -18,7 +17,7 @@ _NOTICED_S = 0.04
 def remarks_on(source: Path, video: VideoInfo, along: Along) -> list[str]:
     """Returns a sentence for each thing; those that may spoil the result begin with "warning: "."""
     name, lines = shown(source), []
-    if os.path.isdir(source):
+    if source.is_dir():
         lines.append(
             f"{name} is a folder of {counted(video.file_frames, 'picture')}: taken as {float(video.fps):g} frames per second"
         )

@@ -327,7 +327,7 @@ def _fed(path: Path, feeder: ffmpeg.Feeder, feed: Callable[[], None]) -> bool:
 
 def _flush(temporary: Path, handle: IO[bytes]) -> None:
     """Has the disk confirm what ffmpeg wrote into the file that `handle` is of, which still has to have its name."""
-    if not (os.path.exists(temporary) and os.path.samestat(os.stat(temporary), os.fstat(handle.fileno()))):
+    if not (temporary.exists() and os.path.samestat(os.stat(temporary), os.fstat(handle.fileno()))):
         raise OSError(errno.ENOENT, "another program removed the unfinished file")
     os.fsync(handle.fileno())
 
@@ -341,7 +341,7 @@ def _refuse_encoding(path: Path, running: Running, status: int) -> NoReturn:
     log, place = running.log(), target_of(path)
     if status == -signal.SIGXFSZ:
         refuse(place, OSError(errno.EFBIG, os.strerror(errno.EFBIG)))
-    if not os.path.isdir(place.parent):
+    if not place.parent.is_dir():
         refuse(place, OSError(errno.ENOENT, os.strerror(errno.ENOENT)))
     if 256 - status in (errno.ENOMEM, errno.EMFILE):
         refuse_limit(OSError(256 - status, os.strerror(256 - status)))
