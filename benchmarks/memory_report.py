@@ -12,7 +12,7 @@ from t2vcli.planning.forecast import table_forecast, traffic
 from t2vcli.planning.outlook import ASSUMED_BYTES_PER_S
 from t2vcli.planning.plan import CONTEXT_BYTES, GPU_RUNGS, MARGIN, MemoryPlan, smallest_card, with_prediction
 from t2vcli.planning.shape import Shape
-from t2vcli.sizes import GIB, MIB
+from t2vcli.sizes import DRIVER_KEEPS, GIB, MIB, sold_as
 
 ROOT = Path(__file__).parent.parent
 ARCHITECTURE = "modelscope-1.7b"
@@ -64,7 +64,7 @@ def table_of(shape: Shape) -> list[str]:
         seconds = f"{gib(whole)} ({whole / ASSUMED_BYTES_PER_S:.2f} s)" if whole > 10 * MIB else ""
         lines.append(
             f"| {plan.level} | {how} | {' | '.join(cells)} | **{gib(planned.predicted_bytes or 0)}** | {seconds} |"
-            f" {card} GiB |"
+            f" {card} GB |"
         )
     return lines
 
@@ -87,9 +87,9 @@ def plot(path: Path) -> None:
                 peaks.append(max(stage.reserved_bytes for stage in stages or ()) / GIB)
             panel.plot(counts, peaks, style, color=colour, label=name, linewidth=2)
         for card in (4, 8, 12, 24):
-            usable = (card - CONTEXT_BYTES / GIB) / (1 + MARGIN)
+            usable = (sold_as(card) - CONTEXT_BYTES) / GIB / (1 + MARGIN)
             panel.axhline(usable, color="#999999", linewidth=0.7, linestyle=":")
-            panel.text(64.5, usable, f"{card} GiB card", fontsize=7, color="#666666", va="center")
+            panel.text(64.5, usable, f"{card} GB card", fontsize=7, color="#666666", va="center")
         panel.set_yscale("log")
         panel.set_yticks([0.25, 0.5, 1, 2, 4, 8, 16, 32, 64], [".25", ".5", "1", "2", "4", "8", "16", "32", "64"])
         panel.set_title(f"{width}x{height}, guided, fp16")
@@ -109,7 +109,9 @@ reserves; the process's CUDA context comes on top (assumed: {context} GiB).
 
 ![Predicted peak against the number of frames, for diffusers' flags and for t2v's plans](memory.png)
 
-The dotted lines are what a card of that size has for a plan: its memory less the context, less a margin of {margin} %.
+The dotted lines are what a card sold with that many GB has for a plan: its memory (as many GiB, less {kept} % that the driver
+keeps) less the context, less a margin of {margin} %. The column "card" counts the same, and so does `--vram 8GB`; `--vram 8GiB`
+means exactly that much.
 """
 
 METHOD = """## Method
@@ -153,7 +155,7 @@ predicted as JSON. Please send it back in an issue: it is what these figures wai
 
 
 def main() -> None:
-    parts = [HEAD.format(context=gib(CONTEXT_BYTES), margin=int(MARGIN * 100))]
+    parts = [HEAD.format(context=gib(CONTEXT_BYTES), margin=int(MARGIN * 100), kept=int(DRIVER_KEEPS * 100))]
     for name, shape in JOBS.items():
         parts += ["", f"## {name}", "", *table_of(shape)]
     parts += ["", METHOD.format(rate=ASSUMED_BYTES_PER_S / GIB).rstrip()]

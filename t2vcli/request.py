@@ -32,7 +32,7 @@ from t2vcli.errors import UsageError
 from t2vcli.loras import as_written
 from t2vcli.prompts import check_prompt_at, check_text, check_within, texts_at
 from t2vcli.schedulers import SCHEDULERS
-from t2vcli.sizes import parse_size
+from t2vcli.sizes import parse_card_size, parse_size
 
 MAX_SEED = 2**63 - 1
 MAX_SIDE = 8192
@@ -200,8 +200,8 @@ def _check_forward_chunk(value: object) -> object:
     return value
 
 
-def _check_size(value: object) -> object:
-    return None if value is None else parse_size(value)
+def _check_vram(value: object) -> object:
+    return None if value is None else parse_card_size(value)
 
 
 def _check_chunk_size(value: object) -> object:
@@ -361,7 +361,7 @@ class Request(BaseModel):
     dtype: Annotated[DType, BOTH] = "auto"
     device: Annotated[DeviceName, DEVICE] = "auto"
     memory: Annotated[Memory, HOW] = "auto"
-    vram: Annotated[int | None, BeforeValidator(_check_size), DEVICE] = None
+    vram: Annotated[int | None, BeforeValidator(_check_vram), DEVICE] = None
     offload: Annotated[Offload | None, HOW] = None
     vae_slicing: Annotated[bool | None, HOW] = None
     vae_tiling: Annotated[bool, BOTH] = False

@@ -27,7 +27,7 @@ from t2vcli.planning.plan import (
 )
 from t2vcli.planning.shape import Shape
 from t2vcli.request import GenerateRequest
-from t2vcli.sizes import GIB, MIB, parse_size, size_text
+from t2vcli.sizes import GIB, MIB, parse_card_size, parse_size, size_text
 
 UNET = {"block_out_channels": [320, 640, 1280, 1280]}
 
@@ -66,6 +66,23 @@ def test_a_size_as_people_write_it(text: str, size: int) -> None:
 def test_what_is_no_size_is_refused(text: str, told: str) -> None:
     with pytest.raises(ValueError, match=told):
         parse_size(text)
+
+
+# What torch reports as the total capacity of cards, in GiB, by what they are sold as, in GB
+REPORTED = {"8GB": 7.75, "6 GB": 5.77, "16gb": 15.61, "12GB": 11.76, "24GB": 23.6, "80GB": 79.1}
+
+
+@pytest.mark.parametrize(("sold", "reported"), REPORTED.items())
+def test_gigabytes_of_a_card_are_what_one_sold_as_that_has(sold: str, reported: float) -> None:
+    assert 0.95 * reported * GIB < parse_card_size(sold) < reported * GIB
+    assert request(vram=sold).vram == parse_card_size(sold)
+    assert request(vram=parse_card_size(sold)).vram == parse_card_size(sold)  # as a recipe has it
+
+
+def test_other_sizes_of_a_card_are_exact_and_a_chunk_is_counted_as_ever() -> None:
+    assert parse_card_size("8GiB") == parse_card_size("8G") == 8 * GIB
+    assert parse_card_size("8000MB") == 8 * 10**9
+    assert request(chunk_size="1GB").chunk_size == 10**9
 
 
 @given(some.integers(1, 2**50))
@@ -286,6 +303,7 @@ def test_the_smallest_card_counts_context_and_margin() -> None:
     plan = replace(ways()[0], predicted_bytes=int(5 * GIB))
     assert 5 * (1 + MARGIN) + CONTEXT_BYTES / GIB > 6
     assert smallest_card(plan) == 8
+    assert smallest_card(replace(plan, predicted_bytes=int(6.5 * GIB))) == 10  # not 8, though 8 GiB would do
     assert smallest_card(replace(plan, predicted_bytes=None)) is None
 
 

@@ -365,7 +365,9 @@ MemoryOpt = Annotated[
 VramOpt = Annotated[
     str | None,
     typer.Option(
-        metavar="SIZE", help="Plan for this much GPU memory, not what is free: 6GiB. [T2V_VRAM]", rich_help_panel=MEMORY
+        metavar="SIZE",
+        help="Plan for this much GPU memory, not what is free: 6GiB, or 8GB for a card sold as that. [T2V_VRAM]",
+        rich_help_panel=MEMORY,
     ),
 ]
 OffloadOpt = Annotated[

@@ -112,7 +112,7 @@ def _row(each: Alternative) -> tuple[str, ...]:
         size_text(moved) if moved else "",
         f"{each.relative_time:.1f}x",
         fits,
-        f"{each.smallest_card_gib} GiB" if each.smallest_card_gib else "",
+        f"{each.smallest_card_gb} GB" if each.smallest_card_gb else "",
         each.plan.summary().partition(", ")[2] or "as diffusers runs it",
     )
 

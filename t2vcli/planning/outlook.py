@@ -52,7 +52,7 @@ class Alternative:
     plan: MemoryPlan
     stages: tuple[StageForecast, ...]
     fits: bool | None
-    smallest_card_gib: int | None
+    smallest_card_gb: int | None
     traffic: Traffic
     relative_time: float
 
@@ -131,7 +131,7 @@ def outlook_for(request: Request, preset: Preset, *, frames: int, forecast_of: F
             plan=plan,
             stages=tuple(forecast(shape)(plan) or ()),
             fits=None if memory.free_bytes is None else fits(plan, memory.free_bytes),
-            smallest_card_gib=None if plan.device == "cpu" else smallest_card(plan),
+            smallest_card_gb=None if plan.device == "cpu" else smallest_card(plan),
             traffic=moved,
             relative_time=_relative_time(plan, moved, flops),
         )

@@ -19,7 +19,7 @@ from t2vcli.choices import Offload
 from t2vcli.errors import OutOfMemoryError, UsageError
 from t2vcli.planning.shape import Shape
 from t2vcli.request import Request
-from t2vcli.sizes import GIB, MIB, size_text
+from t2vcli.sizes import GIB, MIB, size_text, sold_as
 
 CONTEXT_BYTES = int(0.55 * GIB)  # what a process's CUDA context takes besides torch's own memory; assumed
 MARGIN = 0.10  # of the prediction, kept free
@@ -362,14 +362,14 @@ def _keep_what_fits(plan: MemoryPlan, free_bytes: int) -> MemoryPlan:
 
 
 def smallest_card(plan: MemoryPlan) -> int | None:
-    """Returns the size in GiB of the smallest card sold that the plan is predicted to fit, context and margin counted."""
+    """Returns the smallest card sold, in the GB of its box, that the plan is predicted to fit, context and margin counted."""
     if plan.predicted_bytes is None:
         return None
     need = plan.predicted_bytes * (1 + MARGIN) + CONTEXT_BYTES
-    return next((size for size in CARD_SIZES_GIB if need <= size * GIB), None)
+    return next((size for size in CARD_SIZES_GB if need <= sold_as(size)), None)
 
 
-CARD_SIZES_GIB = (1, 2, 3, 4, 6, 8, 10, 11, 12, 16, 20, 24, 32, 40, 48, 80, 96, 141, 192)
+CARD_SIZES_GB = (1, 2, 3, 4, 6, 8, 10, 11, 12, 16, 20, 24, 32, 40, 48, 80, 96, 141, 192)
 
 
 def _forward_chunk(request: Request, shape: Shape, unet_config: dict[str, Any], vae_scale: int) -> int | None:
