@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from t2vcli.galleries.make import Gallery
     from t2vcli.jobs.around import Around, Seen
     from t2vcli.jobs.models import Models
+    from t2vcli.jobs.preview import Preview
     from t2vcli.jobs.run import run
     from t2vcli.presets import load_preset
     from t2vcli.report import Report, Silent
@@ -71,6 +72,7 @@ _HOMES = {
     "galleries.make": ["Gallery"],
     "jobs.around": ["Around", "Seen"],
     "jobs.models": ["Models"],
+    "jobs.preview": ["Preview"],
     "jobs.run": ["run"],
     "presets": ["load_preset"],
     "report": ["Report", "Silent"],
@@ -94,6 +96,7 @@ __all__ = [
     "OutOfMemoryError",
     "OutputError",
     "Policy",
+    "Preview",
     "Report",
     "Result",
     "Seen",

@@ -4,6 +4,7 @@ Every function takes the fields of a job by name (`t2vcli.Job` has them) and, be
 
     report     told of stages, progress and remarks (`t2vcli.Report`)
     watch      called with each state while it denoises (`t2vcli.Seen`)
+    preview    called with what the clip looks like so far (`t2vcli.Preview`), or the .png or .gif to write that to
     stop       a `t2vcli.Stop`, which another thread may ask to stop
     models     a `t2vcli.Models`, in which loaded models stay for the next call
 
@@ -25,7 +26,7 @@ from t2vcli.asking.work import planned, work_for
 from t2vcli.errors import UsageError
 from t2vcli.paths import expanded
 from t2vcli.planning.outlook import Outlook
-from t2vcli.report import Report
+from t2vcli.report import Report, Silent
 from t2vcli.stopping import Stop
 
 if TYPE_CHECKING:
@@ -35,6 +36,7 @@ if TYPE_CHECKING:
     from t2vcli.galleries.make import Gallery
     from t2vcli.jobs.around import Around, Seen
     from t2vcli.jobs.models import Models
+    from t2vcli.jobs.preview import Preview
     from t2vcli.video.convert import Converted
 
 PathText = str | PathLike[str]
@@ -46,6 +48,7 @@ def generate(
     *,
     report: Report | None = None,
     watch: Callable[[Seen], None] | None = None,
+    preview: Callable[[Preview], None] | PathText | None = None,
     stop: Stop | None = None,
     models: Models | None = None,
     overwrite: bool = False,
@@ -65,7 +68,7 @@ def generate(
     policy = Policy(
         overwrite=overwrite, strict=strict, offline=offline, keep=keep, keep_every_s=keep_every_s, bare=not metadata
     )
-    return make(job, policy, _around(report, watch, stop, models))
+    return make(job, policy, _around(report, watch, preview, stop, models))
 
 
 def upscale(
@@ -74,6 +77,7 @@ def upscale(
     *,
     report: Report | None = None,
     watch: Callable[[Seen], None] | None = None,
+    preview: Callable[[Preview], None] | PathText | None = None,
     stop: Stop | None = None,
     models: Models | None = None,
     overwrite: bool = False,
@@ -93,7 +97,7 @@ def upscale(
     policy = Policy(
         overwrite=overwrite, strict=strict, offline=offline, keep=keep, keep_every_s=keep_every_s, bare=not metadata
     )
-    return make(job, policy, _around(report, watch, stop, models))
+    return make(job, policy, _around(report, watch, preview, stop, models))
 
 
 def resume(
@@ -101,6 +105,7 @@ def resume(
     *,
     report: Report | None = None,
     watch: Callable[[Seen], None] | None = None,
+    preview: Callable[[Preview], None] | PathText | None = None,
     stop: Stop | None = None,
     models: Models | None = None,
     overwrite: bool = False,
@@ -111,7 +116,7 @@ def resume(
     from t2vcli.jobs.run import resume as go_on
 
     policy = Policy(overwrite=overwrite, offline=offline, keep_every_s=keep_every_s)
-    return go_on(expanded(folder), policy, _around(report, watch, stop, models))
+    return go_on(expanded(folder), policy, _around(report, watch, preview, stop, models))
 
 
 def convert(
@@ -301,9 +306,22 @@ def _rate(fps: Fraction | str | int | None) -> Fraction | None:
 
 
 def _around(
-    report: Report | None, watch: Callable[[Seen], None] | None, stop: Stop | None, models: Models | None
+    report: Report | None,
+    watch: Callable[[Seen], None] | None,
+    preview: Callable[[Preview], None] | PathText | None,
+    stop: Stop | None,
+    models: Models | None,
 ) -> Around:
     from t2vcli.jobs.around import Around
+    from t2vcli.jobs.preview import Previews, to_file
+    from t2vcli.video.preview_file import check_preview_file
 
-    given: dict[str, Any] = {"report": report, "watch": watch, "stop": stop, "models": models}
+    previews = None
+    if callable(preview):
+        previews = Previews(preview)
+    elif preview is not None:
+        file = expanded(preview)
+        check_preview_file(file, output=None, overwrite=False)
+        previews = Previews(to_file(file, report or Silent()))
+    given: dict[str, Any] = {"report": report, "watch": watch, "stop": stop, "models": models, "previews": previews}
     return replace(Around(), **{name: value for name, value in given.items() if value is not None})

@@ -20,10 +20,12 @@ _NO_LINKS = (*_UNSUPPORTED, errno.EMLINK)
 _LOCK_TRIES, _LOCK_PAUSE_S = 50, 0.01
 
 
-def write_whole(path: Path, write: Callable[[IO[bytes]], object], *, part: Path | None = None) -> None:
+def write_whole(
+    path: Path, write: Callable[[IO[bytes]], object], *, part: Path | None = None, lasting: bool = True
+) -> None:
     """Writes a file under a name that may be taken: whoever opens it finds the old content or the new, also after a kill.
 
-    `part` is where it is written before: beside `path`, a name that no other process uses. What is there is removed and
+    With `lasting` the disk has confirmed it, so that it is there after a power cut, too. `part` is where it is written before: beside `path`, a name that no other process uses. What is there is removed and
     never followed. Raises OSError, with the old file as it was.
     """
     part = part or path.with_name(f"{path.name}.{secrets.token_hex(4)}.part")
@@ -32,13 +34,15 @@ def write_whole(path: Path, write: Callable[[IO[bytes]], object], *, part: Path 
         with open(part, "xb") as file:
             write(file)
             file.flush()
-            os.fsync(file.fileno())
+            if lasting:
+                os.fsync(file.fileno())
         os.replace(part, path)
     except BaseException:
         with contextlib.suppress(OSError):
             part.unlink(missing_ok=True)
         raise
-    confirm_names(path.parent)
+    if lasting:
+        confirm_names(path.parent)
 
 
 def take_name(temporary: Path, path: Path) -> None:

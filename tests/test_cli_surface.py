@@ -288,6 +288,8 @@ NO_FIELDS = {
     "keep_every",
     "no_metadata",
     "progress",
+    "preview",
+    "preview_file",
     "quiet",
     "allow_empty_prompt",
     "as_json",

@@ -422,6 +422,8 @@ FLAGS += [
     "--max-size",
     "--audio",
     "--progress",
+    "--preview",
+    "--preview-file",
     "--most",
     "--json",
     "--overwrite",

@@ -37,6 +37,8 @@ def generate(
     several: opt.Several,
     sheet: opt.SheetOpt = False,
     dry_run: opt.DryRunOpt = False,
+    preview: opt.PreviewOpt = False,
+    preview_file: opt.PreviewFileOpt = None,
     quiet: opt.QuietOpt = False,
     progress: opt.ProgressOpt = None,
     as_json: opt.JsonOpt = False,
@@ -54,9 +56,11 @@ def generate(
 
         show_plans(job, several, exact=False, quiet=quiet, as_json=as_json)
     else:
+        from t2vcli.cli.previewing import Looking
         from t2vcli.cli.running import run_and_report
 
-        run_and_report(job, policy, several, sheet=sheet, quiet=quiet, as_json=as_json)
+        looking = Looking(preview, preview_file)
+        run_and_report(job, policy, several, looking, sheet=sheet, quiet=quiet, as_json=as_json)
 
 
 @opt.takes("generate", WISH)

@@ -421,7 +421,7 @@ DryRunOpt = Annotated[
     bool,
     typer.Option(
         "--dry-run",
-        help="Print the plan and its predicted memory, as `t2v plan` does, and stop.",
+        help="Print the plan, as `t2v plan` does, and stop.",
         rich_help_panel=MEMORY,
     ),
 ]
@@ -467,7 +467,7 @@ NoMetadataOpt = Annotated[
     bool,
     typer.Option(
         "--no-metadata",
-        help="Write nothing into the file that says how it was made, nor that AI made it: no recipe, no mark, no tags.",
+        help="Write nothing into the file that says how it was made, or that AI made it.",
         rich_help_panel=OUTPUT,
     ),
 ]
@@ -488,6 +488,20 @@ ProgressOpt = Annotated[
         "--progress",
         help="How to tell it: for people, or as JSON, an object a line on stderr (docs/progress.md).",
         callback=_choose_progress,
+        rich_help_panel=OUTPUT,
+    ),
+]
+PreviewOpt = Annotated[
+    bool,
+    typer.Option("--preview", help="Show the clip in the terminal while it is made.", rich_help_panel=OUTPUT),
+]
+PreviewFileOpt = Annotated[
+    Path | None,
+    typer.Option(
+        "--preview-file",
+        metavar="FILE",
+        parser=expanded,
+        help="Show it in a .png (frames side by side) or a .gif.",
         rich_help_panel=OUTPUT,
     ),
 ]

@@ -7,7 +7,7 @@ import sys
 import time
 from collections.abc import Iterator
 from types import TracebackType
-from typing import Any, Self
+from typing import TYPE_CHECKING, Any, Self
 
 from rich.progress import (
     BarColumn,
@@ -19,19 +19,25 @@ from rich.progress import (
     TextColumn,
     TimeElapsedColumn,
 )
+from rich.segment import Segments
 from rich.text import Text
 
 from t2vcli.cli.console import error_console, event, printable, say, speaks_json
 from t2vcli.report import Report, Silent, counted, reading_told
 
+if TYPE_CHECKING:
+    from rich.console import Console, RenderableType
 
-def choose_report(*, quiet: bool) -> LiveReport | PlainReport | QuietReport | JsonReport:
+    from t2vcli.cli.picture import Picture
+
+
+def choose_report(*, quiet: bool, with_picture: bool = False) -> LiveReport | PlainReport | QuietReport | JsonReport:
     if quiet:
         return QuietReport()
     if speaks_json():
         return JsonReport()
     terminal = sys.stderr is not None and sys.stderr.isatty()
-    return LiveReport() if terminal and error_console().is_interactive else PlainReport()
+    return LiveReport(with_picture=with_picture) if terminal and error_console().is_interactive else PlainReport()
 
 
 def rate_text(done: float, elapsed_s: float, total: float | None, unit: str) -> str:
@@ -66,17 +72,29 @@ class _Rate(ProgressColumn):
         return Text(f"{task.completed:.0f} of {task.total:.0f}  {rate}")
 
 
-class LiveReport:
-    """One line a stage, the current one moving."""
+class _WithPicture(Progress):
+    """The lines of progress, and below them what is to be seen."""
 
-    def __init__(self) -> None:
-        self._progress = Progress(
+    picture: Picture | None = None
+
+    def get_renderables(self) -> Iterator[RenderableType]:
+        yield from super().get_renderables()
+        if self.picture is not None:
+            yield self.picture
+
+
+class LiveReport:
+    """One line a stage, the current one moving; below them a picture of the clip, where there is one."""
+
+    def __init__(self, *, with_picture: bool = False) -> None:
+        self._progress = _WithPicture(
             SpinnerColumn(finished_text="[green]✓[/green]"),
             TextColumn("{task.description}", markup=False),
             BarColumn(bar_width=24),
             _Rate(),
             TimeElapsedColumn(),
             console=error_console(),
+            refresh_per_second=2 if with_picture else 10,  # which is drawn anew each time: 20 kB, maybe over a network
         )
         self._task: TaskID | None = None
         self._total: int | None = None
@@ -85,7 +103,18 @@ class LiveReport:
         self._progress.start()
         return self
 
+    @property
+    def console(self) -> Console:
+        return self._progress.console
+
+    def picture(self, picture: Picture) -> None:
+        """Shows a picture in place of the one before, until the end."""
+        self._progress.picture = picture
+
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None) -> None:
+        picture, self._progress.picture = self._progress.picture, None
+        if picture is not None and (farewell := picture.farewell):
+            self.console.print(Segments([farewell]), end="")
         if kind is None:
             self._finish()
         elif self._task is not None:

@@ -41,6 +41,8 @@ def resume(
     offline: opt.OfflineOpt = False,
     overwrite: opt.OverwriteOpt = False,
     keep_every: opt.KeepEveryOpt = 10,
+    preview: opt.PreviewOpt = False,
+    preview_file: opt.PreviewFileOpt = None,
     quiet: opt.QuietOpt = False,
     progress: opt.ProgressOpt = None,
     as_json: opt.JsonOpt = False,
@@ -56,15 +58,18 @@ def resume(
         list_runs(as_json=as_json)
         return
     from t2vcli.asking.job import Policy
+    from t2vcli.cli.previewing import Looking
 
     folder = _checked(run)
+    looking = Looking(preview, preview_file)
+    looking.check(output=folder.with_name(_video_of(folder)), overwrite=overwrite)
 
     def make(around: Around) -> Result:
         from t2vcli.jobs.run import resume as go_on
 
         return go_on(folder, Policy(overwrite=overwrite, offline=offline, keep_every_s=keep_every), around)
 
-    show_run(make, quiet=quiet, as_json=as_json)
+    show_run(make, looking, quiet=quiet, as_json=as_json)
 
 
 def decode(

@@ -10,8 +10,9 @@ from typing import TYPE_CHECKING, Any
 
 from t2vcli import stopping
 from t2vcli.cli.console import result_json, result_path, say
+from t2vcli.cli.previewing import Looking
 from t2vcli.cli.progress import choose_report, clock, late_report
-from t2vcli.errors import BatchError
+from t2vcli.errors import BatchError, UsageError
 from t2vcli.report import counted
 from t2vcli.sizes import bytes_text
 
@@ -27,7 +28,7 @@ if TYPE_CHECKING:
 
 
 def run_and_report(
-    job: Job, policy: Policy, several: dict[str, Any], *, sheet: bool, quiet: bool, as_json: bool
+    job: Job, policy: Policy, several: dict[str, Any], looking: Looking, *, sheet: bool, quiet: bool, as_json: bool
 ) -> None:
     """Makes what a job asks for, or each of its variants, and prints where it is; with `sheet`, then a picture of all."""
     if any(value is not None for value in several.values()):
@@ -35,10 +36,12 @@ def run_and_report(
 
         spread = spread_for(job, several)
         if len(spread) > 1:
+            if looking != Looking():
+                raise UsageError("--preview and --preview-file show one clip; leave them out, or make one clip")
             _run_variants(job, spread, policy, sheet=sheet, quiet=quiet, as_json=as_json)
             return
         job = only_one(job, spread)
-    _run_one(job, policy, sheet=sheet, quiet=quiet, as_json=as_json)
+    _run_one(job, policy, looking, sheet=sheet, quiet=quiet, as_json=as_json)
 
 
 def _run_variants(job: Job, spread: Spread, policy: Policy, *, sheet: bool, quiet: bool, as_json: bool) -> None:
@@ -103,7 +106,7 @@ def _write_sheet(clips: list[Path], policy: Policy, *, quiet: bool) -> None:
         say(f"the sheet is {path}")
 
 
-def _run_one(job: Job, policy: Policy, *, sheet: bool, quiet: bool, as_json: bool) -> None:
+def _run_one(job: Job, policy: Policy, looking: Looking, *, sheet: bool, quiet: bool, as_json: bool) -> None:
     from t2vcli.asking.claim import claimed
     from t2vcli.asking.work import check_place
 
@@ -113,13 +116,14 @@ def _run_one(job: Job, policy: Policy, *, sheet: bool, quiet: bool, as_json: boo
         # What can be known to be wrong without torch is refused before it is imported (that takes seconds). An unfinished
         # run that is gone on with may only have to be cleared away, or its draft be written already.
         check_place(work, overwrite=policy.overwrite or work.taken_up)
+        looking.check(output=work.target, overwrite=policy.overwrite)
 
         def make(around: Around) -> Result:
             from t2vcli.jobs.run import run
 
             return run(work, policy, around, claim=claim)
 
-        done = show_run(make, quiet=quiet, as_json=as_json)
+        done = show_run(make, looking, quiet=quiet, as_json=as_json)
     if sheet:
         _write_sheet([done.place], policy, quiet=quiet)
 
@@ -132,14 +136,15 @@ def _size_of(done: Result) -> str:
         return ""
 
 
-def show_run(make: Callable[[Around], Result], *, quiet: bool, as_json: bool) -> Result:
+def show_run(make: Callable[[Around], Result], looking: Looking | None = None, *, quiet: bool, as_json: bool) -> Result:
     """Makes something under a progress display, and prints and returns the result: the file, or the folder of its pictures."""
     started_s = time.monotonic()
-    with choose_report(quiet=quiet) as report:
+    with choose_report(quiet=quiet, with_picture=looking is not None and looking.in_terminal) as report:
         report.stage("start")  # importing torch takes seconds
         from t2vcli.jobs.around import Around
 
-        done = make(Around(report=report, stop=stopping.by_signals()))
+        previews = looking.previews(report) if looking else None
+        done = make(Around(report=report, stop=stopping.by_signals(), previews=previews))
     elapsed_s = time.monotonic() - started_s
     video = done.video
     if not quiet:

@@ -118,7 +118,7 @@ def with_known_frames(predict_noise: PredictNoise, known: torch.Tensor, schedule
 
     def predict(latents: torch.Tensor, timestep: torch.Tensor) -> torch.Tensor:
         predicted = predict_noise(latents, timestep).clone()
-        alpha, sigma = _alpha_sigma(signal, float(timestep))
+        alpha, sigma = alpha_sigma(signal, float(timestep))
         clean, noisy = known.to(latents), latents[:, :, :count]
         noise = (noisy - alpha * clean) / sigma
         wanted = {"v_prediction": alpha * noise - sigma * clean, "sample": clean}.get(kind, noise)
@@ -134,7 +134,7 @@ def with_known_frames(predict_noise: PredictNoise, known: torch.Tensor, schedule
     return predict
 
 
-def _alpha_sigma(alphas_cumprod: torch.Tensor, timestep: float) -> tuple[float, float]:
+def alpha_sigma(alphas_cumprod: torch.Tensor, timestep: float) -> tuple[float, float]:
     """Returns how much signal and noise there is at a timestep, between two whole ones by the logarithm of their ratio.
 
     So do the schedulers whose steps lie between timesteps (k-diffusion, DiscreteSchedule.sigma_to_t).

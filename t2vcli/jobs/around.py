@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 
 from t2vcli.engine.latents import DenoiseState
 from t2vcli.jobs.models import Models
+from t2vcli.jobs.preview import Previews
 from t2vcli.report import Report, Silent
 from t2vcli.request import Request
 from t2vcli.stopping import Stop
@@ -30,7 +31,7 @@ def look_away(seen: Seen) -> None:
 
 @dataclass(frozen=True)
 class Around:
-    """Whom a run tells of its progress, what asks it to stop, where its models stay, and who sees each of its states.
+    """Whom a run tells of its progress, what asks it to stop, where its models stay, who sees each state and the previews.
 
     A `stop` is of one run: once it was asked, every later run with it stops after its first step.
     """
@@ -39,3 +40,4 @@ class Around:
     stop: Stop = field(default_factory=Stop)
     models: Models = field(default_factory=Models)
     watch: Watch = look_away
+    previews: Previews | None = None

@@ -37,11 +37,12 @@ from t2vcli.jobs.prepare import Prepared, prepare
 from t2vcli.jobs.sample import noise_begun_with, save, write_video
 from t2vcli.jobs.stages import Made, Origin, from_prompt, from_video
 from t2vcli.jobs.two_stages import in_two_stages
-from t2vcli.metadata import build_recipe
+from t2vcli.metadata import build_recipe, made_by_model_alone
 from t2vcli.record import RunRecord
 from t2vcli.request import AnyRequest, GenerateRequest, UpscaleRequest
 from t2vcli.video.ffmpeg import shown
 from t2vcli.video.formats import format_of
+from t2vcli.video.marking import CHANGED_BY_MODEL, MADE_BY_MODEL
 
 UNMARKED = (
     "with --no-metadata nothing in the file says how it was made, or that a model made it; where you publish it, to mark"
@@ -199,6 +200,9 @@ def _made_and_written(work: Work, prepared: Sequence[Prepared], policy: Policy, 
         [(each.files, each.division) for each in prepared],
         source=None if work.source is None else work.source.described,
     )
+    mark = None if policy.bare else MADE_BY_MODEL if made_by_model_alone(recipe) else CHANGED_BY_MODEL
+    if around.previews is not None:
+        around.previews.of_clip(fps=work.fps, mark=mark)
     last = with_kept_plan(prepared[-1], kept.went.plan)
     first = work.first
     draft_went: dict[str, Any] = {}

@@ -45,6 +45,7 @@ from t2vcli.video.along import Along
 from t2vcli.video.files import refuse_existing
 from t2vcli.video.marking import CHANGED_BY_MODEL, MADE_BY_MODEL
 from t2vcli.video.writer import write_video as write_file
+from t2vcli.weights.models import ModelFiles
 
 FirstState = Callable[[Any, torch.Generator], DenoiseState]
 """(the scheduler with its timesteps, the generator) -> the state that a run begins with"""
@@ -86,6 +87,7 @@ def made_latents(
         known=known,
         around=around,
         kept=kept,
+        files=prepared.files,
     )
 
 
@@ -182,10 +184,11 @@ def denoised_latents(
     known: torch.Tensor | None = None,
     kept: Keeper | None = None,
     wrappers: Sequence[Wrapper] = (),
+    files: ModelFiles | None = None,
 ) -> torch.Tensor:
     """Returns the latents (1, C, F, H, W) after the last step. A step that runs out of memory is done again in less.
 
-    Whoever watches sees the state after each. Asked to stop, it does so after the step at hand: Interrupted, with the
+    Whoever watches sees the state after each, and with the model's `files` there are previews for who wants them. Asked to stop, it does so after the step at hand: Interrupted, with the
     state kept. `wrappers` are around every call of the UNet.
     """
     report, spot = around.report, Spot()
@@ -249,6 +252,8 @@ def denoised_latents(
             predict_noise = in_parts(predict_noise, division, timesteps, on_block=on_block, spot=spot, places=places)
             if known is not None:
                 predict_noise = with_known_frames(predict_noise, known, scheduler)
+            if around.previews is not None and files is not None:
+                predict_noise = around.previews.seeing(predict_noise, scheduler, files, report)
             steps_done = denoise(
                 predict_noise, scheduler, latest, generator, eta=request.eta, spot=spot, wrappers=wrappers
             )
