@@ -25,8 +25,9 @@ def write_whole(
 ) -> None:
     """Writes a file under a name that may be taken: whoever opens it finds the old content or the new, also after a kill.
 
-    With `lasting` the disk has confirmed it, so that it is there after a power cut, too. `part` is where it is written before: beside `path`, a name that no other process uses. What is there is removed and
-    never followed. Raises OSError, with the old file as it was.
+    With `lasting` the disk has confirmed it, so that it is there after a power cut, too. `part` is where it is written
+    before: beside `path`, a name that no other process uses. What is there is removed and never followed. Raises OSError,
+    with the old file as it was.
     """
     part = part or path.with_name(f"{path.name}.{secrets.token_hex(4)}.part")
     try:

@@ -8,6 +8,7 @@ import os
 import re
 import sys
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from fractions import Fraction
 from pathlib import Path
@@ -128,7 +129,7 @@ def test_with_every_kind_of_scheduler_the_last_preview_is_like_the_clip(schedule
         {"frames": 8, "window": 4, "overlap": 2},
         {"tile": "16x16"},
         {"extend": "in.mp4", "context": 1},
-        {"upscale": "demo-XL", "upscale_strength": 0.4},
+        pytest.param({"upscale": "demo-XL", "upscale_strength": 0.4}, marks=pytest.mark.slow),
     ],
     ids=str,
 )
@@ -225,10 +226,12 @@ def test_a_resumed_run_is_seen_too() -> None:
 def test_wrong_preview_files_are_refused_before_anything_is_loaded() -> None:
     Path("mine.png").write_bytes(b"mine")
     Path("folder.gif").mkdir()
+    os.mkfifo("pipe.gif")
     run = ("generate", "a boat", "-p", "demo", *FLAGS, "-o", "x.gif")
     for name, said in {
         "x.jpg": "must end in .png (frames side by side) or .gif (moving)",
         "mine.png": "is there already, and is no preview; give another name, or --overwrite",
+        "pipe.gif": "is there already, and is no preview",
         "folder.gif": "is a folder",
         "./x.gif": "is also the output",
     }.items():
@@ -329,8 +332,9 @@ def test_a_picture_stands_below_the_progress_and_is_gone_at_the_end(way: str, mo
     environ = {"blocks": {}, "kitty": {"TERM": "xterm-kitty"}, "iterm": {"TERM_PROGRAM": "iTerm.app"}}[way]
     monkeypatch.setenv("TERM", "xterm-256color")
     monkeypatch.delenv("NO_COLOR", raising=False)
-    with terminal(columns=80) as (ours, theirs):
-        with open(theirs, "w", closefd=False) as stream:
+    with terminal(columns=80) as (ours, theirs), ThreadPoolExecutor(1) as reader:
+        read = reader.submit(read_to_the_end, ours)  # a terminal holds 4 kB that nobody has read
+        with open(theirs, "w") as stream:
             monkeypatch.setattr(sys, "stderr", stream)
             with LiveReport(with_picture=True) as report:
                 report.stage("denoise", 2, "step")
@@ -341,8 +345,7 @@ def test_a_picture_stands_below_the_progress_and_is_gone_at_the_end(way: str, mo
                 report._progress.refresh()
                 report.say("a line above")
                 report._progress.refresh()
-        os.close(theirs)
-        seen = read_to_the_end(ours)
+        seen = read.result()
     assert not QUERIES.search(seen)
     assert "2 of 2" in seen
     assert "a line above" in seen

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import IO
@@ -11,6 +12,7 @@ from PIL import Image, PngImagePlugin
 
 from t2vcli.atomic import write_whole
 from t2vcli.errors import OutputError, UsageError
+from t2vcli.strangers import UnreadableError, open_regular
 from t2vcli.video.ffmpeg import shown
 from t2vcli.video.marking import packet_of
 from t2vcli.video.sheet import contact_sheet
@@ -32,9 +34,9 @@ def check_preview_file(path: Path, *, output: Path | None, overwrite: bool) -> N
         raise UsageError(f"--preview-file {shown(path)} must end in .png (frames side by side) or .gif (moving)")
     if output is not None and path.absolute() == output.absolute():
         raise UsageError(f"--preview-file {shown(path)} is also the output; give another name")
-    if path.is_dir():
+    if os.path.isdir(path):
         raise UsageError(f"--preview-file {shown(path)} is a folder; give the name of a file")
-    if not overwrite and path.exists() and not is_preview(path):
+    if not overwrite and os.path.exists(path) and not is_preview(path):
         raise UsageError(
             f"--preview-file {shown(path)} is there already, and is no preview; give another name, or --overwrite"
         )
@@ -43,9 +45,9 @@ def check_preview_file(path: Path, *, output: Path | None, overwrite: bool) -> N
 def is_preview(path: Path) -> bool:
     """Returns whether a file is a preview that an earlier run has left."""
     try:
-        with open(path, "rb") as file:
+        with open_regular(path) as file:
             return SIGN.encode() in file.read(_SEARCHED_BYTES)
-    except OSError:
+    except (OSError, UnreadableError):
         return False
 
 
