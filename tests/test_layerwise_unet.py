@@ -231,13 +231,46 @@ def test_a_torch_without_them_runs_the_layers_as_they_are(monkeypatch: pytest.Mo
         packing_works.cache_clear()
 
 
+@pytest.mark.parametrize(("dtype", "most"), [(torch.float64, 1e-12), (torch.float32, 1e-5), (torch.bfloat16, 1e-3)])
+@pytest.mark.parametrize("strided", [False, True])
+def test_statistics_neither_overflow_nor_cancel(dtype: torch.dtype, most: float, strided: bool) -> None:
+    """Channels far from each other and far from 0, with a variance beyond float16's range, in any memory format."""
+    generator = torch.Generator().manual_seed(3)
+    levels = torch.tensor([-900.0, 1000.0, 700.0, 701.0])
+    video = levels[:, None, None] + 30 * torch.randn(2, 4, 5, 300, generator=generator)
+    video = video.to(dtype)
+    if strided:
+        video = video.permute(0, 2, 3, 1).contiguous().permute(0, 3, 1, 2)
+    exact = video.double().view(2, 2, -1) if not strided else video.double().contiguous().view(2, 2, -1)
+    mean, variance = norms.group_statistics(video, 2)
+    assert mean.dtype == torch.promote_types(dtype, torch.float32)
+    torch.testing.assert_close(mean.double(), exact.mean(2), rtol=most, atol=0)
+    torch.testing.assert_close(variance.double(), exact.var(2, correction=0), rtol=most, atol=0)
+
+
+def test_statistics_take_no_memory_to_speak_of() -> None:
+    """Nothing as large as what they are of is made beside it, in one piece or in many."""
+    made: list[int] = []
+
+    class Sizes(TorchDispatchMode):
+        def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+            result = func(*args, **(kwargs or {}))
+            made.extend(each.nbytes for each in tree_iter(result) if isinstance(each, torch.Tensor))
+            return result
+
+    video = torch.randn(2, 32, 4, 256)
+    with Sizes():
+        norms.scale_and_shift(nn.GroupNorm(8, 32), video)
+    assert max(made) <= 4 * 2 * 32
+
+
 def test_statistics_of_a_piece_are_not_those_of_the_whole(
     unets: Callable[[torch.dtype], UNet3DConditionModel], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     whole = norms.group_statistics
 
-    def of_half_the_pixels(hidden_states: torch.Tensor, **settings: Any) -> tuple[torch.Tensor, torch.Tensor]:
-        return whole(hidden_states.narrow(3, 0, hidden_states.shape[3] // 2), **settings)
+    def of_half_the_pixels(hidden_states: torch.Tensor, num_groups: int) -> tuple[torch.Tensor, torch.Tensor]:
+        return whole(hidden_states.narrow(3, 0, hidden_states.shape[3] // 2), num_groups)
 
     monkeypatch.setattr(norms, "group_statistics", of_half_the_pixels)
     unet = unets(torch.float32)

@@ -149,7 +149,7 @@ def test_statistics_neither_overflow_nor_cancel(dtype: torch.dtype) -> None:
     noise = torch.randn(1, 4, 128, 128, generator=torch.Generator().manual_seed(3))
     values = (50 + 0.2 * noise).to(dtype)
     exact = values.double().view(2, -1)
-    mean, variance = strips.group_statistics(Strips(*values.split(48, dim=2)), 2, chunk_bytes=16 * KIB)
+    mean, variance = strips.group_statistics(Strips(*values.split(48, dim=2)), 2)
     torch.testing.assert_close(mean.double(), exact.mean(1), rtol=1e-6, atol=0)
     torch.testing.assert_close(variance.double(), exact.var(1, correction=0), rtol=1e-4, atol=0)
 
@@ -190,9 +190,7 @@ def test_the_vae_is_left_as_it_was(vae: AutoencoderKL) -> None:
 
 def test_statistics_of_a_part_are_not_enough(vae: AutoencoderKL, monkeypatch: pytest.MonkeyPatch) -> None:
     whole = strips.group_statistics
-    monkeypatch.setattr(
-        strips, "group_statistics", lambda hidden, groups, **k: whole(Strips(next(iter(hidden))), groups, **k)
-    )
+    monkeypatch.setattr(strips, "group_statistics", lambda hidden, groups: whole(Strips(next(iter(hidden))), groups))
     latents, pixels = latents_of(13, 6), pixels_of(104, 48)
     assert largest(decode_in_strips(vae, latents, chunk_bytes=64 * KIB), plain_decode(vae, latents)) > 1e-2
     assert largest(strip_encode(vae, pixels, chunk_bytes=64 * KIB), plain_encode(vae, pixels)) > 1e-2

@@ -15,6 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from t2vcli.engine.layerwise import norms
 from t2vcli.engine.picture_vae import (
     Decoder,
     Encoder,
@@ -175,7 +176,7 @@ def _resnet(resnet: PictureResnet, hidden: Strips, chunk_bytes: int) -> Strips:
     """Returns the residual block's output; `hidden` is used up: freed as it is read, or become the output."""
     inner = Strips()
     residual = hidden if resnet.conv_shortcut is None else Strips()
-    normalised = _normalised(hidden, resnet.norm1, resnet.nonlinearity, chunk_bytes)
+    normalised = _normalised(hidden, resnet.norm1, resnet.nonlinearity)
     row_bytes = max(hidden.row_bytes, _row_bytes_after(resnet.conv1, hidden))
     for start, stop in _cut(hidden.height, _fitting_rows(row_bytes, chunk_bytes)):
         inner.append(_convolve(resnet.conv1, normalised, start, stop, hidden.height))
@@ -185,7 +186,7 @@ def _resnet(resnet: PictureResnet, hidden: Strips, chunk_bytes: int) -> Strips:
     if residual is not hidden:
         hidden.drop_above(hidden.height)
 
-    normalised = _normalised(inner, resnet.norm2, resnet.nonlinearity, chunk_bytes)
+    normalised = _normalised(inner, resnet.norm2, resnet.nonlinearity)
     for start, stop in _cut(inner.height, _fitting_rows(inner.row_bytes, chunk_bytes)):
         residual.add(start, _convolve(resnet.conv2, normalised, start, stop, inner.height))
         inner.drop_above(stop - 1)
@@ -231,7 +232,7 @@ def _downsample(downsampler: PictureDownsample, hidden: Strips, chunk_bytes: int
 
 def _conv_out(part: Encoder | Decoder, hidden: Strips, result: torch.Tensor, chunk_bytes: int) -> None:
     """Writes the last norm, activation and convolution of a coder into `result`; frees `hidden`."""
-    normalised = _normalised(hidden, part.conv_norm_out, part.conv_act, chunk_bytes)
+    normalised = _normalised(hidden, part.conv_norm_out, part.conv_act)
     for start, stop in _cut(hidden.height, _fitting_rows(hidden.row_bytes, chunk_bytes)):
         rows = _convolve(part.conv_out, normalised, start, stop, hidden.height)
         result.narrow(2, start, stop - start).copy_(rows)
@@ -255,11 +256,9 @@ def _halo(start: int, stop: int, height: int) -> tuple[int, int]:
     return max(start - 1, 0), min(stop + 1, height)
 
 
-def _normalised(
-    hidden: Strips, norm: nn.GroupNorm, activation: nn.Module, chunk_bytes: int
-) -> Callable[[int, int], torch.Tensor]:
+def _normalised(hidden: Strips, norm: nn.GroupNorm, activation: nn.Module) -> Callable[[int, int], torch.Tensor]:
     """Returns a function from rows `start` and `stop` to these rows of `hidden` after the norm and the activation."""
-    mean, variance = group_statistics(hidden, norm.num_groups, chunk_bytes=chunk_bytes)
+    mean, variance = group_statistics(hidden, norm.num_groups)
     per_group = norm.num_channels // norm.num_groups
     # With its statistics given, a batch norm does the arithmetic of a group norm, in float32 and rounded once.
     mean, variance = mean.repeat_interleave(per_group), variance.repeat_interleave(per_group)
@@ -273,27 +272,12 @@ def _normalised(
     return read
 
 
-def group_statistics(hidden: Strips, groups: int, *, chunk_bytes: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """Returns mean and variance (groups,) of the whole activation, in float32 or wider.
-
-    In two passes, since the mean of squares less the square of the mean would cancel.
-    """
-    first = next(iter(hidden))
-    wide = torch.promote_types(first.dtype, torch.float32)
-    rows = max(chunk_bytes * first.itemsize // (hidden.row_bytes * wide.itemsize), 1)
-
-    def sum_of(function: Callable[[torch.Tensor], torch.Tensor]) -> torch.Tensor:
-        total = first.new_zeros(groups, dtype=wide)
-        for piece in hidden:
-            for block in torch.split(piece, rows, dim=2):
-                grouped = block.view(1, groups, -1, *block.shape[2:])
-                total += function(grouped).sum(dim=(0, 2, 3, 4), dtype=wide)
-        return total
-
-    count = first.shape[1] // groups * hidden.height * hidden.width
-    mean = sum_of(lambda grouped: grouped) / count
-    centre = mean.view(1, groups, 1, 1, 1)
-    return mean, sum_of(lambda grouped: (grouped - centre).square_()) / count
+def group_statistics(hidden: Strips, groups: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Returns mean and variance (groups,) of the whole activation, in float32 or wider."""
+    mean, variance = norms.merged_parts(
+        [norms.moments(piece, (0, 2, 3)) for piece in hidden], [piece.shape[2] for piece in hidden]
+    )
+    return norms.merged(mean.view(groups, -1), variance.view(groups, -1), 1)
 
 
 def _row_bytes_after(conv: nn.Conv2d, hidden: Strips) -> int:

@@ -224,7 +224,7 @@ def temporal_conv(run: Run, layer: TemporalConv, hidden_states: torch.Tensor) ->
     work = as_video(run, torch.empty_like(hidden_states))
     for stage in stages:
         read = video if stage is stages[0] else work
-        scale, shift = norms.scale_and_shift(stage[0], read, scratch_bytes=run.chunk_bytes or 0)
+        scale, shift = norms.scale_and_shift(stage[0], read)
         scale, shift = scale.view(batch, channels, 1, 1), shift.view(batch, channels, 1, 1)
         for start, count in run.pieces(video.shape[3], total * channels * read.element_size()):
             piece = _empty_video(run, read, count)
@@ -295,7 +295,7 @@ def temporal_transformer(run: Run, layer: FramesTransformer, hidden_states: torc
         video.add_(tokens.permute(0, 3, 2, 1))
         return hidden_states
 
-    scale, shift = norms.scale_and_shift(layer.norm, video, scratch_bytes=run.chunk_bytes or 0)
+    scale, shift = norms.scale_and_shift(layer.norm, video)
     scale, shift = scale.view(batch, 1, 1, channels), shift.view(batch, 1, 1, channels)
     for start, count in run.pieces(height * width, total * token_bytes):
         piece = video.narrow(3, start, count)
