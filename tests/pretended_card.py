@@ -191,6 +191,7 @@ class PretendedCards(TorchFunctionMode):
         TorchFunctionMode.__init__(self)
         self.current = 0
         self.inside: SideStream | None = None
+        self.sides: list[SideStream] = []
         self.computing = [ComputingStream(card) for card in range(self.count)]
         self.blocks: dict[int, Block] = {}  # in use, by address
         self.free: list[Block] = []
@@ -211,7 +212,7 @@ class PretendedCards(TorchFunctionMode):
             "current_device": lambda: self.current,
             "set_device": self.set_device,
             "device": self.device,
-            "Stream": lambda device=None, **_: SideStream(self.index(device), self.computing[self.index(device)]),
+            "Stream": self.side_stream,
             "stream": self.on_stream,
             "current_stream": self.current_stream,
             "Event": Event,
@@ -259,6 +260,10 @@ class PretendedCards(TorchFunctionMode):
             yield
         finally:
             self.current = before
+
+    def side_stream(self, device: Any = None, **_: Any) -> SideStream:
+        self.sides.append(SideStream(self.index(device), self.computing[self.index(device)]))
+        return self.sides[-1]
 
     def current_stream(self, device: Any = None) -> Any:
         return self.computing[self.index(device)]

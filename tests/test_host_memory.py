@@ -106,15 +106,11 @@ def test_loading_holds_the_weights_once(
     assert peak < (1.15 + file) * weights + 8 * MIB
 
 
-def test_what_streams_is_pinned_in_powers_of_two(ms_checkpoint: Path) -> None:
+def test_what_streams_takes_no_more_of_the_host(ms_checkpoint: Path) -> None:
     files = files_in_folder(ms_checkpoint, source="x", variant=None)
     plan = replace(prepared_model(generate_request(ms_checkpoint))[0].plan, device="cuda:0")
-    sizes = files.weight_bytes
-    assert host_bytes(plan, files) == sum(sizes.values())
-    unet = prepared_model(generate_request(ms_checkpoint))[1].unet
-    rounded = sum(1 << (p.numel() * p.element_size() - 1).bit_length() for p in unet.parameters())
-    streamed = host_bytes(replace(plan, resident_bytes=0), files) - host_bytes(plan, files)
-    assert streamed == pytest.approx(rounded - sizes["unet"], rel=0.5)
+    assert host_bytes(plan, files) == sum(files.weight_bytes.values())
+    assert host_bytes(replace(plan, resident_bytes=0), files) == host_bytes(plan, files)
     embedded = find_model("embedded:demo", revision=None, variant=None)
     ratio = host_bytes(replace(plan, dtype="fp32"), embedded) / host_bytes(replace(plan, dtype="fp16"), embedded)
     assert ratio == 2

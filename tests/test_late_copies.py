@@ -57,7 +57,9 @@ def far_from(unet: UNet3DConditionModel, result: torch.Tensor, seed: int = 1) ->
 
 def streamed(unet: UNet3DConditionModel, **way: Any) -> tuple[LayerwiseUNet, Callable[[int], torch.Tensor]]:
     if "resident_bytes" not in way:
-        lent = transfers.LayerWeights([[unet]], device=torch.device("cuda:0"), resident_bytes=2**40)
+        lent = transfers.LayerWeights(
+            [transfers.weights_of([unet])], device=torch.device("cuda:0"), resident_bytes=2**40
+        )
     ours = LayerwiseUNet(unet, device="cuda:0", chunk_bytes=32 * KIB, **way)
     if "resident_bytes" not in way:
         close = ours.close
@@ -108,6 +110,35 @@ def test_what_was_brought_ahead_and_is_dropped_leaves_no_copy_behind(
         hook.remove()
     assert far_from(unet, forward(1)) < 1e-5
     ours.close()
+
+
+def test_a_layer_is_one_piece_of_pinned_memory_and_one_copy(card: PretendedCards, unet: UNet3DConditionModel) -> None:
+    ours, forward = streamed(unet, resident_bytes=0, park_skips=True)
+    forward(1)
+    weights = list(unet.parameters())
+    total = sum(each.nbytes for each in weights)
+    layers = {id(each.untyped_storage()): each.untyped_storage().nbytes() for each in weights}
+    pinned = sum(layers.values())
+    assert total <= pinned < total + transfers.ALIGNMENT * len(weights)
+    assert all(each.is_pinned() for each in weights)
+    assert len(card.sides[-1].queue) == len(layers)
+    before = dict(card.pinned)
+    forward(2)
+    assert card.pinned == before  # the skips' too: they are parked where those before were
+    ours.close()
+
+
+def test_a_driver_that_will_not_pin_is_named_once(unet: UNet3DConditionModel) -> None:
+    fresh = UNet3DConditionModel.from_config(unet.config).eval()
+    said: list[str] = []
+    with PretendedCards(refuse_to_pin=True):
+        ours, forward = streamed(fresh, resident_bytes=0, park_skips=True, say=said.append)
+        assert far_from(fresh, forward(1)) < 1e-5
+        forward(2)
+        ours.close()
+    assert len(said) == 2
+    assert "of weights are copied to the device from pageable memory" in said[0]
+    assert "would not pin host memory for skip tensors" in said[1]
 
 
 # That each of this would be seen

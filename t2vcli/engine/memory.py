@@ -10,7 +10,8 @@ import contextlib
 import errno
 import gc
 import re
-from collections.abc import Iterator
+import sys
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -18,6 +19,7 @@ from torch import nn
 
 from t2vcli.engine.device import free_cached_memory
 from t2vcli.engine.guidance import UNetForward, plain_forward
+from t2vcli.engine.layerwise.transfers import LayerWeights, Say, Weight, silently, weights_of
 from t2vcli.engine.layerwise.unet import FreeU, LayerwiseUNet
 from t2vcli.engine.loading import Model
 from t2vcli.engine.text_encoder import CLIPText
@@ -29,12 +31,17 @@ if TYPE_CHECKING:
     from t2vcli.engine.picture_vae import VAE
 
 
+Layers = Mapping[nn.Module, Sequence[Weight]]
+"""Modules, each with the weights that have to be on the device while it runs."""
+
+
 class PlacedModel:
     """A model set up as a plan says. The plan can be changed between two uses, in either direction."""
 
     def __init__(self, model: Model) -> None:
         self.model = model
         self.plan: MemoryPlan | None = None
+        self.say: Say = silently  # told where host memory cannot be pinned
         self._undo = contextlib.ExitStack()
 
     def place(self, plan: MemoryPlan) -> None:
@@ -52,12 +59,12 @@ class PlacedModel:
         parts: list[nn.Module] = [model.text_encoder, model.unet, model.vae]
         if plan.resident_bytes is not None:
             # What streams the UNet must not hold the text encoder whole: it is the larger of the two then.
-            self._undo.callback(lend_layers(model.text_encoder, plan.device))
+            self._stream(model.text_encoder, by_layers, plan.device)
         elif plan.offload == "sequential":
             for part in parts:
-                self._undo.callback(lend_layers(part, plan.device))
+                self._stream(part, by_layers, plan.device)
         elif plan.offload == "group":
-            self._undo.callback(lend_blocks(model.unet, plan.device))
+            self._stream(model.unet, by_blocks, plan.device)
         elif plan.offload == "none" and plan.device != "cpu":
             for part in parts:
                 self._undo.enter_context(lent(part, plan.device))
@@ -103,6 +110,7 @@ class PlacedModel:
                 pack=plan.device == "cpu" and plan.chunk_bytes is None,
                 condition=condition,
                 freeu=freeu,
+                say=self.say,
             )
             try:
                 yield ours
@@ -129,6 +137,9 @@ class PlacedModel:
         finally:
             self.release()
             cast(self.model.vae, kept)
+
+    def _stream(self, part: nn.Module, grouped: Callable[[nn.Module], Layers], device: str) -> None:
+        self._undo.enter_context(streamed(grouped(part), device, self.say))
 
     def _placed(self) -> MemoryPlan:
         assert self.plan is not None, "place() comes first"
@@ -163,79 +174,48 @@ def _freeu_on(unet: Any, factors: FreeU | None) -> Iterator[None]:
 @contextlib.contextmanager
 def lent(part: nn.Module, device: str) -> Iterator[None]:
     """Lends a whole part copies of its weights on the device while the block runs."""
-    loan = _Loan(tensors_of(part, deep=True), device)
+    loan = LayerWeights([weights_of([part])], device=device, resident_bytes=sys.maxsize)
     try:
-        loan.lend()
         yield
     finally:
-        loan.take_back()
+        loan.close()
 
 
-def lend_layers(part: nn.Module, device: str) -> Any:
-    """Lets each module's own weights be on the device only while it runs. Returns the function that ends it.
+@contextlib.contextmanager
+def streamed(layers: Layers, device: str, say: Say = silently) -> Iterator[None]:
+    """Has weights on the device only while the module that they are listed with runs, and those to come on their way."""
+    weights = LayerWeights(list(layers.values()), device=device, resident_bytes=0, in_order=False, say=say)
+    try:
+        weights.while_running(list(layers))
+        yield
+    finally:
+        weights.close()
 
-    What apply_group_offloading of diffusers does at leaf level.
+
+def by_layers(part: nn.Module) -> Layers:
+    """Returns each module's own weights, as apply_group_offloading of diffusers groups them at leaf level."""
+    own = {module: weights_of([module], deep=False) for module in part.modules()}
+    return {module: weights for module, weights in own.items() if weights}
+
+
+def by_blocks(part: nn.Module) -> Layers:
+    """Returns the weights of each block of `part`, and with `part` itself those that are in no block.
+
+    As apply_group_offloading of diffusers groups them at block level, one block in a group.
     """
-    return _lend_while_running([(module, _Loan(tensors_of(module), device)) for module in part.modules()])
-
-
-def lend_blocks(part: nn.Module, device: str) -> Any:
-    """Lets each block of `part` be on the device only while it runs, and what is in no block while `part` runs.
-
-    What apply_group_offloading of diffusers does at block level, one block in a group.
-    """
-    loans: list[tuple[nn.Module, _Loan]] = []
-    rest = tensors_of(part)
+    blocks: dict[nn.Module, Sequence[Weight]] = {}
+    rest = weights_of([part], deep=False)
     for child in part.children():
         if isinstance(child, nn.ModuleList):
-            loans += [(block, _Loan(tensors_of(block, deep=True), device)) for block in child]
+            blocks |= {block: weights_of([block]) for block in child}
         else:
-            rest += tensors_of(child, deep=True)
-    return _lend_while_running([(part, _Loan(rest, device)), *loans])
-
-
-def tensors_of(module: nn.Module, *, deep: bool = False) -> list[torch.Tensor]:
-    """Returns a module's own weights and buffers, or with `deep` also those of the modules in it, each once."""
-    return [*module.parameters(recurse=deep), *module.buffers(recurse=deep)]
+            rest += weights_of([child])
+    return {part: rest, **blocks}
 
 
 def cast(part: nn.Module, dtype: torch.dtype) -> None:
     """Changes the type of a part's weights for good; without the warning about that which diffusers' own `to` prints."""
     nn.Module.to(part, dtype)
-
-
-class _Loan:
-    """Weights that can be lent to their modules as copies on a device."""
-
-    def __init__(self, tensors: list[torch.Tensor], device: str) -> None:
-        self.tensors = tensors
-        self.kept = [tensor.data for tensor in tensors]
-        self.device = device
-
-    # Copies made in inference mode are another kind of tensor, which torch multiplies another way.
-    @torch.inference_mode(False)
-    def lend(self, *_: object) -> None:
-        for tensor, host in zip(self.tensors, self.kept, strict=True):
-            tensor.data = host.to(self.device, copy=True)
-
-    def take_back(self, *_: object) -> None:
-        for tensor, host in zip(self.tensors, self.kept, strict=True):
-            tensor.data = host
-
-
-def _lend_while_running(loans: list[tuple[nn.Module, _Loan]]) -> Any:
-    handles = []
-    for module, loan in loans:
-        if loan.tensors:
-            handles.append(module.register_forward_pre_hook(loan.lend))
-            # Also when it fails, as for want of memory.
-            handles.append(module.register_forward_hook(loan.take_back, always_call=True))
-
-    def end() -> None:
-        for handle in handles:
-            handle.remove()
-
-    return end
 
 
 def keep_in_fp8(unet: UNet3DConditionModel) -> None:

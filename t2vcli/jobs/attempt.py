@@ -34,6 +34,7 @@ class Attempts:
         on_less: Callable[[], None] = lambda: None,
     ) -> None:
         self.placed = placed
+        placed.say = self._note
         self.plan = plan
         self.below = list(below)
         self.report = report
@@ -71,12 +72,15 @@ class Attempts:
             if self.placed.model.vae.dtype == torch.float32:
                 raise
             line = f"{str(error).partition(';')[0]}; the latents are sound, so the VAE was run in fp32"
-        self.notes.append(line)
-        self.report.warn(line)
+        self._note(line)
         if generator is not None and before is not None:
             generator.set_state(before)
         with self.placed.fp32_vae():
             return self.run(doing, work, generator=generator)
+
+    def _note(self, line: str) -> None:
+        self.notes.append(line)
+        self.report.warn(line)
 
     def _step_down(self, doing: str, reason: str) -> None:
         if not self.below:

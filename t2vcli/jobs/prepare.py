@@ -246,7 +246,7 @@ def host_bytes(plan: MemoryPlan, files: ModelFiles) -> int:
     """Returns the predicted host memory of a run on a GPU: the weights, once, in the type that they run in.
 
     The system can drop those that are mapped from the file, but each use would read them again. Those to be streamed are
-    pinned, and pinned memory comes in powers of two; before, LoRAs are merged. A model that is not in the table counts as large as its files.
+    pinned, at their own size; before, LoRAs are merged. A model that is not in the table counts as large as its files.
     """
     architecture = architecture_of(files.config("unet"))
     merging = merging_of(files.adapters, files.config("unet"), files.weight_bytes)
@@ -254,11 +254,7 @@ def host_bytes(plan: MemoryPlan, files: ModelFiles) -> int:
         sizes = files.weight_bytes
     else:
         sizes = {part: size * (2 if plan.dtype == "fp32" else 1) for part, size in weight_bytes(architecture).items()}
-    pinned = (PINNED_ROUNDING - 1) * sizes["unet"] if plan.resident_bytes is not None else 0
-    return sum(sizes.values()) + max(int(pinned), merging.host_bytes if merging else 0)  # one is over before the other
-
-
-PINNED_ROUNDING = 1.33  # of the weights of a ModelScope UNet, each rounded up to a power of two bytes
+    return sum(sizes.values()) + (merging.host_bytes if merging else 0)
 
 
 def _flags_without_effect(request: Request, unet_config: Mapping[str, Any]) -> list[str]:

@@ -57,8 +57,8 @@ def group_statistics(hidden_states: torch.Tensor, num_groups: int) -> tuple[torc
 
     `hidden_states`: (B, C, F, P), of any strides; the statistics span channels of the group, frames and pixels.
     """
-    mean, variance = moments(hidden_states, (2, 3))
-    return merged(mean.unflatten(1, (num_groups, -1)), variance.unflatten(1, (num_groups, -1)), 2)
+    mean, variance = (values.view(len(values), num_groups, -1) for values in moments(hidden_states, (2, 3)))
+    return merged(mean, variance, 2)
 
 
 def scale_and_shift(norm: nn.GroupNorm, hidden_states: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
@@ -79,6 +79,7 @@ def _in_copies(values: torch.Tensor, dim: Sequence[int]) -> tuple[torch.Tensor, 
     channel_bytes = 4 * (values.numel() // values.shape[1])
     parts = [
         torch.var_mean(part.float(), dim=list(dim), correction=0)
-        for part in values.split(max(1, SCRATCH_BYTES // channel_bytes), dim=1)
+        for part in torch.split(values, max(1, SCRATCH_BYTES // channel_bytes), dim=1)
     ]
-    return torch.cat([mean for _, mean in parts], dim=1), torch.cat([variance for variance, _ in parts], dim=1)
+    variances, means = zip(*parts, strict=True)  # channels last: nothing is kept after them
+    return torch.cat(means, dim=-1), torch.cat(variances, dim=-1)

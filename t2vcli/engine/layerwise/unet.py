@@ -19,7 +19,7 @@ from torch import nn
 from t2vcli.engine.layerwise import layers
 from t2vcli.engine.layerwise.layers import Run, Text
 from t2vcli.engine.layerwise.operators import Operators, gated_units, packed, packing_works
-from t2vcli.engine.layerwise.transfers import LayerWeights, Skip
+from t2vcli.engine.layerwise.transfers import LayerWeights, ParkingPlace, Say, Skip, silently, weights_of
 from t2vcli.engine.video_unet import Upsample, VideoUNet
 
 if TYPE_CHECKING:
@@ -66,6 +66,7 @@ class LayerwiseUNet:
     channels last on a CPU, where it was measured (benchmarks), and contiguous elsewhere. `pack`: weights are packed for this
     CPU's kernels until `close`, where torch can (`packing_works`); LoRA layers and hooks that come later are not seen then.
     `condition`: of every timestep, (1, D), for a UNet that takes one. `freeu`: the factors (b1, b2, s1, s2) of FreeU.
+    `say` is told where host memory cannot be pinned.
 
     LoRA layers and hooks on the layers that compute are taken along, if they are in place at construction; hooks on what
     contains them (blocks, resnets, transformers, attentions, temporal convolutions) and on norms and activations within them
@@ -85,6 +86,7 @@ class LayerwiseUNet:
         pack: bool = False,
         condition: torch.Tensor | None = None,
         freeu: FreeU | None = None,
+        say: Say = silently,
     ) -> None:
         if chunk_bytes is not None and chunk_bytes < 1:
             raise ValueError(f"chunk_bytes must be 1 or more, not {chunk_bytes}")
@@ -102,7 +104,7 @@ class LayerwiseUNet:
         self._condition = condition
         # Of the first two up blocks
         self._freeu = {} if freeu is None else {0: (freeu[0], freeu[2]), 1: (freeu[1], freeu[3])}
-        self._park_skips = park_skips
+        self._parking = ParkingPlace(say) if park_skips else None
         on_cpu = self._device.type == "cpu"
         self._layout = layout or (torch.channels_last if on_cpu else torch.contiguous_format)
         self._steps = list(_steps(unet))
@@ -122,7 +124,13 @@ class LayerwiseUNet:
             raise ValueError(f"the UNet has weights that this forward would leave out: {', '.join(unknown[:3])}")
         with contextlib.ExitStack() as undone:
             if resident_bytes is not None:
-                self._weights = LayerWeights(in_order, device=self._device, resident_bytes=resident_bytes)
+                self._weights = LayerWeights(
+                    [weights_of(modules) for modules in in_order],
+                    device=self._device,
+                    resident_bytes=resident_bytes,
+                    far=not park_skips,  # who parks skips has no memory for more
+                    say=say,
+                )
                 undone.callback(self._weights.close)
             packs = pack and on_cpu and packing_works()
             # All but the time embedding, which is small and called as a module
@@ -155,15 +163,18 @@ class LayerwiseUNet:
             raise ValueError(f"level {deep.level} is none of this UNet's, which are 0 to {len(self._depths) - 1}")
         try:
             return self._forward(sample, timestep, encoder_hidden_states, deep)
-        finally:
+        except BaseException:
             if self._weights is not None:
                 self._weights.forget()
+            raise
 
     def close(self) -> None:
         """Leaves every module with the parameters it was found with. A UNet whose weights were streamed is not called again."""
         self._texts.clear()
         self._operators = Operators()
         self._undo.close()
+        if self._parking is not None:
+            self._parking.close()
 
     def _forward(
         self,
@@ -204,10 +215,12 @@ class LayerwiseUNet:
             skip = skips.pop() if step.takes_skip else None
             with self._present(number + 2):
                 hidden_states = self._layer(run, step, hidden_states, emb, text, skip, forced=forced, in_place=in_place)
+            if skip is not None:
+                skip.used()
             del skip
-            in_place = not step.gives_skip or self._park_skips
+            in_place = not step.gives_skip or self._parking is not None
             if step.gives_skip:
-                skips.append(Skip(hidden_states, parked=self._park_skips))
+                skips.append(Skip(hidden_states, self._parking))
         with self._present(len(self._steps) + 2):
             hidden_states = layers.conv(run, self._last, hidden_states, out_channels=unet.conv_out.out_channels)
         return hidden_states.reshape(batch, frames, *hidden_states.shape[1:]).transpose(1, 2)
@@ -246,7 +259,7 @@ class LayerwiseUNet:
         return layers.temporal_transformer(run, layer, hidden_states)
 
     def _kept(self, hidden_states: torch.Tensor) -> torch.Tensor:
-        return hidden_states.to("cpu") if self._park_skips else hidden_states
+        return hidden_states if self._parking is None else hidden_states.to("cpu")
 
     def _present(self, index: int) -> contextlib.AbstractContextManager[None]:
         return contextlib.nullcontext() if self._weights is None else self._weights.present(index)

@@ -1,0 +1,155 @@
+"""What must hold on a CUDA card: every way to run a clip gives the same frames, and what is promised of memory is kept.
+
+The tests marked `gpu` need a card and are skipped without one. The others run the same jobs on a pretended card
+(tests/pretended_card.py), the second of two, so that what only goes wrong beside a card goes wrong here.
+"""
+
+from __future__ import annotations
+
+import gc
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from make_goldens import generate_request, upscale_request, work_of
+from pretended_card import PretendedCards
+
+from t2vcli.asking.job import Policy
+from t2vcli.asking.source import Source
+from t2vcli.jobs.around import Around
+from t2vcli.jobs.run import run
+from t2vcli.report import Silent
+from t2vcli.video.reader import read_frames, read_metadata
+
+WAYS: dict[str, dict[str, Any]] = {
+    "diffusers' forward, offload model": {"offload": "model", "forward": "diffusers"},
+    "its own forward": {"offload": "none", "forward": "layerwise"},
+    "group": {"offload": "group"},
+    "sequential": {"offload": "sequential"},
+    "balanced": {"memory": "balanced", "chunk_size": 2**16},
+    "low": {"memory": "low", "chunk_size": 2**16},
+    "lowest": {"memory": "lowest", "chunk_size": 2**16},
+    "reused features, parked": {"memory": "lowest", "chunk_size": 2**16, "cache": 2},
+    "windows": {"memory": "low", "chunk_size": 2**16, "window": 2, "overlap": 1},
+}
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where a test runs: the device's name, and the pretended cards, if it is one of them."""
+
+    device: str
+    cards: PretendedCards | None
+
+
+@pytest.fixture(params=["pretended", pytest.param("real", marks=pytest.mark.gpu)])
+def card(request: pytest.FixtureRequest) -> Iterator[Place]:
+    if request.param == "real":
+        if not torch.cuda.is_available():
+            pytest.skip("needs a CUDA card")
+        yield Place(f"cuda:{torch.cuda.device_count() - 1}", None)
+        return
+    with PretendedCards(count=2) as cards:
+        yield Place("cuda:1", cards)
+
+
+class Told(Silent):
+    """Keeps what a run warns of."""
+
+    def __init__(self) -> None:
+        self.lines: list[str] = []
+
+    def warn(self, line: str) -> None:
+        self.lines.append(line)
+
+
+def frames_of(request: Any, output: Path, report: Told | None = None, **more: Any) -> np.ndarray:
+    run(work_of(request, output, **more), Policy(keep=False, overwrite=True), Around(report=report or Told()))
+    return np.stack(list(read_frames(output))).astype(int)
+
+
+def a_request(model: Path, **options: Any) -> Any:
+    options = {"forward": "auto", **options}
+    return generate_request(model, vae_slicing=None, steps=3, frames=4, width=32, height=32, **options)
+
+
+@pytest.fixture(scope="module")
+def whole(few_layers: Path, tmp_path_factory: pytest.TempPathFactory) -> np.ndarray:
+    """Returns the frames that the CPU makes, in float32."""
+    return frames_of(a_request(few_layers, dtype="fp32", device="cpu"), tmp_path_factory.mktemp("whole") / "a.mkv")
+
+
+def differing(one: np.ndarray, other: np.ndarray) -> tuple[float, int]:
+    """Returns the mean and the greatest difference of two clips, in levels of 8 bits."""
+    apart = np.abs(one - other)
+    return float(apart.mean()), int(apart.max())
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_every_way_makes_the_same_frames(
+    way: str, card: Place, few_layers: Path, whole: np.ndarray, tmp_path: Path
+) -> None:
+    asked = WAYS[way]
+    if not {"cache", "window"} & asked.keys():
+        expected = whole
+    else:
+        changed = {name: asked[name] for name in ("cache", "window", "overlap") if name in asked}
+        expected = frames_of(a_request(few_layers, dtype="fp32", device="cpu", **changed), tmp_path / "cpu.mkv")
+    made = frames_of(a_request(few_layers, dtype="fp32", device=card.device, **asked), tmp_path / "card.mkv")
+    mean, most = differing(made, expected)
+    # A card's convolutions are in TF32, where torch is left as it is: ten bits of fraction.
+    assert (mean, most) <= ((0.01, 1) if card.cards else (0.5, 4))
+    if card.cards:
+        assert card.cards.touched == {1}  # no other card
+        gc.collect()
+        assert card.cards.allocated == 0  # nothing is left there
+
+
+@pytest.mark.parametrize("way", ["sequential", "lowest"])
+def test_a_clip_is_enlarged_in_the_same_way(way: str, card: Place, few_layers: Path, tmp_path: Path) -> None:
+    frames_of(a_request(few_layers, dtype="fp32", device="cpu"), tmp_path / "source.mkv")
+    options = {"forward": "auto", "vae_slicing": None, "width": 32, "height": 32, "steps": 3, "dtype": "fp32"}
+    expected, made = (
+        frames_of(
+            upscale_request(few_layers, **options, device=device, **asked),
+            tmp_path / f"{name}.mkv",
+            source=Source.opened(tmp_path / "source.mkv"),
+        )
+        for name, device, asked in (("cpu", "cpu", {}), ("card", card.device, WAYS[way]))
+    )
+    assert differing(made, expected) <= ((0.01, 1) if card.cards else (0.5, 4))
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("dtype", ["fp16", "bf16"])
+@pytest.mark.parametrize("way", [name for name in WAYS if name not in ("reused features, parked", "windows")])
+def test_half_precision_is_as_near_in_every_way(
+    way: str, dtype: str, few_layers: Path, whole: np.ndarray, tmp_path: Path
+) -> None:
+    if not torch.cuda.is_available():
+        pytest.skip("needs a CUDA card")
+    plain = a_request(few_layers, dtype=dtype, device="cuda", offload="none", forward="diffusers")
+    expected, _ = differing(frames_of(plain, tmp_path / "plain.mkv"), whole)
+    made, _ = differing(
+        frames_of(a_request(few_layers, dtype=dtype, device="cuda", **WAYS[way]), tmp_path / "way.mkv"), whole
+    )
+    assert made <= 1.5 * expected + 0.25
+
+
+def test_a_driver_that_will_not_pin_is_named_and_nothing_else_changes(
+    few_layers: Path, whole: np.ndarray, tmp_path: Path
+) -> None:
+    told = Told()
+    with PretendedCards(refuse_to_pin=True):
+        request = a_request(few_layers, dtype="fp32", device="cuda:0", **WAYS["lowest"])
+        assert differing(frames_of(request, tmp_path / "a.mkv", told), whole) <= (0.01, 1)
+    unpinned = [line for line in told.lines if "would not pin" in line]
+    assert any("weights are copied to the device from pageable memory" in line for line in unpinned)
+    assert sum("skip tensors" in line for line in unpinned) == 1
+    recipe = read_metadata(tmp_path / "a.mkv")
+    assert recipe is not None
+    assert [note for note in recipe["notes"] if "would not pin" in note] == unpinned
