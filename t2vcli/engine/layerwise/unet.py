@@ -101,7 +101,7 @@ class LayerwiseUNet:
         self._unet = unet
         self._device = torch.device(device)
         self._chunk_bytes = chunk_bytes
-        self._condition = condition
+        self._condition = None if condition is None else condition.to(self._device, unet.dtype)
         # Of the first two up blocks
         self._freeu = {} if freeu is None else {0: (freeu[0], freeu[2]), 1: (freeu[1], freeu[3])}
         self._parking = ParkingPlace(say) if park_skips else None
@@ -286,9 +286,8 @@ class LayerwiseUNet:
         if not isinstance(timestep, torch.Tensor):
             timestep = torch.tensor(timestep, device=sample.device)
         timesteps = timestep.to(sample.device).reshape(-1)
-        condition = None if self._condition is None else self._condition.to(sample.device, self._unet.dtype)
         features = self._unet.time_proj(timesteps).to(self._unet.dtype)
-        embedding: torch.Tensor = self._unet.time_embedding(features, condition)
+        embedding: torch.Tensor = self._unet.time_embedding(features, self._condition)
         return embedding
 
     def _last(self, hidden_states: torch.Tensor) -> torch.Tensor:
