@@ -298,7 +298,7 @@ def test_forward_chunking_is_seen() -> None:
 
 def test_the_forward_in_pieces_is_seen_with_what_crosses_to_the_host() -> None:
     plan = plan_of(offload="model", chunk_bytes=128 * 1024)
-    size = {"height": 128, "width": 128, "steps": 1, "only": ["denoise"]}
+    size = {"height": 128, "width": 128, "steps": 2, "only": ["denoise"]}
     plain, resident, streamed, parked = (
         tiny(changed, **size)["denoise"]
         for changed in (

@@ -6,7 +6,7 @@ import contextlib
 import functools
 import weakref
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
 import torch
@@ -154,8 +154,8 @@ class Kernels(Protocol):
 class Tracker(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """Records a Trace while it is entered: counts storages, so views and in-place operations are free.
 
-    `names` gives modules their names in the trace, copies of `weights` are called WEIGHT there, `kernels` tells what operations take for themselves, `rounding` is the
-    unit of a block on a kind of device. Tensors made before it was entered are not counted.
+    `names` gives modules their names in the trace, memory that `weights` are copied into is called WEIGHT there, `kernels`
+    tells what operations take for themselves, `rounding` is the unit of a block on a kind of device. Tensors made before it was entered are not counted.
     """
 
     def __init__(
@@ -175,6 +175,7 @@ class Tracker(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self._events: list[int] = []
         self._copies: list[Copy] = []
         self._known: dict[int, weakref.ref[Any]] = {}
+        self._numbers: dict[int, int] = {}  # of the blocks of those that are counted
         self._libraries: set[str] = set()
         self._inside: list[str] = []
         self._hooks = contextlib.ExitStack()
@@ -185,8 +186,15 @@ class Tracker(TorchDispatchMode):  # type: ignore[no-untyped-call]
         return Trace(tuple(self._blocks), tuple(self._events), tuple(self._copies))
 
     def mark(self) -> int:
-        """Returns the number of events so far."""
-        return len(self._events)
+        """Returns the number of events so far. Copies that were made before this count as before it."""
+        now = len(self._events)
+        for number in range(len(self._copies) - 1, -1, -1):
+            if self._copies[number].at < now:
+                break
+            self._copies[number] = replace(
+                self._copies[number], at=now - 1
+            )  # into memory taken before, so no event since
+        return now
 
     def __enter__(self) -> Tracker:
         super().__enter__()  # type: ignore[no-untyped-call]
@@ -224,10 +232,11 @@ class Tracker(TorchDispatchMode):  # type: ignore[no-untyped-call]
         began = len(self._events)
         result = func(*args, **kwargs)
         op = str(func)
-        copied_weight = op == "aten._to_copy.default" and args[0].untyped_storage()._cdata in self._weights
         for leaf in tree_leaves(result):
             if isinstance(leaf, torch.Tensor):
-                self._note(leaf, WEIGHT if copied_weight else op)
+                self._note(leaf, op)
+        if op == "aten.copy_.default" and args[1].untyped_storage()._cdata in self._weights:
+            self._call_weight(args[0])
         if self._kernels is not None:
             for device, nbytes, kind in self._kernels.scratch(op, args, kwargs, result):
                 self._take(device, nbytes, kind, op)
@@ -249,9 +258,17 @@ class Tracker(TorchDispatchMode):  # type: ignore[no-untyped-call]
             return
         block = self._add(storage.nbytes(), tensor.device.type, "tensor", op, tuple(tensor.shape))
         self._known[key] = weakref.ref(storage, functools.partial(self._forget, key, block))
+        self._numbers[key] = block
+
+    def _call_weight(self, tensor: torch.Tensor) -> None:
+        """Calls memory a weight's that one is copied into."""
+        block = self._numbers.get(tensor.untyped_storage()._cdata)
+        if block:
+            self._blocks[block - 1] = replace(self._blocks[block - 1], op=WEIGHT)
 
     def _forget(self, key: int, block: int, _: object) -> None:
         del self._known[key]
+        self._numbers.pop(key, None)
         if block:
             self._events.append(-block)
 
