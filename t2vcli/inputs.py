@@ -42,7 +42,7 @@ def check_there(request: Request) -> None:
             if name == "embedding":
                 if size > MAX_EMBEDDING_BYTES:
                     raise UnreadableError(f"it has more than {MAX_EMBEDDING_BYTES >> 20} MiB")
-            elif wrong := wrong_in_safetensors(file, size):
+            elif name != "audio" and (wrong := wrong_in_safetensors(file, size)):
                 raise InputError(f"{flag_name(name)} {path} is no safetensors file, or a damaged one ({wrong})")
 
 
@@ -105,8 +105,13 @@ def read(name: str, path: Path, limit: int) -> bytes:
 def _sha256_of(request: Request, name: str, path: Path) -> str:
     check_there(request)
     with told(name, path):
-        found = os.stat(path)
-        return _sha256(path, found.st_size, found.st_mtime_ns, found.st_ino)
+        return sha256(path)
+
+
+def sha256(path: Path) -> str:
+    """Returns the hash of a file. Raises OSError, or UnreadableError for what is no regular file."""
+    found = os.stat(path)
+    return _sha256(path, found.st_size, found.st_mtime_ns, found.st_ino)
 
 
 @functools.lru_cache(maxsize=1000)

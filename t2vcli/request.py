@@ -223,6 +223,11 @@ def _check_tensor_file(value: object) -> object:
     return value
 
 
+def _check_sound_file(value: object) -> object:
+    """Returns the path of a sound, None for "": without the one of a recipe."""
+    return None if value == "" else value
+
+
 def _check_window(value: object) -> object:
     if isinstance(value, str) and re.fullmatch(r"[0-9]{1,9}", value):
         value = int(value)
@@ -265,6 +270,7 @@ Side = Annotated[int, BeforeValidator(_check_side)]
 DeviceName = Annotated[str, BeforeValidator(_check_device)]
 SchedulerName = Annotated[str, BeforeValidator(_check_scheduler)]
 Text = Annotated[str, BeforeValidator(check_text)]
+SoundFile = Annotated[Text | None, BeforeValidator(_check_sound_file)]
 TensorFile = Annotated[str, BeforeValidator(_check_tensor_file)]
 Embeddings = Annotated[tuple[str, ...], BeforeValidator(embeddings.as_written)]
 PromptsAt = Annotated[tuple[str, ...], BeforeValidator(check_prompt_at)]
@@ -288,6 +294,7 @@ class Traits:
 
 BOTH, DRAFT, LAST = Traits(), Traits(stage="draft"), Traits(stage="last")
 FILES, DRAFT_FILES = Traits(in_presets=False, is_file=True), Traits(stage="draft", in_presets=False, is_file=True)
+LAST_FILES = Traits(stage="last", in_presets=False, is_file=True)
 DRAFT_SAVED = Traits(stage="draft", decides=False, in_presets=False, is_output=True)
 LAST_SAVED = Traits(stage="last", decides=False, in_presets=False, is_output=True)
 OF_A_RUN, DRAFT_OF_A_RUN = Traits(in_presets=False), Traits(stage="draft", in_presets=False)
@@ -356,6 +363,7 @@ class Request(BaseModel):
     tile: Annotated[str, BeforeValidator(_check_tile), LAST] = "auto"
     tile_overlap: Annotated[Annotated[int, BeforeValidator(_check_tile_overlap)] | None, LAST] = None
     smooth: Annotated[Fps | None, LAST] = None
+    audio: Annotated[SoundFile, LAST_FILES] = None  # whose sound goes beside the pictures
 
     # None: the plan decides.
     dtype: Annotated[DType, BOTH] = "auto"
@@ -577,12 +585,12 @@ def _traits() -> dict[str, Traits]:
     return found
 
 
-WORDS_AND_SEED = frozenset({"prompt", "negative_prompt", "seed"})
+WORDS_SEED_AND_SOUND = frozenset({"prompt", "negative_prompt", "seed", "audio"})
 
 
 def decides_how_it_runs(field: str) -> bool:
-    """Returns whether a field may change how a request is divided and planned: words and seed do not."""
-    return field not in WORDS_AND_SEED
+    """Returns whether a field may change how a request is divided and planned: words, seed and sound do not."""
+    return field not in WORDS_SEED_AND_SOUND
 
 
 TRAITS = _traits()

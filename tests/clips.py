@@ -37,6 +37,18 @@ def ffmpeg(*arguments: str, data: bytes = b"") -> bytes:
     return done.stdout
 
 
+def sound_of(path: Path | str) -> npt.NDArray[np.float64]:
+    """Returns the samples of a file's sound, one channel at 8000 a second."""
+    data = ffmpeg("-i", str(path), "-map", "0:a:0", "-ac", "1", "-ar", "8000", "-f", "s16le", "-")
+    return np.frombuffer(data, np.int16).astype(float)
+
+
+def tone(path: str, seconds: float) -> str:
+    """Writes a sound of 440 Hz for its first second, and of 1760 Hz after that."""
+    ffmpeg(*("-f", "lavfi", "-i", f"aevalsrc=0.5*sin(2*PI*t*if(lt(t\\,1)\\,440\\,1760)):d={seconds}:s=44100", path))
+    return path
+
+
 def make_clip(
     path: Path, frames: Sequence[Frame], *options: str, rate: str = "24", pixel_format: str = "yuv420p"
 ) -> Path:

@@ -8,6 +8,7 @@ import os
 import subprocess
 import sys
 import tempfile
+import wave
 from collections.abc import Callable
 from fractions import Fraction
 from pathlib import Path
@@ -196,6 +197,10 @@ class Flag(NamedTuple):
 _files = tempfile.TemporaryDirectory()
 LEARNED = Path(_files.name) / "kc16.pt"  # that there is such a file is all that the flags need
 LEARNED.touch()
+SOUND = LEARNED.with_name("in.wav")
+with wave.open(str(SOUND), "wb") as sound:
+    sound.setparams((1, 2, 8000, 0, "NONE", ""))
+    sound.writeframes(bytes(1600))
 TENSORS, SAVED = LEARNED.with_name("in.safetensors"), LEARNED.with_name("out.safetensors")
 TENSORS.write_bytes((2).to_bytes(8, "little") + b"{}")  # and of tensors, that it is one of that kind: here of none
 
@@ -250,6 +255,7 @@ FLAGS: dict[str, Flag] = {
     "tile": Flag(("--tile", "64x48"), "64x48"),
     "tile_overlap": Flag(("--tile-overlap", "16"), 16),
     "smooth": Flag(("--smooth", "60"), Fraction(60)),
+    "audio": Flag(("--audio", str(SOUND)), str(SOUND)),
     "context": Flag(
         ("--extend", "in.mp4", "--context", "1"), 1, {"fps": Fraction(30000, 1001), "width": 64, "height": 48}
     ),

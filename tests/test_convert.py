@@ -10,6 +10,7 @@ from pathlib import Path
 import clips
 import numpy as np
 import pytest
+from clips import sound_of, tone
 from commandline import contents, sentence, t2v
 from PIL import Image
 from test_outputs import moving
@@ -40,20 +41,6 @@ def clip(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 def frames_of(path: Path | str) -> np.ndarray:
     return np.stack(list(read_frames(Path(path))))
-
-
-def sound_of(path: Path | str) -> np.ndarray:
-    """Returns the samples of a file's sound, one channel at 8000 a second."""
-    data = clips.ffmpeg("-i", str(path), "-map", "0:a:0", "-ac", "1", "-ar", "8000", "-f", "s16le", "-")
-    return np.frombuffer(data, np.int16).astype(float)
-
-
-def tone(path: str, seconds: float) -> str:
-    """Writes a sound of 440 Hz for its first second, and of 1760 Hz after that."""
-    clips.ffmpeg(
-        *("-f", "lavfi", "-i", f"aevalsrc=0.5*sin(2*PI*t*if(lt(t\\,1)\\,440\\,1760)):d={seconds}:s=44100", path)
-    )
-    return path
 
 
 def pitch(samples: np.ndarray) -> float:

@@ -91,6 +91,8 @@ def again(job: Job) -> Again:
         context = getattr(first, "context", None)
         if context is not None:
             values["context"] = context
+    if job.given("audio") is None and (sound := recipe.sound_here()) is not None:
+        values["audio"] = sound
     changes["values"] = {**values, **job.values}
     bases = Bases(base, loras=(loras,))
     if len(recipe.requests) > 1 and job.extend is None and job.upscale in (None, "auto"):
@@ -129,7 +131,7 @@ def _base(recipe: Recipe, number: int, named: str | None, loras: tuple[str, ...]
     The values of a preset that is `named` go before the recipe's.
     """
     request, clip = _pinned(recipe, number, loras), shown(recipe.clip)
-    found = request.model_dump(mode="json", exclude={"preset", "prompt"})
+    found = request.model_dump(mode="json", exclude={"preset", "prompt", "audio"})
     values = {name: value for name, value in found.items() if value is not None}
     sources = dict.fromkeys(values, f"the recipe in {clip}")
     if named is not None:
@@ -198,9 +200,12 @@ def done_again(work: Work, over: Again) -> Work:
 
 
 def _other_files(told: Mapping[str, Any], before: Request, now: Request) -> Iterator[str]:
-    """Yields what is in other files of the same names: learned words, LoRAs."""
-    if now.embedding == before.embedding and not inputs.are_in(told, now):
-        yield "other learned words in the same files"
+    """Yields what is in other files of the same names: learned words, tensors, sound, LoRAs."""
+    there = told.get("files")
+    there = there if isinstance(there, Mapping) else {}
+    for name, entry in inputs.described(now).get("files", {}).items():
+        if getattr(now, name) == getattr(before, name) and entry != there.get(name):
+            yield "other learned words in the same files" if name == "embedding" else f"another {name} in the same file"
     if now.lora and now.lora == before.lora:
         from t2vcli.weights.adapters import adapters_here, same_adapters
 

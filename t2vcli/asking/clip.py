@@ -166,7 +166,7 @@ def _extending(path: Path, job: Job, remarks: list[str], bases: Bases | None) ->
         job = _in_frames(job, source.video.fps)
     words, video = words_for(source, job, after=True), source.video
     remarks = [*suits, *remarks, *words.remarks, *remarks_on(path, video, Along(path))]
-    if any(stream.kind == "audio" for stream in video.streams):
+    if video.has_sound:
         remarks.append(f"the sound of {path} is dropped: the clip gets longer than it")
     context = job.given("context")
     if context is None:

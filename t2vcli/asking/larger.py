@@ -10,7 +10,7 @@ from t2vcli.asking.job import Job
 from t2vcli.asking.misread import check_enlarges, check_prompts, size_remarks
 from t2vcli.asking.suited import named_or_suited
 from t2vcli.asking.values import build, changed
-from t2vcli.asking.work import Stage, Work
+from t2vcli.asking.work import Stage, Work, along_of
 from t2vcli.errors import InputError, UsageError
 from t2vcli.presets import Preset, load_preset
 from t2vcli.prompts import check_prompt_at, check_text, check_within, texts_at
@@ -63,7 +63,7 @@ def enlarged(job: Job, whole: Source | None = None, *, bases: Bases | None = Non
         *size_remarks((video.width, video.height), sides, preset=preset.name, size_given=size_given),
         *prompt_remarks,
         *words.remarks,
-        *remarks_on(source.path, video, source.along(container)),
+        *remarks_on(source.path, video, along_of(source, request, container)),
     )
     return Work("upscale", (Stage(request, preset),), video.frames, video.fps, Path(), source=source, remarks=remarks)
 

@@ -6,6 +6,7 @@ silence: the clip would be another.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
 from collections.abc import Mapping
@@ -21,6 +22,7 @@ from t2vcli.metadata import FORMAT
 from t2vcli.presets import REQUESTS
 from t2vcli.record import division_in
 from t2vcli.request import Request, UpscaleRequest, build_request, flag_name
+from t2vcli.strangers import UnreadableError
 from t2vcli.video.ffmpeg import MAX_PIXELS, shown
 from t2vcli.weights.adapters import loras_again
 
@@ -107,10 +109,7 @@ class Recipe:
     def source_name(self) -> str | None:
         """Returns the name of the input video, a name alone; None if the recipe has none."""
         name = (self.source or {}).get("name")
-        alone = (
-            isinstance(name, str) and name not in ("", ".", "..") and Path(name).name == name and _can_be_a_name(name)
-        )
-        return str(name) if alone else None
+        return str(name) if _is_name(name) else None
 
     def source_here(self) -> Path | None:
         """Returns where the input video is: beside the clip, or in this folder; None if it is in neither."""
@@ -130,11 +129,40 @@ class Recipe:
         """
         return loras_again(self.requests[number].lora, _adapters(self.stages[number]), self.clip)
 
+    def sound_here(self) -> str | None:
+        """Returns the file of the sound that the clip was given: known by its content, as `loras_here`; None without one.
+
+        Raises InputError if it is in none of these places.
+        """
+        was = self.requests[-1].audio
+        if was is None:
+            return None
+        files = self.stages[-1].get("files")
+        told = files.get("audio") if isinstance(files, Mapping) else None
+        name, sha256 = (told.get("name"), told.get("sha256")) if isinstance(told, Mapping) else (None, None)
+        places = [
+            Path(was),
+            *((self.clip.parent / name, Path(name)) if isinstance(name, str) and _is_name(name) else ()),
+        ]
+        for place in places:
+            with contextlib.suppress(OSError, UnreadableError, ValueError):  # not there, a name that is too long
+                if sha256 is not None and inputs.sha256(place) == sha256:
+                    return str(place.absolute())
+        raise InputError(
+            f"the sound {shown(Path(was).name)} that {shown(self.clip)} was given is neither where it was, nor beside the"
+            " clip, nor here; give it with --audio, or --audio '' for none"
+        )
+
     def source_size(self) -> tuple[int, int] | None:
         """Returns the (width, height) of the input video, None if the recipe does not say it."""
         sides = tuple((self.source or {}).get(name) for name in ("width", "height"))
         known = all(type(side) is int and 0 < side <= MAX_PIXELS for side in sides)
         return cast(tuple[int, int], sides) if known else None
+
+
+def _is_name(name: object) -> bool:
+    """Returns whether it is the name of a file alone, and no path."""
+    return isinstance(name, str) and name not in ("", ".", "..") and Path(name).name == name and _can_be_a_name(name)
 
 
 def _can_be_a_name(name: str) -> bool:

@@ -87,14 +87,15 @@ class Source:
             "recipe": _keepable(self.recipe),
         }
 
-    def along(self, container: Format) -> Along:
-        """Returns what can go along from it into a container."""
-        if container.suffix not in self._along:
-            self._along[container.suffix] = along_with(self.path, self.video, container=container)
-        return self._along[container.suffix]
+    def along(self, container: Format, *, without: tuple[str, ...] = ()) -> Along:
+        """Returns what can go along from it into a container, but for streams of the kinds in `without`."""
+        key = (container.suffix, without)
+        if key not in self._along:
+            self._along[key] = along_with(self.path, self.video, container=container, without=without)
+        return self._along[key]
 
     @cached_property
-    def _along(self) -> dict[str, Along]:
+    def _along(self) -> dict[tuple[str, tuple[str, ...]], Along]:
         return {}
 
     def __getstate__(self) -> dict[str, Any]:

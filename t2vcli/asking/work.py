@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from fractions import Fraction
 from pathlib import Path
@@ -22,7 +22,9 @@ if TYPE_CHECKING:
     from t2vcli.planning.outlook import ForecastOf, Outlook
     from t2vcli.planning.windows import Division
     from t2vcli.presets import Preset
+    from t2vcli.video.along import Along
     from t2vcli.video.formats import Format
+    from t2vcli.video.sound import Sound
 
 USUAL_VAE_SCALE = 8  # pixels a latent cell is wide, of every model known so far; the model's own is not read yet
 
@@ -125,12 +127,39 @@ class Work:
         seed = {"seed": None} if self.seed_drawn else {}
         return [{**each, **seed} for each in deciding] == [{**each, **seed} for each in self.deciding_fields]
 
+    def along(self, container: Format) -> Along | None:
+        """Returns what goes beside the pictures into a container: what the input has, and the sound that was given."""
+        from t2vcli.video.along import Along
+
+        own = None if self.source is None or self.extends else along_of(self.source, self.last, container)
+        if self.last.audio is None:
+            return own
+        sound, _ = self._sound(self.last.audio)
+        return replace(own or Along(sound.source, container=container), cut=sound)
+
+    def about_sound(self) -> Iterator[str]:
+        """Yields what is to be said of the sound that was given. Raises InputError if it is none."""
+        if self.last.audio is not None:
+            yield from self._sound(self.last.audio)[1]
+            if self.source is not None and not self.extends and self.source.video.has_sound:
+                yield f"the sound of {self.source.path} is left out"
+
+    def _sound(self, audio: str) -> tuple[Sound, tuple[str, ...]]:
+        from t2vcli.video.sound import fitted
+
+        return fitted(Path(audio), self.frames / self.fps)
+
     def with_seed(self, seed: int) -> Work:
         """Returns the same work with another seed, the same in every stage."""
         from t2vcli.asking.values import changed
 
         stages = tuple(replace(stage, request=changed(stage.request, seed=seed)) for stage in self.stages)
         return replace(self, stages=stages)
+
+
+def along_of(source: Source, request: Request, container: Format) -> Along:
+    """Returns what goes along from an input into a container; its sound only if the request brings none."""
+    return source.along(container, without=() if request.audio is None else ("audio",))
 
 
 def _same_loras(request: Request, recipe: object) -> bool:
@@ -171,7 +200,8 @@ def unnamed(job: Job) -> Work:
     check_division(work)
     for stage in work.stages:
         inputs.check_there(stage.request)
-    return replace(work, seed_drawn=job.given("seed") is None and job.from_clip is None)
+    remarks = (*work.remarks, *work.about_sound())
+    return replace(work, seed_drawn=job.given("seed") is None and job.from_clip is None, remarks=remarks)
 
 
 def check_division(work: Work) -> None:
@@ -185,6 +215,8 @@ def check_place(work: Work, *, overwrite: bool, draft: bool = True) -> Format:
 
     Raises OutputError; UsageError if it is the input.
     """
+    from t2vcli.video.files import refuse_input_as_output
+    from t2vcli.video.sound import check_room
     from t2vcli.video.writer import check_writable
 
     last, first = work.last, work.first
@@ -195,6 +227,9 @@ def check_place(work: Work, *, overwrite: bool, draft: bool = True) -> Format:
         check_writable(work.draft, overwrite=overwrite, width=first.width, height=first.height, fps=work.fps)
     if work.source is not None:
         work.source.refuse_as_output(work.output)
+    if work.last.audio is not None:
+        refuse_input_as_output(work.target, Path(work.last.audio))
+        check_room(work.output, kind)
     _check_saved(work, overwrite=overwrite or not draft)
     return kind
 

@@ -49,7 +49,9 @@ def decide(fields: dict[str, Any]) -> Decided:
     def check(output: str) -> None:
         if target_of(Path(output)) != Path(output):
             raise UsageError(f"{output}: a batch makes one file a job, and no folders of pictures")
-        _check_kind(Path(output).suffix, last.width, last.height, work.fps, last.smooth)
+        _check_kind(
+            Path(output).suffix, last.width, last.height, work.fps, last.smooth, with_sound=last.audio is not None
+        )
 
     return Decided(
         identity=identity(work.command, stages, work.source.described if work.source else None),
@@ -67,13 +69,18 @@ def _steps(request: Any) -> int:
 
 
 @functools.lru_cache(maxsize=1000)
-def _check_kind(suffix: str, width: int, height: int, fps: Fraction, smooth: Fraction | None) -> None:
+def _check_kind(
+    suffix: str, width: int, height: int, fps: Fraction, smooth: Fraction | None, *, with_sound: bool
+) -> None:
     """Raises T2VError if no video of such a kind can be written; asked once for all jobs alike."""
     from t2vcli.video.smooth import check_smooth
+    from t2vcli.video.sound import check_room
     from t2vcli.video.writer import require_format
 
     path = Path(f"clip{suffix}")
-    require_format(path, smooth=smooth)
+    kind = require_format(path, smooth=smooth)
+    if with_sound:
+        check_room(path, kind)
     if smooth is not None:
         check_smooth(path, width=width, height=height, fps=fps, smooth=smooth)
 

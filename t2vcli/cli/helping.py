@@ -67,6 +67,7 @@ EXPERT = (
     "cache_level",
     "cache_first",
     "smooth",
+    "audio",
     "sweep",
     "sheet",
     "context",

@@ -439,6 +439,14 @@ SmoothOpt = Annotated[
         rich_help_panel=OUTPUT,
     ),
 ]
+AudioOpt = Annotated[
+    str | None,
+    typer.Option(
+        metavar="FILE",
+        help="Put the sound of this file to the clip; cut, or padded with silence, to its length. '' for none.",
+        rich_help_panel=OUTPUT,
+    ),
+]
 OutputOpt = Annotated[
     Path | None,
     typer.Option(
@@ -682,6 +690,7 @@ REQUEST_OPTIONS: Options = {
     "tile": (TileOpt, None),
     "tile_overlap": (TileOverlapOpt, None),
     "smooth": (SmoothOpt, None),
+    "audio": (AudioOpt, None),
     "dtype": (DTypeOpt, None),
     "device": (DeviceOpt, None),
     "memory": (MemoryOpt, None),

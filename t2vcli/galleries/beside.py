@@ -84,7 +84,7 @@ def compare(
         )
     with made_folder(place.parent, output):
         check_writable(output, overwrite=overwrite, width=grid.width, height=grid.height, fps=rate)
-        if any(stream.kind == "audio" for each in opened for stream in each.video.streams):
+        if any(each.video.has_sound for each in opened):
             report.say("the sound of the clips is left out")
         if line := kind.about_rate(rate):
             report.say(line)

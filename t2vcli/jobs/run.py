@@ -222,9 +222,7 @@ def _made_and_written(work: Work, prepared: Sequence[Prepared], policy: Policy, 
 
     # 5. Latents to a video
     known = first.known_frames if isinstance(first, GenerateRequest) else 0
-    along = None
-    if work.source is not None and not work.extends:
-        along = work.source.along(format_of(work.output))
+    along = work.along(format_of(work.output))
     while True:
         try:
             return write_video(

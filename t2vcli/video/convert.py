@@ -25,7 +25,7 @@ from t2vcli.video.part import part_of
 from t2vcli.video.reader import VideoInfo, probe, read_frames, read_metadata
 from t2vcli.video.remarks import remarks_on
 from t2vcli.video.resize import resize_frame
-from t2vcli.video.sound import Sound, check_room, sound_seconds
+from t2vcli.video.sound import check_room, fitted
 from t2vcli.video.writer import CRF, check_writable, write_video
 
 WORST_CRF = 36
@@ -190,16 +190,13 @@ def _beside(
         along = along_with(source, video, container=kind)
         return along if along.cut is None else replace(along, cut=replace(along.cut, length_s=length_s))
     check_room(output, kind)
-    seconds = sound_seconds(audio, most_s=float(length_s) + 1)
-    if seconds > float(length_s) + 0.05:
-        report.say(f"{shown(audio)} is longer than the clip and is cut after {float(length_s):.2f} s")
-    elif seconds < float(length_s) - 0.05:
-        rest = float(length_s) - seconds
-        report.say(f"{shown(audio)} is {seconds:.2f} s long; the last {rest:.2f} s of the clip are silent")
-    if any(stream.kind == "audio" for stream in video.streams):
+    sound, said = fitted(audio, length_s)
+    for line in said:
+        report.say(line)
+    if video.has_sound:
         report.say(f"the sound of {shown(source)} is left out")
     along = along_with(source, video, container=kind, without=("audio",))
-    return replace(along, cut=Sound(audio, Fraction(0), length_s))
+    return replace(along, cut=sound)
 
 
 def _smaller(first: _Try, max_bytes: int, kind: Format, tried: Callable[[_Try], _Try], output: Path) -> _Try:

@@ -147,6 +147,10 @@ class VideoInfo:
         """Returns whether every frame of the file is taken."""
         return self.frames == self.file_frames
 
+    @property
+    def has_sound(self) -> bool:
+        return any(stream.kind == "audio" for stream in self.streams)
+
 
 @dataclass(frozen=True)
 class Beginning:

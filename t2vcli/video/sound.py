@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import os
 import re
 from dataclasses import dataclass
@@ -15,6 +16,7 @@ from t2vcli.video.formats import MKV, MOV, MP4, WEBM, Format
 
 SOUND_FORMATS = f"{ffmpeg.FORMATS},wav,w64,mp3,flac,aac,aiff,ac3,eac3,caf,au,opus"
 SILENT_LIMIT_S = 60.0
+_NOTICED_S = 0.05
 _DECODED = re.compile(rb"^out_time_us=(\d+)$", re.MULTILINE)
 
 ENCODERS = {MP4: "aac", MOV: "aac", WEBM: "libopus", MKV: "flac"}
@@ -57,14 +59,33 @@ def check_room(path: Path, kind: Format) -> None:
         raise OutputError(f"ffmpeg was built without the encoder {ENCODERS[kind]}; {REINSTALL}")
 
 
-def sound_seconds(source: Path, *, most_s: float) -> float:
-    """Returns how long the first sound of a file is, in seconds, at most `most_s`: that much of it is decoded.
+def fitted(source: Path, length_s: Fraction) -> tuple[Sound, tuple[str, ...]]:
+    """Returns the first sound of a file as it goes beside pictures of `length_s`, and what to say of its length.
 
     Raises InputError if the file is not there, holds no sound, or its sound cannot be decoded.
     """
+    try:
+        found = os.stat(source)
+    except (OSError, ValueError):
+        raise InputError(f"the sound {shown(source)} does not exist") from None
     if not os.path.isfile(source):
-        what = "is not a file" if os.path.exists(source) else "does not exist"
-        raise InputError(f"the sound {shown(source)} {what}")
+        raise InputError(f"the sound {shown(source)} is not a file")
+    clip_s = float(length_s)
+    seconds = _sound_seconds(source, clip_s + 1, (found.st_mtime_ns, found.st_size, found.st_ino))
+    said: tuple[str, ...] = ()
+    if seconds > clip_s + _NOTICED_S:
+        said = (f"{shown(source)} is longer than the clip and is cut after {clip_s:.2f} s",)
+    elif seconds < clip_s - _NOTICED_S:
+        said = (f"{shown(source)} is {seconds:.2f} s long; the last {clip_s - seconds:.2f} s of the clip are silent",)
+    return Sound(source, Fraction(0), length_s), said
+
+
+@functools.lru_cache(maxsize=64)
+def _sound_seconds(source: Path, most_s: float, content: tuple[int, ...]) -> float:
+    """Returns how long the first sound of a file is, in seconds, at most `most_s`: that much of it is decoded.
+
+    `content` tells one content of the file from another: many jobs of a list may have the same sound. Raises InputError.
+    """
     done = ffmpeg.run(
         [
             *(*QUIET, "level+error", "-xerror", *input_of(source), "-map", "0:a:0", "-t", f"{most_s:.6f}"),
