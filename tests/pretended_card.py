@@ -455,6 +455,7 @@ class PretendedCards(TorchFunctionMode):
     def _pinned_copy(self, tensor: torch.Tensor) -> torch.Tensor:
         if self.refuse_to_pin:
             raise RuntimeError("CUDA error: out of memory")
+        self.touched.add(self.current)
         copy = tensor.clone() if tensor.untyped_storage().nbytes() == tensor.nbytes else tensor.contiguous().clone()
         address = plain_address(copy)
         self.pinned[address] = copy.untyped_storage().nbytes()

@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import gc
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -21,7 +22,9 @@ from pretended_card import PretendedCards
 from t2vcli.asking.job import Policy
 from t2vcli.asking.source import Source
 from t2vcli.jobs.around import Around
+from t2vcli.jobs.attempt import Attempts
 from t2vcli.jobs.run import run
+from t2vcli.planning.plan import MemoryPlan
 from t2vcli.report import Silent
 from t2vcli.video.reader import read_frames, read_metadata
 
@@ -36,6 +39,11 @@ WAYS: dict[str, dict[str, Any]] = {
     "reused features, parked": {"memory": "lowest", "chunk_size": 2**16, "cache": 2},
     "windows": {"memory": "low", "chunk_size": 2**16, "window": 2, "overlap": 1},
 }
+
+
+PLAIN = MemoryPlan(
+    device="cuda:0", dtype="fp16", offload="none", decode_chunk=1, vae_tiling=False, forward_chunking=None
+)
 
 
 @dataclass(frozen=True)
@@ -107,6 +115,20 @@ def test_every_way_makes_the_same_frames(
         assert card.cards.touched == {1}  # no other card
         gc.collect()
         assert card.cards.allocated == 0  # nothing is left there
+
+
+def test_what_names_no_card_is_on_the_one_that_the_work_is_on() -> None:
+    """Pinned memory and the driver's library take the thread's current card, and half a GiB of it for a context."""
+    current: list[int] = []
+
+    def look(*_: object) -> None:
+        current.append(torch.cuda.current_device())
+
+    with PretendedCards(count=2) as cards:
+        placed: Any = SimpleNamespace(place=look)
+        Attempts(placed, replace(PLAIN, device="cuda:1"), [], Silent()).run("looking", look)
+        assert current == [1, 1]
+        assert cards.current == 0  # whoever calls t2v works on as before
 
 
 @pytest.mark.parametrize("way", ["sequential", "lowest"])

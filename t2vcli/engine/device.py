@@ -88,6 +88,11 @@ def free_device_bytes(device: str) -> int | None:
     return None
 
 
+def at_work_on(device: str) -> contextlib.AbstractContextManager[object]:
+    """Has CUDA take this card for what names none, such as pinned memory: a context on another takes half a GiB of it."""
+    return torch.cuda.device(device) if device.startswith("cuda") else contextlib.nullcontext()
+
+
 def free_cached_memory(device: str) -> None:
     """Gives memory that torch, or the C library under it, keeps for reuse back to the device."""
     if device.startswith("cuda"):

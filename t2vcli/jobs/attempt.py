@@ -8,6 +8,7 @@ from typing import TypeVar
 
 import torch
 
+from t2vcli.engine.device import at_work_on
 from t2vcli.engine.memory import PlacedModel, memory_shortage
 from t2vcli.errors import NonFiniteError, OutOfMemoryError
 from t2vcli.planning.plan import MemoryPlan
@@ -52,8 +53,9 @@ class Attempts:
             if generator is not None and before is not None:
                 generator.set_state(before)
             try:
-                self.placed.place(self.plan)
-                return work(self.placed)
+                with at_work_on(self.plan.device):
+                    self.placed.place(self.plan)
+                    return work(self.placed)
             except Exception as error:
                 reason = memory_shortage(error)
                 if reason is None:
