@@ -177,9 +177,10 @@ PLAIN = [
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("frames", "height", "width", "batch", "live", "reserved"),
-    [pytest.param(*row, marks=[] if place == 0 else pytest.mark.slow) for place, row in enumerate(PLAIN)],
+    PLAIN,
 )
 def test_the_plain_denoising(frames: int, height: int, width: int, batch: Any, live: float, reserved: float) -> None:
     stage = estimated(
@@ -245,6 +246,7 @@ def test_offload_decides_which_weights_are_on_the_device() -> None:
         assert stages["denoise"].to_device_bytes == pytest.approx(weights(unet=True), rel=0.01)
 
 
+@pytest.mark.slow
 def test_guidance_doubles_the_activations_unless_its_halves_run_one_after_the_other() -> None:
     plan = plan_of(offload="sequential")
     together = tiny(plan, steps=1, only=["denoise"])["denoise"].live_bytes
@@ -254,11 +256,13 @@ def test_guidance_doubles_the_activations_unless_its_halves_run_one_after_the_ot
     assert alone <= apart < 1.1 * alone
 
 
+@pytest.mark.slow
 def test_float32_takes_twice_as_much() -> None:
     half, single = (tiny(plan_of(dtype=dtype), steps=1, only=["denoise"]) for dtype in ("fp16", "fp32"))
     assert single["denoise"].live_bytes == pytest.approx(2 * half["denoise"].live_bytes, rel=0.1)
 
 
+@pytest.mark.slow
 def test_frames_are_decoded_and_encoded_a_chunk_at_a_time() -> None:
     vae: list[Stage] = ["decode", "video encode"]
     one, four = (tiny(plan_of(offload="model", decode_chunk=chunk), frames=8, only=vae) for chunk in (1, 4))
@@ -272,6 +276,7 @@ def test_frames_are_decoded_and_encoded_a_chunk_at_a_time() -> None:
     assert four["decode"].to_host_bytes == 4 * frame
 
 
+@pytest.mark.slow
 def test_tiles_and_strips_are_seen() -> None:
     vae: list[Stage] = ["decode", "video encode"]
     large = {"height": 256, "width": 768, "frames": 1, "only": vae}  # wider than one tile
@@ -288,6 +293,7 @@ def test_tiles_and_strips_are_seen() -> None:
         assert tiles[name].live_bytes < 0.8 * plain[name].live_bytes
 
 
+@pytest.mark.slow
 def test_forward_chunking_is_seen() -> None:
     plain, chunked = (
         tiny(plan_of(offload="sequential", forward_chunking=n), height=32, width=32, steps=1, only=["denoise"])
@@ -358,6 +364,7 @@ def test_the_workspace_of_convolutions_is_told_apart_and_done_without_where_memo
     assert nhwc.least_bytes <= none.least_bytes
 
 
+@pytest.mark.slow
 def test_steps_that_are_repeated_are_like_steps_that_are_run(monkeypatch: pytest.MonkeyPatch) -> None:
     plan = plan_of(offload="model", decode_chunk=1)
     repeated = tiny(plan, frames=6, steps=4)
@@ -369,6 +376,7 @@ def test_steps_that_are_repeated_are_like_steps_that_are_run(monkeypatch: pytest
     assert repeated["video encode"].live_bytes == pytest.approx(run["video encode"].live_bytes, rel=0.001)
 
 
+@pytest.mark.slow
 def test_an_estimate_of_the_real_size_takes_no_memory_of_that_size() -> None:
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     assert (

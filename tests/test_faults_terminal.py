@@ -10,6 +10,7 @@ from fractions import Fraction
 from pathlib import Path
 
 import pytest
+from cases import always
 from clips import ramp
 from commandline import LIMIT_S, command, contents, environment, sentence, spawn, t2v
 from PIL import Image
@@ -84,7 +85,7 @@ def test_the_help_is_shown_whatever_width_the_environment_names(place: Path) -> 
 CLOSED = [" ".join(some) for n in range(4) for some in itertools.combinations(["<&-", ">&-", "2>&-"], n)]
 
 
-@pytest.mark.parametrize("closed", CLOSED, ids=lambda closed: closed or "none")
+@pytest.mark.parametrize("closed", always(["", "<&- >&- 2>&-"], CLOSED), ids=lambda closed: closed or "none")
 def test_a_file_is_written_whatever_is_closed(closed: str, place: Path) -> None:
     """The files that are opened then must not get the numbers of stdin, stdout and stderr."""
     write(place / "in.mp4")

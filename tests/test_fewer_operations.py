@@ -83,17 +83,17 @@ def test_a_spacing_moves_the_steps_of_each_scheduler_that_has_it(name: str, ms_c
 # Guidance in an interval
 
 
-def test_guidance_in_the_whole_interval_is_guidance_and_in_a_part_of_it_another(ms_checkpoint: Path) -> None:
-    plain = our_latents(generate_request(ms_checkpoint))
-    assert torch.equal(our_latents(generate_request(ms_checkpoint, guidance_from=0.0, guidance_until=1.0)), plain)
-    assert not torch.equal(our_latents(generate_request(ms_checkpoint, guidance_until=0.5)), plain)
+def test_guidance_in_the_whole_interval_is_guidance_and_in_a_part_of_it_another(few_layers: Path) -> None:
+    plain = our_latents(generate_request(few_layers))
+    assert torch.equal(our_latents(generate_request(few_layers, guidance_from=0.0, guidance_until=1.0)), plain)
+    assert not torch.equal(our_latents(generate_request(few_layers, guidance_until=0.5)), plain)
 
 
 @pytest.mark.parametrize("scheduler", ["ddim", "heun", "dpm2"])
 def test_outside_the_interval_the_prompt_runs_alone(
-    scheduler: str, ms_checkpoint: Path, monkeypatch: pytest.MonkeyPatch
+    scheduler: str, few_layers: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    request = generate_request(ms_checkpoint, scheduler=scheduler, guidance_until=0.5, forward="auto")
+    request = generate_request(few_layers, scheduler=scheduler, guidance_until=0.5, forward="auto")
     rows: list[int] = []
     plain = LayerwiseUNet.__call__
 
@@ -136,8 +136,8 @@ def test_which_steps_run_whole() -> None:
 
 
 @pytest.mark.parametrize("scheduler", SCHEDULERS)
-def test_every_scheduler_runs_with_features_used_again(scheduler: str, ms_checkpoint: Path) -> None:
-    request = generate_request(ms_checkpoint, scheduler=scheduler, forward="auto", cache=2, guidance_until=0.5)
+def test_every_scheduler_runs_with_features_used_again(scheduler: str, few_layers: Path) -> None:
+    request = generate_request(few_layers, scheduler=scheduler, forward="auto", cache=2, guidance_until=0.5)
     latents = made(request)
     assert bool(torch.isfinite(latents).all())
     assert not torch.equal(latents, made(request.model_copy(update={"cache": 1})))
@@ -146,9 +146,9 @@ def test_every_scheduler_runs_with_features_used_again(scheduler: str, ms_checkp
 @pytest.mark.parametrize("together", [True, False], ids=["halves together", "halves apart"])
 @pytest.mark.parametrize("division", [UNDIVIDED, DIVIDED], ids=["whole", "divided"])
 def test_a_run_goes_on_from_each_of_its_states_bit_for_bit(
-    division: Division, together: bool, ms_checkpoint: Path, tmp_path: Path
+    division: Division, together: bool, few_layers: Path, tmp_path: Path
 ) -> None:
-    request = generate_request(ms_checkpoint, scheduler="dpm++ 2M", forward="auto", cache=3, guidance_until=0.5)
+    request = generate_request(few_layers, scheduler="dpm++ 2M", forward="auto", cache=3, guidance_until=0.5)
     paths: list[Path] = []
 
     def keep(seen: Seen) -> None:
@@ -165,8 +165,8 @@ def test_a_run_goes_on_from_each_of_its_states_bit_for_bit(
         assert torch.equal(made(request, division, state=read_state(path), guidance_together=together), undisturbed)
 
 
-def test_an_upscale_counts_the_steps_that_run(ms_checkpoint: Path) -> None:
-    plain = upscale_request(ms_checkpoint, forward="auto")
+def test_an_upscale_counts_the_steps_that_run(few_layers: Path) -> None:
+    plain = upscale_request(few_layers, forward="auto")
     cached = plain.model_copy(update={"cache": 2})
     assert not torch.equal(our_latents(plain, frames=video()), our_latents(cached, frames=video()))
 

@@ -33,6 +33,7 @@ def test_the_table_has_not_drifted(stage: str, way: str) -> None:
     assert now.to_device_bytes == pytest.approx(was["to_device"][0][0], rel=0.01)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("chunk_bytes", [None, 8 * MIB])
 def test_between_cells_and_for_two_samples_the_table_is_near_a_trace(chunk_bytes: int | None) -> None:
     """Neither the frames, nor the size, nor guidance are in the table."""

@@ -149,10 +149,10 @@ def test_the_machine_says_how_much_is_free() -> None:
     assert MIB < free < 2**50
 
 
-def test_fp8_halves_the_weights_and_changes_the_result(ms_checkpoint: Path) -> None:
+def test_fp8_halves_the_weights_and_changes_the_result(few_layers: Path) -> None:
     from t2vcli.engine.loading import load_model
 
-    request = generate_request(ms_checkpoint)
+    request = generate_request(few_layers)
     prepared, _ = prepared_model(request)
     torch.manual_seed(0)
     sample, words = torch.randn(1, 4, 2, 8, 8), torch.randn(1, 77, 32)

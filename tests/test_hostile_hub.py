@@ -242,6 +242,7 @@ for variables in json.load(sys.stdin):
 """
 
 
+@pytest.mark.slow
 def test_no_environment_is_a_bug(tmp_path: Path) -> None:
     """Each in a process of its own, for the hub's client reads its settings when it is imported."""
     cases = [{"HF_ENDPOINT": "http://127.0.0.1:9", "HF_HOME": str(tmp_path), **variables} for variables, _ in WRONG]

@@ -458,7 +458,7 @@ def places(value: object, depth: int = 3) -> Iterator[tuple[str | int, ...]]:
         yield from ((key, *rest) for rest in places(value[key], depth - 1))  # type: ignore[index]
 
 
-@bounded(25)
+@bounded(8)
 @given(data=st.data())
 def test_no_change_of_one_value_is_a_bug(data: st.DataObject, smallest: Path, tmp_path: Path) -> None:
     """Exit codes: 0 or one that is documented for what is a model's fault, never 1."""

@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 import torch
+from cases import first
 from diffusers import UNet3DConditionModel
 from standins import UNET
 from torch import nn
@@ -109,13 +110,16 @@ def test_equal_to_the_plain_forward(
 
 @pytest.mark.parametrize(
     ("shape", "chunk_bytes", "where"),
-    [
-        ((2, 5, 9, 15), 16 * KIB, "resident"),
-        ((2, 5, 9, 15), 16 * KIB, "streamed and parked"),
-        ((2, 1, 8, 8), 4 * KIB, "streamed and parked"),
-        ((1, 5, 20, 36), 200_000, "resident"),
-        ((2, 5, 9, 15), GIB, "streamed and parked"),
-    ],
+    first(
+        2,
+        [
+            ((2, 5, 9, 15), 16 * KIB, "streamed and parked"),
+            ((2, 5, 9, 15), 16 * KIB, "resident"),
+            ((2, 1, 8, 8), 4 * KIB, "streamed and parked"),
+            ((1, 5, 20, 36), 200_000, "resident"),
+            ((2, 5, 9, 15), GIB, "streamed and parked"),
+        ],
+    ),
 )
 def test_equal_to_rounding_in_double_precision(
     unets: Callable[[torch.dtype], UNet3DConditionModel],
@@ -132,7 +136,7 @@ def test_equal_to_rounding_in_double_precision(
         chunked.close()
 
 
-@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("dtype", first(1, [torch.bfloat16, torch.float16]))
 def test_half_precision_differs_by_rounding_alone(dtype: torch.dtype) -> None:
     unet = small_unet(dtype)
     sample, text = inputs((2, 5, 9, 15), dtype)
@@ -149,7 +153,7 @@ LAYOUTS = {"channels last": torch.channels_last, "contiguous": torch.contiguous_
 
 @pytest.mark.parametrize("pack", [False, True])
 @pytest.mark.parametrize("layout", list(LAYOUTS))
-@pytest.mark.parametrize("shape", [(2, 5, 9, 15), (2, 1, 8, 8), (1, 5, 20, 36)])
+@pytest.mark.parametrize("shape", [(2, 5, 9, 15), (2, 1, 8, 8), pytest.param((1, 5, 20, 36), marks=pytest.mark.slow)])
 def test_without_a_budget_it_is_the_plain_forward_too(
     unets: Callable[[torch.dtype], UNet3DConditionModel], shape: tuple[int, int, int, int], layout: str, pack: bool
 ) -> None:
@@ -411,6 +415,7 @@ class Live(TorchDispatchMode):
         self.now -= self._known.pop(key)
 
 
+@pytest.mark.slow
 def test_less_is_alive_at_once(unets: Callable[[torch.dtype], UNet3DConditionModel]) -> None:
     unet = unets(torch.float32)
     sample, text = inputs((2, 8, 32, 32))
