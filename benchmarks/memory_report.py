@@ -101,11 +101,49 @@ def plot(path: Path) -> None:
     figure.savefig(path, dpi=110)
 
 
-HEAD = """# Memory: predictions, and how they were made
+HEAD = """# Memory
 
-Written by `make memory-report` from the table of predictions; do not edit. **Every figure here is predicted, none was
-measured on a GPU.** GiB are 2^30 bytes, half precision, guidance on (two samples), by what torch's caching allocator
-reserves; the process's CUDA context comes on top (assumed: {context} GiB).
+Written by `make memory-report`, the figures from the table of predictions; do not edit. **Every figure here is predicted, none
+was measured on a GPU.**
+
+## Run in less
+
+    t2v plan generate "a boat" --preset zeroscope-XL --frames 24 --vram 6GB
+
+prints, in a second and before anything is loaded or downloaded, how the command would run: the predicted peak of every stage, the
+plan that was chosen, and every other way with its memory, what it moves, and the smallest card that it fits. `--dry-run` of
+`generate` and `upscale` does the same. `--json` is for scripts. `--exact` traces the very request.
+
+By itself (`--memory auto`) t2v takes the fastest way that is predicted to fit the memory that is free, says so in one line, and keeps
+the choice in the video's recipe. If memory runs out all the same, it goes on one way lower from the last step, not from the start.
+Below the last way it stops with exit code 7. Every way makes the same frames, rounding apart:
+
+| `--memory` | how it runs |
+|---|---|
+| `fast` | as diffusers runs it: everything on the GPU, or with model offload |
+| `balanced` | UNet and VAE in exact chunks, the weights at work on the GPU |
+| `low` | weights streamed layer by layer, as many kept on the GPU as fit |
+| `lowest` | skip connections wait on the host, too |
+
+The choices behind them can be set one by one:
+
+| flag | what it does | changes the result |
+|---|---|---|
+| `--vram 6GB` | plans for a card of that size, not for what is free | no |
+| `--chunk-size 8MiB` | runs UNet and VAE in exact chunks of this size | by rounding (1e-5) |
+| `--offload none`, `model`, `group`, `sequential` | what waits in host memory: nothing, the parts, the blocks or the layers not in use | no |
+| `--no-vae-slicing` | decodes and encodes all frames at once, not one by one | by rounding (1e-5) |
+| `--forward-chunking N`, `auto` | diffusers' feed-forward chunks; an N that does not divide every level is refused, with those that do | by rounding (1e-5) |
+| `--vae-tiling` | decodes in diffusers' blended tiles, whose flat areas shift in tone; strips (`--chunk-size`) do the same exactly | yes |
+| `--weights fp8` | keeps the UNet's weights in 8 bits | yes |
+| `--dtype fp16`, `bf16`, `fp32` | the type of weights and activations; fp16 on a GPU and fp32 on a CPU if not given | yes |
+
+There is no attention slicing: with the attention of today's torch it saves nothing.
+
+## Predictions
+
+GiB are 2^30 bytes, half precision, guidance on (two samples), by what torch's caching allocator reserves; the process's CUDA
+context comes on top (assumed: {context} GiB).
 
 ![Predicted peak against the number of frames, for diffusers' flags and for t2v's plans](memory.png)
 
@@ -126,7 +164,7 @@ METHOD = """## Method
   fit, splitting, merging, retry after freeing), four denoising steps in a row. That is the figure shown.
 - **Between cells** of the table: linear in frames, then in pixels; beyond them no flatter than its largest cells, and never below
   its smallest. Two samples of n frames count as one of 2 n.
-  `t2v plan --exact` traces the very request instead.
+  `t2v plan generate --exact` traces the very request instead.
 
 What holds this up (tests/test_estimate_*.py): on CPU runs in float32 the tracker equals torch's own records within 0.1 % and
 the process's high-water mark within 2 %, but for kernels with scratch of their own, which are named and modelled there; the
