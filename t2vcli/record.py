@@ -130,7 +130,7 @@ def division_in(stage: Mapping[str, Any]) -> Division | None:
 
 def parsed(value: Mapping[str, Any], path: Path) -> RunRecord:
     """Returns the record that JSON holds. Raises InputError, naming `path`, if it is none of this version's."""
-    foreign = f"{path} is not of a run that this t2v can go on with: it can only begin anew"
+    foreign = f"{path} is of no run that this t2v can go on with: it has to start again, by the command that began it"
     identity = value.get("identity")
     if value.get("format") != 1 or not isinstance(identity, dict):
         raise InputError(foreign)
@@ -145,4 +145,6 @@ def parsed(value: Mapping[str, Any], path: Path) -> RunRecord:
         name = str(error.errors()[0]["loc"][0])
         if name in ("plan", "draft"):
             raise InputError(f"the plan in {path} is damaged") from None
-        raise InputError(f"{path} has a wrong value of {name!r}, so that its run can only begin anew") from None
+        raise InputError(
+            f"{path} has a wrong value of {name!r}: its run has to start again, by the command that began it"
+        ) from None

@@ -63,7 +63,9 @@ def read_record(folder: Path) -> RunRecord:
     except (FileNotFoundError, NotADirectoryError):
         raise InputError(f"{folder} is not the folder of an unfinished run (it has no {RECORD})") from None
     except UnreadableError as error:
-        raise InputError(f"{path} cannot be read ({error}), so that its run can only begin anew") from None
+        raise InputError(
+            f"{path} cannot be read ({error}): its run has to start again, by the command that began it"
+        ) from None
     except OSError as error:
         raise InputError(f"{folder} cannot be read ({error.strerror})") from None
     except ValueError as error:  # a name that no file can have

@@ -598,7 +598,7 @@ def test_an_input_is_looked_for_by_a_name_alone(name: Any, place: Path) -> None:
         (("generate", "--from", "boat.mp4", "--cache", "9"), 2, "--cache 9 must be at most the number of steps"),
         (("generate", "", "--from", "boat.mp4"), 2, "the prompt is empty"),
         (("generate", "--from", "boat.mp4", "-p", "dmeo"), 2, "there is no preset 'dmeo'"),
-        (("upscale",), 2, "give the video that is to be made anew"),
+        (("upscale",), 2, "give the video to enlarge"),
     ],
 )  # fmt: skip
 def test_what_cannot_be_made_again_is_refused_with_nothing_written(

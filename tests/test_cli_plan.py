@@ -131,7 +131,7 @@ def test_torch_is_not_imported() -> None:
         (("--vram", "6"), 2, "write 6GiB or 6MiB"),
         (("--vram", "6 potatoes"), 2, "is not an amount of memory"),
         (("--vram", "300MiB"), 2, "no more than a CUDA context takes"),
-        (("--vram", "800MiB", "--frames", "500", "--width", "1024", "--height", "576"), 7, "at the least (predicted)"),
+        (("--vram", "800MiB", "--frames", "500", "--width", "1024", "--height", "576"), 7, "(predicted) at least"),
         (("--chunk-size", "0MiB"), 2, "--chunk-size '0MiB' must be more than 0"),
         (("--chunk-size", "1B"), 2, "must be at least 64KiB"),
         (("--forward-chunking", "0"), 2, "or auto for the largest"),

@@ -139,7 +139,7 @@ def test_on_the_cpu_the_plan_is_made_for_the_memory_that_is_free(monkeypatch: py
     tight = decide_here(request, None, files, device="cpu", frames=64).plan
     assert tight.chunk_bytes is not None
     monkeypatch.setattr(preparing, "free_host_bytes", lambda: 30 * MIB)
-    with pytest.raises(OutOfMemoryError, match=r"at the least \(predicted\), and there is 30 MiB of memory free"):
+    with pytest.raises(OutOfMemoryError, match=r"\(predicted\) at least, and there is 30 MiB of memory free"):
         decide_here(request, None, files, device="cpu", frames=64)
 
 

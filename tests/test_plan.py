@@ -287,9 +287,7 @@ def test_a_tight_fit_is_tried() -> None:
 
 
 def test_what_cannot_fit_is_refused_with_numbers_and_the_largest_lever() -> None:
-    with pytest.raises(
-        OutOfMemoryError, match=r"needs 307 MiB at the least \(predicted\).*so much free: fewer --frames"
-    ):
+    with pytest.raises(OutOfMemoryError, match=r"needs 307 MiB \(predicted\) at least.*so much free: fewer --frames"):
         chosen(0.2)
 
 

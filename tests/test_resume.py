@@ -501,11 +501,11 @@ def test_a_damaged_record_begins_anew(record: bytes, job: Job, written: dict[str
     (folder / "run.json").write_bytes(record)
     for refused in (t2v("resume", folder), t2v("decode", folder)):
         assert refused.code == 4
-        assert "begin anew" in sentence(refused)
+        assert "has to start again" in sentence(refused)
     report = Listening()
     job("generate", report)
     assert report.advanced["denoise"] == 4
-    assert "begin anew" in report.said
+    assert "has to start again" in report.said
     assert not folder.exists()
 
 

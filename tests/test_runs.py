@@ -111,7 +111,7 @@ def test_two_processes_do_not_work_on_one_run(tmp_path: Path) -> None:
 )
 def test_a_damaged_record_is_refused(tmp_path: Path, content: bytes) -> None:
     (tmp_path / RECORD).write_bytes(content)
-    with pytest.raises(InputError, match="begin anew"):
+    with pytest.raises(InputError, match="has to start again"):
         read_record(tmp_path)
 
 

@@ -451,7 +451,7 @@ def test_memory_too_small_for_one_pass_asks_for_windows(ms_checkpoint: Path, mon
     assert prepared.division.time == Axis(16, 8)
     assert any("made in windows of 16 frames" in line for line in told)
     off = request.model_copy(update={"window": "off"})
-    with pytest.raises(Exception, match="at the least"):
+    with pytest.raises(Exception, match="at least"):
         prepare(off, preset, frames=200, report=Silent())
 
 

@@ -34,7 +34,7 @@ def enlarged(job: Job, whole: Source | None = None, *, bases: Bases | None = Non
     from t2vcli.video.remarks import remarks_on
 
     if job.source is None:
-        raise UsageError("give the video that is to be made anew, as in: t2v upscale clip.mp4")
+        raise UsageError("give the video to enlarge, as in: t2v upscale clip.mp4")
     container = format_of(job.output) if job.output and not job.into else MP4
     named = bases.first if bases is not None else job.preset
     preset, whole, suits = named_or_suited(named, job.source, "upscale", whole)

@@ -68,7 +68,9 @@ _KINDS: dict[str, type[Request]] = {"generate": GenerateRequest, "upscale": Upsc
 def _request(folder: Path, command: str, identity: object, how: object) -> Request:
     decides = identity.get("request") if isinstance(identity, dict) else None
     if not isinstance(decides, dict) or not isinstance(how, dict):
-        raise InputError(f"{shown(folder / runs.RECORD)} holds no request: its run can only begin anew")
+        raise InputError(
+            f"{shown(folder / runs.RECORD)} holds no request: its run has to start again, by the command that began it"
+        )
     values: dict[str, Any] = {**decides, **how}
     with of_the_record(folder):
         return build_request(_KINDS[command], values, dict.fromkeys(values, shown(folder / runs.RECORD)))

@@ -200,6 +200,11 @@ def unnamed(job: Job) -> Work:
     check_division(work)
     for stage in work.stages:
         inputs.check_there(stage.request)
+        if stage.request.lora:
+            from t2vcli.weights.adapters import check_lora
+
+            for lora in stage.request.lora:
+                check_lora(lora)
     remarks = (*work.remarks, *work.about_sound())
     return replace(work, seed_drawn=job.given("seed") is None and job.from_clip is None, remarks=remarks)
 

@@ -130,7 +130,7 @@ def make_missing(
             claims = afterwards.enter_context(closing(Claims(folder)))
         ledger = Ledger(folder if settings.journal else None)
         if ledger.torn:
-            watch.say(f"{ledger.torn} lines of the journal are torn or no records, and are not heeded")
+            watch.say(f"{ledger.torn} lines of the journal are torn or no records, and are ignored")
         ahead = look(jobs, folder, ledger, settings, journal, watch)
         number, count = settings.shard
         journal.begin({"batch": now(), "jobs": len(jobs), "t2v": __version__, "shard": f"{number}/{count}", **listed})

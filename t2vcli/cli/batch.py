@@ -82,11 +82,11 @@ PresetForAllOpt = Annotated[
 ]
 SetOpt = Annotated[
     list[str] | None,
-    typer.Option("--set", metavar="NAME=VALUE", help="A field of jobs that do not have it.", rich_help_panel=LIST),
+    typer.Option("--set", metavar="NAME=VALUE", help="Set a field of jobs that do not have it.", rich_help_panel=LIST),
 ]
 FormatOpt = Annotated[
     FormatName | None,
-    typer.Option("--format", help="What kind of list it is, where its name does not tell.", rich_help_panel=LIST),
+    typer.Option("--format", help="The list's format, if its name does not tell.", rich_help_panel=LIST),
 ]
 NameOpt = Annotated[
     str,
@@ -110,12 +110,12 @@ RetriesOpt = Annotated[
     typer.Option(
         min=0,
         max=100,
-        help="Further attempts of a job whose worker died, or that lacked memory, disk or its model.",
+        help="How often to try a job again if its worker died, or if it lacked memory, disk or its model.",
         rich_help_panel=FAILURES,
     ),
 ]
 FailFastOpt = Annotated[
-    bool, typer.Option("--fail-fast", help="Begin no more jobs after the first that fails.", rich_help_panel=FAILURES)
+    bool, typer.Option("--fail-fast", help="Begin no more jobs after the first failure.", rich_help_panel=FAILURES)
 ]
 VerifyOpt = Annotated[
     bool,
@@ -129,7 +129,7 @@ ShardOpt = Annotated[
     str | None,
     typer.Option(
         metavar="I/N|auto",
-        help="Do only this part of the list, 1/N to N/N; auto: as SLURM's job array says.",
+        help="Do only part I of N of the list; auto: as SLURM's job array says.",
         rich_help_panel=SEVERAL,
     ),
 ]
@@ -137,7 +137,7 @@ ShareOpt = Annotated[
     bool,
     typer.Option(
         "--share",
-        help="Take jobs from one list together with other processes of the same command.",
+        help="Share the list with other processes of the same command.",
         rich_help_panel=SEVERAL,
     ),
 ]
@@ -145,7 +145,7 @@ WorkersOpt = Annotated[
     str | None,
     typer.Option(
         metavar="N|auto",
-        help="So many processes on this machine, over Ray; auto: one a GPU.",
+        help="Run N processes on this machine, over Ray; auto: one for each GPU.",
         rich_help_panel=SEVERAL,
     ),
 ]
@@ -157,7 +157,7 @@ InPlaceOpt = Annotated[
     bool,
     typer.Option(
         "--in-place",
-        help="With --ray: workers write into FOLDER themselves, which all of them must see.",
+        help="With --ray: workers write into FOLDER themselves. All of them must see it.",
         rich_help_panel=SEVERAL,
     ),
 ]
@@ -324,7 +324,7 @@ def status(
     as_json: opt.JsonOpt = False,
     debug: opt.DebugOpt = False,
 ) -> None:
-    """Print what of a batch is done, failed (and why), gone or missing; exit code 3 unless all is done."""
+    """Print which jobs of a batch are done, failed (and why), gone or missing; the exit code is 3 unless all are done."""
     from t2vcli.batches.status import standing
 
     found = standing(folder, verify=verify)
@@ -338,6 +338,6 @@ def status(
         for record, why in found.gone:
             result(printable(f"gone: {record.job}: {record.output} {why}"))
     if found.torn:
-        say(f"{found.torn:,} lines of the journal are torn or no records, and are not heeded")
+        say(f"{found.torn:,} lines of the journal are torn or no records, and are ignored")
     if found.done < found.jobs:
         raise typer.Exit(BatchError.exit_code)

@@ -187,7 +187,7 @@ def _usage_sentence(error: Any) -> str:
         said = re.sub(clutter, plain, said)
     variable = getattr(getattr(error, "param", None), "envvar", None)
     if variable and f"(env var: '{variable}')" in said and variable in os.environ:
-        return f"{variable} is {os.environ[variable]!r:.200}, which {said.partition('): ')[2]}: 1 or 0"
+        return f"{variable} is {os.environ[variable]!r:.200}; set it to 1 or 0, or unset it"
     path = error.ctx.command_path if error.ctx else "t2v"
     return f"{said[:1].lower()}{said[1:]}; `{path} --help` tells what there is"
 

@@ -19,9 +19,7 @@ def compare(
     output: ToOpt,
     columns: Annotated[
         int | None,
-        typer.Option(
-            help="Clips in a row; up to three if not given, of more as near to a square as can be.", min=1, max=25
-        ),
+        typer.Option(help="Clips in a row. If not given: up to three; more clips nearly form a square.", min=1, max=25),
     ] = None,
     scale: Annotated[int, typer.Option(help="Enlarge each pixel this many times.", min=1, max=16)] = 1,
     fps: Annotated[str | None, typer.Option(help="The video's rate; the highest of the clips if not given.")] = None,

@@ -28,13 +28,14 @@ def convert(
     max_size: Annotated[
         str | None,
         typer.Option(
-            metavar="SIZE", help="At most this large: 1MB, 500kB. Quality goes first where there is one, then pixels."
+            metavar="SIZE",
+            help="At most this large: 1MB, 500kB. First the quality goes down, if the kind has one, then the number of pixels.",
         ),
     ] = None,
     fps: Annotated[str | None, typer.Option(help="Another rate: frames are left out, or shown more than once.")] = None,
     width: Annotated[int | None, typer.Option(help="Pixels; the height follows, in the clip's shape.")] = None,
-    start: Annotated[str | None, typer.Option(metavar="TIME", help="From here on: 90, 1.5 or 1:30.")] = None,
-    duration: Annotated[str | None, typer.Option(metavar="TIME", help="This much of it.")] = None,
+    start: Annotated[str | None, typer.Option(metavar="TIME", help="Begin here: 90, 1.5 or 1:30.")] = None,
+    duration: Annotated[str | None, typer.Option(metavar="TIME", help="Take this much of it: 90, 1.5 or 1:30.")] = None,
     audio: Annotated[
         Path | None,
         typer.Option(

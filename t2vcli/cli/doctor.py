@@ -17,10 +17,10 @@ def doctor(
     full: Annotated[
         bool, typer.Option("--full", help="Load torch, too, and make a small clip with the embedded model (seconds).")
     ] = False,
-    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object in place of the lines.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the result as one JSON object.")] = False,
     debug: DebugOpt = False,
 ) -> None:
-    """Look whether everything is here that a run needs, and say how to mend what is not.
+    """Check that everything is here that a run needs, and say how to fix what is not.
 
     Paste what it prints into an issue: the home folder is written as ~, and tokens and passwords are left out.
 

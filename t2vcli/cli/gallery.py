@@ -29,7 +29,8 @@ def gallery(
         ),
     ] = None,
     newest: Annotated[
-        int | None, typer.Option(help="Only so many clips, those written last.", min=1, max=20_000, show_default=False)
+        int | None,
+        typer.Option(help="Show only the N clips that were written last.", min=1, max=20_000, show_default=False),
     ] = None,
     overwrite: Annotated[
         bool,

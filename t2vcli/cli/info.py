@@ -65,7 +65,7 @@ def info(file: FileOrRunArg, as_json: JsonOpt = False, debug: DebugOpt = False) 
         )
     )
     if recipe is None:
-        result("no recipe inside: t2v did not make it, or it was encoded again since")
+        result("no recipe inside: t2v did not make it, it was encoded again since, or --no-metadata was given")
         return
     _print_tree(recipe)
     result("")

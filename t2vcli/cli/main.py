@@ -27,7 +27,7 @@ COMMANDS = {
         "generate:generate", "Make a clip from a prompt, or from a prompt and a video.", "GenerateCommand"
     ),
     "upscale": Entry(
-        "upscale:upscale", "Make a clip anew at another size, by adding noise to it and denoising.", "UpscaleCommand"
+        "upscale:upscale", "Enlarge a clip: add noise to it, and denoise it at another size.", "UpscaleCommand"
     ),
     "resume": Entry(
         "resume:resume",
@@ -51,14 +51,12 @@ COMMANDS = {
         "info:info",
         "Print what a video is, and the recipe inside it if t2v made it; of an unfinished run, how far it is.",
     ),
-    "sheet": Entry("sheet:sheet", "Lay the frames of a clip out in one PNG, or of several clips a labelled row each."),
+    "sheet": Entry("sheet:sheet", "Lay out the frames of a clip in one PNG; of several clips, a labelled row each."),
     "compare": Entry("compare:compare", "Put clips side by side into one video, each with a label."),
     "gallery": Entry(
         "gallery:gallery", "Write one HTML page to look at many clips: play, search, sort, filter, compare, copy."
     ),
-    "doctor": Entry(
-        "doctor:doctor", "Look whether everything is here that a run needs, and say how to mend what is not."
-    ),
+    "doctor": Entry("doctor:doctor", "Check that everything is here that a run needs, and say how to fix what is not."),
 }
 
 

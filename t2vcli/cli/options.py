@@ -86,7 +86,7 @@ PromptAtOpt = Annotated[
     typer.Option(
         "--prompt-at",
         metavar="FRAME:TEXT",
-        help="What to show from this frame on; between two texts they blend. As often as there are texts.",
+        help="What to show from this frame on. Between two texts the clip blends. Repeat it for more texts.",
         rich_help_panel=SAMPLING,
     ),
 ]
@@ -94,7 +94,7 @@ PromptAtOpt = Annotated[
 PromptWeightsOpt = Annotated[
     PromptWeights | None,
     typer.Option(
-        help="Whether (word:1.3), (word) and [word] weigh words; auto: where a number stands in brackets, as in the first.",
+        help="Whether brackets weigh words, as in (word:1.3), (word) and [word]. auto: only if there is a number, as in the first.",
         rich_help_panel=SAMPLING,
     ),
 ]
@@ -102,7 +102,7 @@ LongPromptOpt = Annotated[
     bool | None,
     typer.Option(
         "--long-prompt/--no-long-prompt",
-        help="Read a prompt over the model's 75 tokens in chunks of as many; BREAK begins another.",
+        help="Read a prompt of more than 75 tokens in chunks of 75; the word BREAK begins a new chunk.",
         rich_help_panel=SAMPLING,
     ),
 ]
@@ -111,7 +111,7 @@ EmbeddingOpt = Annotated[
     typer.Option(
         "--embedding",
         metavar="FILE[:NAME]",
-        help="Learned words (textual inversion), which NAME stands for in the prompts. As often as there are files.",
+        help="Learned words (textual inversion). NAME stands for them in a prompt. Repeat it for more files.",
         rich_help_panel=SAMPLING,
     ),
 ]
@@ -166,13 +166,13 @@ SeedOpt = Annotated[
     typer.Option(
         parser=seed_or_seeds,
         metavar="N|A..B|N,N",
-        help="The noise's seed; drawn, shown and kept if not given. Of several each makes a clip.",
+        help="The seed of the noise. If not given, t2v draws one and shows it. Several seeds make several clips.",
         rich_help_panel=SAMPLING,
     ),
 ]
 CountOpt = Annotated[
     int | None,
-    typer.Option(metavar="N", help="Make so many clips, of seeds that follow each other.", rich_help_panel=VARIANTS),
+    typer.Option(metavar="N", help="Make N clips, of seeds that follow each other.", rich_help_panel=VARIANTS),
 ]
 SweepOpt = Annotated[
     list[str] | None,
@@ -187,7 +187,7 @@ SheetOpt = Annotated[
     bool,
     typer.Option(
         "--sheet",
-        help="Also lay the frames out in a PNG beside the clips, a labelled row for each, as t2v sheet does.",
+        help="Also write a PNG with the frames, a labelled row for each clip, as t2v sheet does.",
         rich_help_panel=VARIANTS,
     ),
 ]
@@ -199,13 +199,13 @@ ClipSkipOpt = Annotated[
     int | None, typer.Option(help="How many of the text encoder's last layers to skip.", rich_help_panel=SAMPLING)
 ]
 StrictOpt = Annotated[
-    bool, typer.Option("--strict", help="A prompt over the model's token limit is an error.", rich_help_panel=SAMPLING)
+    bool, typer.Option("--strict", help="Refuse a prompt over the model's token limit.", rich_help_panel=SAMPLING)
 ]
 
 NoiseOpt = Annotated[
     Noise | None,
     typer.Option(
-        help="Whole: diffusers' draw; per-frame: a frame's depends on seed and number alone; freenoise: shuffled windows.",
+        help="How noise is drawn. whole: as in diffusers; per-frame: by seed and frame number alone; freenoise: shuffled from window to window.",
         rich_help_panel=SAMPLING,
     ),
 ]
@@ -213,7 +213,7 @@ NoiseOpt = Annotated[
 SpacingOpt = Annotated[
     Spacing | None,
     typer.Option(
-        help="Where the steps lie: trailing begins at pure noise, leading below it; auto: as the model's configuration"
+        help="Where the steps lie. trailing: from pure noise on; leading: from below it; auto: as the model's configuration"
         " has it.",
         rich_help_panel=SAMPLING,
     ),
@@ -223,7 +223,7 @@ TimestepsOpt = Annotated[
     str | None,
     typer.Option(
         metavar="auto|ays|even|N,N,...",
-        help="The timesteps of the steps, one by one; ays: Align Your Steps', tuned for SD 1.5; even: with lcm, as"
+        help="The timesteps, one by one. ays: as in Align Your Steps, tuned for SD 1.5; even: with lcm, as"
         " T2V-Turbo has them.",
         rich_help_panel=SAMPLING,
     ),
@@ -242,7 +242,7 @@ CfgRescaleOpt = Annotated[
     typer.Option(
         "--cfg-rescale",
         metavar="SHARE",
-        help="Bring the contrast that guidance adds so far back, 0 to 1; 0.7 is the paper's.",
+        help="How much of the contrast that guidance adds to take back, 0 to 1; the paper has 0.7.",
         rich_help_panel=SAMPLING,
     ),
 ]
@@ -251,7 +251,7 @@ ApgOpt = Annotated[
     typer.Option(
         "--apg",
         metavar="ETA[,NORM]",
-        help="Guide with ETA times what burns colours in (0: none of it, 1: as usual), at most of this norm (0: any).",
+        help="How much of the part of guidance that burns colours in to keep: ETA from 0 (nothing) to 1 (all); NORM limits the whole (0: no limit).",
         rich_help_panel=SAMPLING,
     ),
 ]
@@ -277,7 +277,7 @@ GuidanceUntilOpt = Annotated[
     typer.Option(
         "--guidance-until",
         metavar="SHARE",
-        help="Guide until this share of the steps, 0 to 1; a step without is half the work.",
+        help="Guide until this share of the steps, 0 to 1; a step without guidance is half the work.",
         rich_help_panel=FEWER,
     ),
 ]
@@ -307,14 +307,16 @@ WindowOpt = Annotated[
     str | None,
     typer.Option(
         metavar="N|auto|off",
-        help="Frames that the UNet sees at once; auto: all, if the model keeps so many together and memory holds them.",
+        help="Frames that the UNet sees at once. auto: all, if the model can keep so many together and they fit in memory.",
         rich_help_panel=LARGE,
     ),
 ]
 OverlapOpt = Annotated[
     int | None,
     typer.Option(
-        metavar="M", help="Frames that a window shares with the next; half of it if not given.", rich_help_panel=LARGE
+        metavar="M",
+        help="Frames that a window shares with the next; if not given, half of them.",
+        rich_help_panel=LARGE,
     ),
 ]
 BlendOpt = Annotated[
@@ -323,7 +325,9 @@ BlendOpt = Annotated[
 ]
 WindowScheduleOpt = Annotated[
     Schedule | None,
-    typer.Option(help="Alternate: windows and tiles lie elsewhere at each step.", rich_help_panel=LARGE),
+    typer.Option(
+        help="alternate: windows and tiles lie elsewhere at each step; fixed: they stay.", rich_help_panel=LARGE
+    ),
 ]
 LoopOpt = Annotated[
     bool | None,
@@ -333,21 +337,23 @@ TileOpt = Annotated[
     str | None,
     typer.Option(
         metavar="WxH|auto|off",
-        help="Pixels that the UNet sees at once; auto: whole frames, or for an upscale tiles, if only those fit in memory.",
+        help="Pixels that the UNet sees at once. auto: whole frames; for an upscale tiles, if only those fit in memory.",
         rich_help_panel=LARGE,
     ),
 ]
 TileOverlapOpt = Annotated[
     int | None,
     typer.Option(
-        metavar="PIXELS", help="What a tile shares with the next; a quarter if not given.", rich_help_panel=LARGE
+        metavar="PIXELS",
+        help="Pixels that a tile shares with the next; if not given, a quarter of it.",
+        rich_help_panel=LARGE,
     ),
 ]
 
 # --- memory
 DTypeOpt = Annotated[
     DType | None,
-    typer.Option("--dtype", help="Auto: fp16 on a GPU, fp32 on a CPU.", rich_help_panel=MEMORY),
+    typer.Option("--dtype", help="auto: fp16 on a GPU, fp32 on a CPU.", rich_help_panel=MEMORY),
 ]
 DeviceOpt = Annotated[
     str | None,
@@ -358,7 +364,7 @@ DeviceOpt = Annotated[
 MemoryOpt = Annotated[
     Memory | None,
     typer.Option(
-        help="Auto: the fastest plan that is predicted to fit; else where to begin, down to lowest. The picture stays. [T2V_MEMORY]",
+        help="auto: the fastest predicted to fit; others: where to begin, and lower if memory runs out. The picture stays. [T2V_MEMORY]",
         rich_help_panel=MEMORY,
     ),
 ]
@@ -400,7 +406,7 @@ ForwardChunkingOpt = Annotated[
 ForwardOpt = Annotated[
     Forward | None,
     typer.Option(
-        help="The UNet's forward: t2v's own (layerwise) or diffusers'. auto: t2v's on a CPU, where it is faster, and in"
+        help="Which code runs the UNet: t2v's own (layerwise) or diffusers'. auto: t2v's on a CPU, where it is faster, and in"
         " chunks. The frames differ by rounding alone.",
         rich_help_panel=MEMORY,
     ),
@@ -427,7 +433,7 @@ DryRunOpt = Annotated[
 ]
 ExactOpt = Annotated[
     bool,
-    typer.Option("--exact", help="Trace the model now (seconds to minutes), in place of the table's interpolation."),
+    typer.Option("--exact", help="Trace the model now, in place of reading the table; takes seconds to minutes."),
 ]
 
 # --- output
@@ -469,7 +475,7 @@ def to_write(text: str) -> Any:
 
 NoResumeOpt = Annotated[
     bool,
-    typer.Option("--no-resume", help="Keep nothing of an unfinished run, and take up none.", rich_help_panel=OUTPUT),
+    typer.Option("--no-resume", help="Keep no unfinished run, and go on with none.", rich_help_panel=OUTPUT),
 ]
 NoMetadataOpt = Annotated[
     bool,
@@ -485,7 +491,7 @@ KeepEveryOpt = Annotated[
         "--keep-every",
         metavar="SECONDS",
         min=0,
-        help="How often to keep the state of the run while it denoises.",
+        help="How often to save the state of the run while it denoises.",
         rich_help_panel=OUTPUT,
     ),
 ]
@@ -494,7 +500,7 @@ ProgressOpt = Annotated[
     Literal["auto", "json"] | None,
     typer.Option(
         "--progress",
-        help="How to tell it: for people, or as JSON, an object a line on stderr (docs/progress.md).",
+        help="json: one JSON object a line on stderr, for programs (docs/progress.md).",
         callback=_choose_progress,
         rich_help_panel=OUTPUT,
     ),
@@ -513,9 +519,7 @@ PreviewFileOpt = Annotated[
         rich_help_panel=OUTPUT,
     ),
 ]
-JsonOpt = Annotated[
-    bool, typer.Option("--json", help="Print one JSON object in place of the path.", rich_help_panel=OUTPUT)
-]
+JsonOpt = Annotated[bool, typer.Option("--json", help="Print the result as one JSON object.", rich_help_panel=OUTPUT)]
 DebugOpt = Annotated[
     bool,
     typer.Option("--debug", help="Show the traceback of an error.", callback=enable_debug, rich_help_panel=OUTPUT),
@@ -534,7 +538,7 @@ AllowEmptyPromptOpt = Annotated[
     bool,
     typer.Option(
         "--allow-empty-prompt",
-        help="Take an empty prompt, which is refused otherwise: the model shows what it likes.",
+        help="Accept an empty prompt: the model then shows what it likes.",
         rich_help_panel=SAMPLING,
     ),
 ]
@@ -553,7 +557,7 @@ InitVideoOpt = Annotated[
         "--init-video",
         metavar="FILE",
         parser=expanded,
-        help="Begin with this video, as much of it as --strength leaves, at the preset's size.",
+        help="Begin with this video, changed by --strength.",
         rich_help_panel=BEGINNING,
     ),
 ]
@@ -563,7 +567,7 @@ FromOpt = Annotated[
         "--from",
         metavar="CLIP",
         parser=expanded,
-        help="Make it again; other options override its recipe.",
+        help="Make this clip again; options override its recipe.",
         rich_help_panel=BEGINNING,
     ),
 ]
@@ -582,7 +586,7 @@ UpscaleOpt = Annotated[
     typer.Option(
         "--upscale",
         metavar="[PRESET]",
-        help="Enlarge the clip in the same go; auto (or nothing after it): with the preset that is made for it.",
+        help="Enlarge the clip in the same go. auto, or nothing after it: with the preset that is made for it.",
         rich_help_panel=SECOND_STAGE,
     ),
 ]
@@ -605,7 +609,7 @@ SourceArg = Annotated[
     typer.Argument(
         metavar="IN",
         parser=expanded,
-        help="The video, or folder of PNGs, to make anew, larger. With --from, by default the one that the clip is of.",
+        help="The video, or folder of PNGs, to enlarge. With --from, by default the one that the clip was made from.",
         show_default=False,
     ),
 ]
@@ -619,7 +623,7 @@ PromptOpt = Annotated[
 ]
 ScaleOpt = Annotated[
     float | None,
-    typer.Option(help="Times the input's size, in place of --width and --height.", rich_help_panel=SAMPLING),
+    typer.Option(help="How many times the input's size, in place of --width and --height.", rich_help_panel=SAMPLING),
 ]
 
 
@@ -721,7 +725,7 @@ BEGINNING_OPTIONS: Options = {
             int | None,
             typer.Option(
                 metavar="N",
-                help="With --extend: how many of its last frames the new ones are held to.",
+                help="With --extend: how many of the video's last frames are held fixed.",
                 rich_help_panel=BEGINNING,
             ),
         ],
@@ -741,7 +745,9 @@ PART_OPTIONS: Options = {
     "duration": (
         Annotated[
             str | None,
-            typer.Option(metavar="TIME", help="Take this much of the input.", rich_help_panel=SAMPLING),
+            typer.Option(
+                metavar="TIME", help="Take this much of the input: 90, 1.5 or 1:30.", rich_help_panel=SAMPLING
+            ),
         ],
         None,
     ),
@@ -771,8 +777,8 @@ def preset_option(default: str, variable: str) -> Options:
         "--preset",
         "-p",
         autocompletion=completing.presets,
-        help=f"A preset's name (t2v presets) or a YAML file. By default the one that suits the video, if t2v made that;"
-        f" else that of {variable}, else {default}.",
+        help=f"A preset's name (t2v presets) or a YAML file. Default: the one that suits the video, if t2v made it;"
+        f" else {variable}, else {default}.",
         rich_help_panel=MODEL,
     )
     return {"preset": (Annotated[str | None, option], None)}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -113,6 +114,11 @@ def _checked(run: Path) -> Path:
     try:
         read_record(folder)
     except InputError:
-        if finished_beside(folder) is None:
-            raise
+        if finished_beside(folder) is not None:
+            return folder
+        if not os.path.lexists(folder):
+            raise InputError(
+                f"there is no unfinished run of {run}; t2v resume, with nothing after it, lists those in this folder"
+            ) from None
+        raise
     return folder

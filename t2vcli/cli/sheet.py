@@ -33,12 +33,12 @@ def sheet(
         ),
     ] = None,
     columns: Annotated[int, typer.Option(help="Frames in a row.", min=1, max=64)] = 8,
-    most: Annotated[int, typer.Option(help="Frames of a clip at the most, evenly picked.", min=1, max=1024)] = 16,
+    most: Annotated[int, typer.Option(help="At most so many frames of a clip, evenly picked.", min=1, max=1024)] = 16,
     scale: Annotated[int, typer.Option(help="Enlarge each pixel this many times.", min=1, max=16)] = 1,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an existing PNG.")] = False,
     debug: opt.DebugOpt = False,
 ) -> None:
-    """Lay the frames of a clip out in one PNG, or of several clips a labelled row each.
+    """Lay out the frames of a clip in one PNG; of several clips, a labelled row each.
 
     A label is the file's name, and what differs in the recipes of the clips. Rows have cells as large as the largest clip.
     """

@@ -40,7 +40,7 @@ def upscale(
     as_json: opt.JsonOpt = False,
     debug: opt.DebugOpt = False,
 ) -> None:
-    """Make a clip anew at another size, by adding noise to it and denoising.
+    """Enlarge a clip: add noise to it, and denoise it at another size.
 
     Frame count and frame rate stay exactly as they are. Without --width, --height or --scale the output has about as
     many pixels as the preset's size, in the shape of the input.

@@ -94,7 +94,7 @@ def read_state(path: Path, mark: str = "", *, most_bytes: int = MOST_BYTES) -> K
         fits = isinstance(generator, torch.Tensor) and generator.device.type == "cpu"
         make_generator(0).set_state(generator if fits else torch.empty(0))
     except (RuntimeError, TypeError):
-        raise InputError(f"{path} does not fit its run: its random numbers cannot be gone on with") from None
+        raise InputError(f"{path} does not fit its run: its random numbers cannot be continued") from None
     return state
 
 

@@ -75,9 +75,7 @@ def make_sheet(
     else:
         rows = _rows_of(opened, min(columns, most), scale)
         if rows.shrunk > 1:
-            report.say(
-                f"the sheet is drawn at 1/{rows.shrunk} of the clips' size, as it would be too large at the whole"
-            )
+            report.say(f"the sheet is drawn at 1/{rows.shrunk} of the clips' size, as it would be too large otherwise")
         image = _of_several(opened, rows, report)
     write_png(path, image, overwrite=overwrite, texts=texts)
     return path

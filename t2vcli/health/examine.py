@@ -84,7 +84,7 @@ def _look_at_presets() -> Iterator[Finding]:
     try:
         presets, broken = list_presets()
     except T2VError as error:
-        yield wrong("presets", str(error), "mend the folder, or take it out of T2V_PRESETS", error.exit_code)
+        yield wrong("presets", str(error), "fix the folder, or take it out of T2V_PRESETS", error.exit_code)
         return
     own = [preset.name for preset in presets if preset.path.parent != shipped_folder()]
     yield Finding(
@@ -98,9 +98,9 @@ def _look_at_presets() -> Iterator[Finding]:
             look()
         except T2VError as error:  # which names the variable
             if any(os.environ.get(name) for name in (OUTPUT_DIR, *(variable for variable, _ in PRESETS.values()))):
-                yield wrong("variable", str(error), "mend its value, or unset it", error.exit_code)
+                yield wrong("variable", str(error), "fix its value, or unset it", error.exit_code)
     for name, problem in broken.items():
-        yield wrong("presets", f"{name}: {problem}", "mend the file, or remove it", problem.exit_code)
+        yield wrong("presets", f"{name}: {problem}", "fix the file, or remove it", problem.exit_code)
 
 
 def _look_at_cache() -> tuple[Path | None, list[Finding]]:
@@ -110,7 +110,7 @@ def _look_at_cache() -> tuple[Path | None, list[Finding]]:
         models = models_on_disk()
     except ModelError as error:
         what, _, way_out = str(error).partition("; ")
-        return None, [wrong("cache", what, way_out or "mend the variable, or unset it", error.exit_code)]
+        return None, [wrong("cache", what, way_out or "fix the variable, or unset it", error.exit_code)]
     except T2VError:  # of a preset folder, which was told
         return hub.cache, []
     found = [
@@ -166,9 +166,7 @@ def _make_demo() -> Finding:
     if status is None:
         return wrong("a clip", f"not made within {DEMO_LIMIT_S:g} s", "say so in an issue", T2VError.exit_code)
     if status != 0:
-        return wrong(
-            "a clip", f"not made: {said.removeprefix('t2v: ')}", "what it says is what to mend", max(status, 1)
-        )
+        return wrong("a clip", f"not made: {said.removeprefix('t2v: ')}", "fix what it says", max(status, 1))
     return Finding("a clip", f"8 frames by the embedded model, made and verified in {time.monotonic() - began_s:.1f} s")
 
 

@@ -242,7 +242,7 @@ def _take_up(book: Book, run: runs.Run, stages: Sequence[Expected], policy: Poli
     try:
         remark = _why_not(run, book, stages)
         if remark and policy.only_same and run.holds_work:
-            raise InputError(f"{remark}; with those it goes on, and the command that began it begins anew")
+            raise InputError(f"{remark}; with those it goes on. To start again, give the command that began it")
         if remark or not run.began:
             run.clear()
     except OSError as error:

@@ -92,7 +92,7 @@ def prepare(
         files = with_loras(files, request, preset, report, offline=offline)
     if request.device == "auto" and device == "cpu" and not request.model.startswith(EMBEDDED_PREFIX):
         reason = why_no_cuda() if has_nvidia_driver() else "no GPU was found"
-        report.warn(f"{reason}; a model of this size takes hours on the CPU (--device cpu says that you know)")
+        report.warn(f"{reason}; a model of this size takes hours on the CPU (--device cpu: without this warning)")
 
     check_steps(request.scheduler, files, request.steps, request.spacing, request.timesteps)
     if off := schedule_remark(request.scheduler, files):

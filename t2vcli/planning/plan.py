@@ -325,7 +325,7 @@ def choose_plan(
         reason = f"a tight fit: {size_text(least.predicted_bytes or 0)} predicted, {why}"
         return replace(least, reasons=(*least.reasons, reason)), []
     raise OutOfMemoryError(
-        f"this needs {size_text(least.predicted_bytes or 0)} at the least (predicted), and there is {why}:"
+        f"this needs {size_text(least.predicted_bytes or 0)} (predicted) at least, and there is {why}:"
         " fewer --frames or a smaller --width and --height help most, or --window and --tile"
     )
 

@@ -122,6 +122,13 @@ def _local(asked: Asked) -> Place | None:
     return None
 
 
+def check_lora(text: str) -> None:
+    """Raises InputError, or UsageError, for a LoRA that can be neither on disk nor on the hub; asks nobody."""
+    asked = parse(text)
+    if _local(asked) is None:
+        Remote.of(asked)
+
+
 def _refuse(asked: Asked) -> NoReturn:
     tail = asked.place.rpartition(":")[2]
     hint = f"; what follows a colon is a scale, and {tail[:40]!r} is no number" if tail != asked.place else ""
@@ -255,7 +262,7 @@ def pull(
         if cached is not None:
             return cached, None
         name = "--offline" if offline else "HF_HUB_OFFLINE"
-        raise ModelError(f"the LoRA {remote} is not in the cache, and {name} forbids to download it")
+        raise ModelError(f"the LoRA {remote} is not in the cache, and {name} forbids downloading it")
     try:
         listing = hub.listing(remote.repository, revision=remote.revision, say=say)
     except GivenUp as error:

@@ -66,7 +66,7 @@ def check_readable(cache: Path) -> None:
         return
     except OSError as error:
         raise ModelError(
-            f"the cache {cache} cannot be read ({error.strerror}); mend its permissions, or set HF_HOME to another folder"
+            f"the cache {cache} cannot be read ({error.strerror}); fix its permissions, or set HF_HOME to another folder"
         ) from None
 
 
@@ -181,7 +181,7 @@ def remove(what: Removable) -> None:
         except OSError as error:
             raise OutputError(
                 f"{folder.path} could not be removed ({error.strerror or error}); what is left of it"
-                f" {folder_bytes(folder.path):,} bytes: mend the permissions, and give the command again"
+                f" {folder_bytes(folder.path):,} bytes: fix the permissions, and give the command again"
             ) from None
 
 

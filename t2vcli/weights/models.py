@@ -516,7 +516,7 @@ def _pull(
     )
     if offline or client_is_offline():
         name = "--offline" if offline else "HF_HUB_OFFLINE"
-        raise ModelError(f"{absent}, and {name} forbids to download it: leave it out, {elsewhere}")
+        raise ModelError(f"{absent}, and {name} forbids downloading it: leave it out, {elsewhere}")
     try:
         listing = hub.listing(repository, revision=revision, say=say)
     except GivenUp as error:
