@@ -62,6 +62,20 @@ def test_a_training_that_was_killed_goes_on_as_if_it_were_not(tmp_path: Path) ->
     assert all(torch.equal(first[name], second[name]) for name in first)
 
 
+@pytest.mark.slow
+def test_two_workers_train_one_model_and_go_on_with_it(tmp_path: Path) -> None:
+    """A process each, in a process of their own: the second command finds the first one's two steps, and adds two."""
+    command = [sys.executable, "-m", "training.train_unet", *STEADY, "--run", str(tmp_path), "--workers", "2"]
+    for steps in (2, 4):
+        subprocess.run(
+            [*command, "--steps", str(steps)], cwd=ROOT, check=True, env={**os.environ, "OMP_NUM_THREADS": "1"}
+        )
+        state = torch.load(tmp_path / "steady.pt", weights_only=True)
+        assert state["step"] == steps
+    assert all(bool(torch.isfinite(tensor).all()) for tensor in weights_of(tmp_path).values())
+    assert (tmp_path / "latents-64-1.f16").exists()
+
+
 def test_a_latent_that_was_half_written_is_written_again(tmp_path: Path) -> None:
     vae = train_vae.new_vae()
     clips = LatentClips(tmp_path / "latents.f16", vae)
