@@ -155,7 +155,7 @@ def image_pipeline_peak(model: str, dtype: torch.dtype, *, sdpa: bool) -> int:
     ("model", "sdpa", "measured_gib"),
     [
         ("SD 1.5", True, 2.616),
-        ("SD 1.5", False, 3.071),
+        pytest.param("SD 1.5", False, 3.071, marks=pytest.mark.slow),
         pytest.param("SDXL", True, 8.958, marks=pytest.mark.slow),
         pytest.param("SDXL", False, 8.961, marks=pytest.mark.slow),
     ],
@@ -226,6 +226,7 @@ def test_every_stage_is_there_and_its_figures_fit_together() -> None:
     assert "vae." in stages["decode"].peak_at
 
 
+@pytest.mark.slow
 def test_offload_decides_which_weights_are_on_the_device() -> None:
     whole, alone, layers, blocks = (
         tiny(plan_of(offload=offload), steps=1, encode_video=False)

@@ -234,7 +234,7 @@ def test_metadata_may_be_nested_so_deep_and_no_deeper(depth: int, clip: Path) ->
         assert read_metadata(clip, video) == json.loads(text)
 
 
-@bounded(40)
+@bounded(20)
 @given(text=TEXTS)
 @example(text='{"a":1e999}')
 @example(text='{"a":' * 990 + "1" + "}" * 990)
@@ -309,7 +309,7 @@ LINES = st.tuples(
 BOMB = b"a: &a [x, x]\n" + b"".join(b"%c: &%c [*%c, *%c, *%c]\n" % (c + 1, c + 1, c, c, c) for c in range(97, 121))
 
 
-@bounded(30)
+@bounded(15)
 @given(
     content=st.one_of(
         st.lists(LINES, max_size=5).map(lambda lines: "\n".join(["extends: demo", *lines]).encode("utf-8", "replace")),

@@ -6,9 +6,11 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
 from commandline import LIMIT_S, environment
 
 
+@pytest.mark.slow
 def test_processes_killed_anywhere_leave_no_lie_and_lose_no_step() -> None:
     """While writing, at the end with all children, and while denoising over an old file: `drawn` has these for this seed."""
     script = Path(__file__).with_name("kill_test.py")

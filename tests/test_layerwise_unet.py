@@ -436,6 +436,7 @@ def test_less_is_alive_at_once(unets: Callable[[torch.dtype], UNet3DConditionMod
     assert resident < 6.5 * full_width
 
 
+@pytest.mark.slow
 def test_runs_on_fake_tensors_without_looking_at_a_value() -> None:
     with FakeTensorMode(), torch.device("cpu"):
         unet = UNet3DConditionModel.from_config(UNET).eval()

@@ -181,6 +181,7 @@ def test_a_cache_that_lacks_one_small_file_is_completed(missing: str, hub: Hub, 
     assert cached.is_file()
 
 
+@pytest.mark.slow
 def test_a_tag_and_a_commit_are_revisions(hub: Hub, tmp_path: Path) -> None:
     commit = hub.commit("owner/xl")
     for revision in ("v1", commit, "main"):

@@ -214,6 +214,7 @@ def computing(unet: UNet3DConditionModel) -> Iterator[nn.Module]:
             yield module
 
 
+@pytest.mark.slow
 def test_running_out_of_memory_in_any_layer_leaves_nothing_behind(unet: UNet3DConditionModel, call: Any) -> None:
     found, expected = identity(unet), plain(unet, call)
     chunked = LayerwiseUNet(unet, device="cpu", chunk_bytes=4 * CHUNK, resident_bytes=2_000_000, park_skips=True)

@@ -115,6 +115,7 @@ def test_the_subject_s_cells_are_where_it_is_drawn(tmp_path: Path) -> None:
             assert cell.sum() < 36
 
 
+@pytest.mark.slow
 def test_every_stage_runs_and_what_comes_out_is_a_model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """From nothing, two steps a stage: the picture is noise, but it goes the whole road that `make train-demo` goes."""
     monkeypatch.setattr(train_decoder, "HELD_OUT", {64: 2, 128: 1})
