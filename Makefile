@@ -8,7 +8,7 @@ READY := $(VENV)/.ready
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-slow test-browser check fix docs man fuzz kill-test golden bench bench-full bench-windows bench-batch bench-gallery train-demo evaluate-demo memory-table memory-report clean
+.PHONY: help demo test test-slow test-browser check fix docs man fuzz kill-test golden bench bench-full bench-windows bench-batch bench-gallery train-demo evaluate-demo memory-table work-table memory-report clean
 
 help:  ## list the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 16
@@ -91,6 +91,9 @@ evaluate-demo: $(READY)  ## score the embedded model on 200 held-out prompts, an
 
 memory-table: $(READY)  ## trace the predicted memory of the presets anew (most of an hour)
 	OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.memory_table
+
+work-table: $(READY)  ## count what the stages have to do anew, for predictions of time (minutes)
+	OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.work_table
 
 memory-report: $(READY)  ## write docs/memory.md and its plot from the table
 	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[report]'

@@ -3,7 +3,7 @@
     python -m benchmarks.forward demo|quarter|quarter-32|full [--rounds N] [--threads N]
 
 Printed is what part of the CPU time of diffusers' forward ours takes, pair by pair: median, least and most, and how far the
-results are apart, as a part of the largest value. The weights of all but `demo` are random, float32; `full` has 1.4 G of them
+results are apart, as a part of the largest value; and the ratio that `t2v plan` predicts (planning/times.py). The weights of all but `demo` are random, float32; `full` has 1.4 G of them
 (6 GB, and again as much packed: it drops those that it packed).
 """
 
@@ -21,9 +21,12 @@ from diffusers import UNet3DConditionModel
 from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks.measure import Measured, Took, in_turn, spread, timed
+from t2vcli.engine.estimate.work import WorkCounter
 from t2vcli.engine.guidance import plain_forward
 from t2vcli.engine.layerwise.operators import packing_works
 from t2vcli.engine.layerwise.unet import LayerwiseUNet
+from t2vcli.planning.speeds import speeds_of
+from t2vcli.planning.times import round_time
 from t2vcli.sizes import MIB, size_text
 
 DEMO = Path(__file__).resolve().parent.parent / "t2vcli" / "demo" / "unet"
@@ -96,6 +99,25 @@ def against_plain(case: Case, settings: Mapping[str, Any], pairs: int) -> Measur
     return measured
 
 
+def predicted(case: Case, settings: Mapping[str, Any]) -> float:
+    """Returns which part of the plain forward's time `t2v plan` predicts for ours in one way, on one core.
+
+    What is packed counts as if it were not: operations on packed weights are the same ones.
+    """
+    plain = plain_forward(case.unet)
+    with contextlib.closing(LayerwiseUNet(case.unet, device="cpu", **{**settings, "pack": False})) as ours:
+        ours(*case.inputs)
+        times = []
+        for forward in (ours, plain):
+            counter = WorkCounter("cpu")
+            with torch.inference_mode(), counter:
+                start = counter.mark()
+                forward(*case.inputs)
+                work = counter.between(start, counter.mark())
+            times.append(round_time(work, speeds_of("cpu"), "fp32")[0])
+    return times[0] / times[1]
+
+
 def _result(forward: Callable[[], torch.Tensor]) -> torch.Tensor:
     with torch.inference_mode():
         return forward()
@@ -112,7 +134,8 @@ def main() -> None:
     for name, settings in ways().items():
         measured = against_plain(case, settings, arguments.rounds)
         told = f"{spread(measured.ratios('cpu_s'))} of diffusers' CPU time, {arguments.rounds} pairs"
-        print(f"{arguments.size}: {name}: {told}, {measured.apart:.1e} apart", flush=True)
+        ratio = predicted(case, settings)
+        print(f"{arguments.size}: {name}: {told} ({ratio:.2f} predicted), {measured.apart:.1e} apart", flush=True)
 
 
 if __name__ == "__main__":

@@ -6,12 +6,15 @@ Needs matplotlib (pip install '.[report]'). Traces nothing: t2vcli/planning/memo
 from __future__ import annotations
 
 from dataclasses import replace
+from fractions import Fraction
 from pathlib import Path
 
 from t2vcli.planning.forecast import table_forecast, traffic
-from t2vcli.planning.outlook import ASSUMED_BYTES_PER_S
 from t2vcli.planning.plan import CONTEXT_BYTES, GPU_RUNGS, MARGIN, MemoryPlan, smallest_card, with_prediction
 from t2vcli.planning.shape import Shape
+from t2vcli.planning.speeds import ASSUMED_SHARES, KNOWN_CARDS, speeds_of_card
+from t2vcli.planning.times import predicted_times
+from t2vcli.request import GenerateRequest
 from t2vcli.sizes import DRIVER_KEEPS, GIB, MIB, sold_as
 
 ROOT = Path(__file__).parent.parent
@@ -22,6 +25,8 @@ JOBS = {
     "zeroscope-576w, 24 frames, 576x320": Shape(24, 576, 320, guided=True, encodes_video=False),
     "zeroscope-XL, 24 frames, 1024x576": Shape(24, 1024, 576, guided=True, encodes_video=True),
 }
+CARD = next(card for card in KNOWN_CARDS if card.name == "GeForce RTX 3060")
+SPEEDS = speeds_of_card(CARD.name, CARD.limits(), "")
 PLAIN = MemoryPlan(
     device="cuda:0", dtype="fp16", offload="none", decode_chunk=1, vae_tiling=False, forward_chunking=None
 )
@@ -41,6 +46,23 @@ def gib(size: float) -> str:
     return f"{size / GIB:.2f}"
 
 
+def a_request(shape: Shape) -> GenerateRequest:
+    """Returns a request of one step for clips of a shape; nothing else of it counts here."""
+    return GenerateRequest(
+        preset="any",
+        model="any",
+        prompt="any",
+        width=shape.width,
+        height=shape.height,
+        frames=shape.frames,
+        fps=Fraction(8),
+        steps=1,
+        guidance_scale=9.0,
+        scheduler="ddim",
+        seed=0,
+    )
+
+
 def rungs() -> list[MemoryPlan]:
     return [replace(PLAIN, level=rung.level, **rung.changes) for rung in GPU_RUNGS]
 
@@ -50,21 +72,21 @@ def table_of(shape: Shape) -> list[str]:
     forecast = table_forecast(ARCHITECTURE, shape)
     stages = [stage.name for stage in forecast(PLAIN) or ()]
     lines = [
-        "| `--memory` | how | " + " | ".join(stages) + " | peak | moved a step | card |",
-        "|---|---|" + "---:|" * (len(stages) + 3),
+        "| `--memory` | how | " + " | ".join(stages) + " | peak | moved a step | a step | card |",
+        "|---|---|" + "---:|" * (len(stages) + 4),
     ]
     for plan in rungs():
         told = forecast(plan) or ()
-        moved = traffic(ARCHITECTURE, shape, plan)
-        whole = moved.to_device_bytes + moved.to_host_bytes
+        whole = traffic(ARCHITECTURE, shape, plan).total_bytes
+        times = predicted_times(a_request(shape), ARCHITECTURE, shape, plan, SPEEDS)
         planned = with_prediction(plan, forecast)
         how = plan.summary().partition(", ")[2] or "as diffusers runs it"
         cells = [gib(stage.reserved_bytes) for stage in told]
         card = smallest_card(planned)
-        seconds = f"{gib(whole)} ({whole / ASSUMED_BYTES_PER_S:.2f} s)" if whole > 10 * MIB else ""
+        step = next(stage for stage in times if stage.name == "denoise")
         lines.append(
-            f"| {plan.level} | {how} | {' | '.join(cells)} | **{gib(planned.predicted_bytes or 0)}** | {seconds} |"
-            f" {card} GB |"
+            f"| {plan.level} | {how} | {' | '.join(cells)} | **{gib(planned.predicted_bytes or 0)}** |"
+            f" {gib(whole) if whole > 10 * MIB else ''} | {step.round_s:.2f} s ({step.bound}) | {card} GB |"
         )
     return lines
 
@@ -181,7 +203,11 @@ workspaces; 8 MiB strips 0.71 and 0.56 (live tensors: 0.46 each; the rest is fra
 
 - No GPU has run any of this: not the speed of the chunked forward, not the overlap of streaming, not the context's size, not
   workspaces on consumer cards, not equality in fp16 on CUDA.
-- Seconds in the tables are bytes over an assumed {rate:.0f} GiB/s, if nothing overlaps.
+- "A step" is predicted for a {card}: the most that its arithmetic, its memory's traffic, the kernels' launches or the copies
+  between host and device take, and what decides it. Work is counted in the engine's own code (`make work-table`), the card's
+  peaks are those of its data sheet, and what of them is sustained is assumed: {shares}, 8 µs a launch.
+  `t2v plan` predicts in the same way for the card that is here, as its driver describes it, and once a clip was made here with
+  the same model, size and device, goes by what that took.
 - Fragmentation differs from driver to driver; `PYTORCH_CUDA_ALLOC_CONF=expandable_segments:True` usually lowers it.
 - fp32 is counted as twice the half-precision figure.
 
@@ -196,7 +222,7 @@ def main() -> None:
     parts = [HEAD.format(context=gib(CONTEXT_BYTES), margin=int(MARGIN * 100), kept=int(DRIVER_KEEPS * 100))]
     for name, shape in JOBS.items():
         parts += ["", f"## {name}", "", *table_of(shape)]
-    parts += ["", METHOD.format(rate=ASSUMED_BYTES_PER_S / GIB).rstrip()]
+    parts += ["", METHOD.format(card=CARD.name, shares=ASSUMED_SHARES).rstrip()]
     (ROOT / "docs" / "memory.md").write_text("\n".join(parts).replace("\n\n\n", "\n\n") + "\n", encoding="utf-8")
     plot(ROOT / "docs" / "memory.png")
 

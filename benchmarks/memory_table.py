@@ -23,7 +23,6 @@ from typing import Any
 
 import torch
 from diffusers import AutoencoderKL, UNet3DConditionModel
-from torch.utils.flop_counter import FlopCounterMode
 from transformers import CLIPTextConfig, CLIPTextModel
 
 from t2vcli.engine.estimate import StageEstimate, estimate
@@ -175,21 +174,9 @@ def trace(cell: Cell) -> tuple[Cell, StageEstimate]:
     return cell, cell.traced()
 
 
-def flops(configs: dict[str, dict[str, Any]], frames: int, size: Any) -> int:
-    """Returns the floating-point operations of one forward of the UNet for one sample."""
-    with torch.device("meta"), torch.no_grad():
-        unet = UNet3DConditionModel.from_config(configs["unet"])
-        scale = 2 ** (len(configs["vae"]["block_out_channels"]) - 1)
-        sample = torch.zeros(1, configs["unet"]["in_channels"], frames, size[1] // scale, size[0] // scale)
-        words = torch.zeros(1, 77, configs["unet"]["cross_attention_dim"])
-        with FlopCounterMode(display=False) as counter:
-            unet(sample, torch.zeros(1), encoder_hidden_states=words)
-    return int(counter.get_total_flops())
-
-
 def facts_of(architecture: str) -> dict[str, Any]:
     """Returns what the table has on an architecture besides its cells."""
-    configs, sizes = ARCHITECTURES[architecture], SIZES[architecture]
+    configs = ARCHITECTURES[architecture]
     with torch.device("meta"):
         parts = {
             "text_encoder": CLIPTextModel(CLIPTextConfig(**configs["text_encoder"])),
@@ -199,11 +186,6 @@ def facts_of(architecture: str) -> dict[str, Any]:
     return {
         "configs": configs,
         "weight_bytes": {name: 2 * sum(p.numel() for p in part.parameters()) for name, part in parts.items()},
-        "flops": {
-            "frames": FRAMES[:2],
-            "pixels": [w * h for w, h in sizes],
-            "forward": [[flops(configs, frames, size) for frames in FRAMES[:2]] for size in sizes],
-        },
     }
 
 

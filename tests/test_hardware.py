@@ -12,7 +12,9 @@ import pytest
 from commandline import t2v
 
 from t2vcli.planning import hardware
-from t2vcli.planning.hardware import find_card
+from t2vcli.planning.hardware import _link_bytes_per_s, find_card
+from t2vcli.planning.speeds import SHARE_OF_BYTES, SHARE_OF_FLOPS, speeds_of
+from t2vcli.sizes import parse_card_size
 
 OLD, NEW, THIRD = (f"GPU-{uuid.UUID(int=n << 64 | n)}" for n in (1, 2, 3))
 NAMES = {OLD: "Old Card", NEW: "New, Fast Card", THIRD: "Third Card"}
@@ -49,11 +51,59 @@ class Driver:
 
     def cuDeviceGet(self, device: Any, number: int) -> int:  # noqa: N802
         ctypes.cast(device, ctypes.POINTER(ctypes.c_int))[0] = number
-        return 0
+        return 0 if number < len(self.uuids) else 101
 
     def cuDeviceGetUuid(self, raw: Any, device: Any) -> int:  # noqa: N802
         ctypes.memmove(raw, uuid.UUID(self.uuids[device.value].removeprefix("GPU-")).bytes, 16)
         return 0
+
+    def cuDeviceGetAttribute(self, value: Any, number: int, device: Any) -> int:  # noqa: N802
+        if number not in RTX_3090:
+            return 1
+        ctypes.cast(value, ctypes.POINTER(ctypes.c_int))[0] = RTX_3090[number]
+        return 0
+
+
+RTX_3090 = {13: 1_695_000, 16: 82, 36: 9_751_000, 37: 384, 75: 8, 76: 6}
+"""What the driver tells of one, by its numbers for clock, multiprocessors, clock and width of the memory, capability."""
+
+
+def test_a_cards_speed_is_what_its_driver_and_nvidias_white_paper_say(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(hardware, "load_driver", lambda: Driver([NEW]))
+    found = speeds_of("cuda:0", card_name="A Card")
+    assert found.half_flops_per_s == pytest.approx(71e12 * SHARE_OF_FLOPS, rel=0.01)
+    assert found.bytes_per_s == pytest.approx(936e9 * SHARE_OF_BYTES, rel=0.01)
+    assert found.name == "A Card"
+    assert "as its driver describes it" in found.why
+    assert "assumed" in speeds_of("cuda:1").why  # it is not there
+
+
+@pytest.mark.parametrize(
+    ("name", "said", "told"),
+    [
+        ("NVIDIA GeForce RTX 4060 Ti", None, "by its data sheet"),
+        (None, "6GiB", "GeForce RTX 2060 (assumed)"),
+        (None, "8GB", "GeForce RTX 4060 (assumed)"),
+        (None, "500GB", "A100 80GB (assumed)"),
+        (None, None, "GeForce RTX 4060 (assumed)"),
+    ],
+)
+def test_without_a_driver_a_card_is_one_that_is_known(name: str | None, said: str | None, told: str) -> None:
+    found = speeds_of("cuda:0", None if said is None else parse_card_size(said), name)
+    assert told in found.why
+    if name is not None:
+        assert (
+            found.bytes_per_s == 288e9 * SHARE_OF_BYTES
+        )  # of the card by that name, not of the one whose name it begins with
+
+
+def test_pcie_is_as_fast_as_the_kernel_says(tmp_path: Path) -> None:
+    (tmp_path / "max_link_speed").write_text("16.0 GT/s PCIe\n")
+    (tmp_path / "current_link_width").write_text("8\n")
+    assert _link_bytes_per_s(tmp_path) == pytest.approx(15.75e9, rel=0.01)
+    for nonsense in ("Unknown speed", "", "\xff"):
+        (tmp_path / "max_link_speed").write_text(nonsense, encoding="latin-1")
+        assert _link_bytes_per_s(tmp_path) is None
 
 
 def names(count: int = 4) -> list[str | None]:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 from rich.table import Table
 
 from t2vcli.cli.console import result, result_console, result_json, say
-from t2vcli.cli.progress import late_report
+from t2vcli.cli.progress import clock, late_report
 from t2vcli.errors import OutOfMemoryError, UsageError
 from t2vcli.report import counted
 from t2vcli.sizes import size_text
@@ -16,6 +17,7 @@ from t2vcli.sizes import size_text
 if TYPE_CHECKING:
     from t2vcli.asking.job import Job
     from t2vcli.planning.outlook import Alternative, Outlook
+    from t2vcli.request import Request
 
 
 def show_plans(job: Job, several: dict[str, Any], *, exact: bool, as_json: bool, quiet: bool = False) -> None:
@@ -66,13 +68,32 @@ def show_plan(job: Job, *, exact: bool, as_json: bool, quiet: bool = False) -> N
             if number:
                 result("")
             request = stage.request
-            _print(outlook, f"{request.preset}, {counted(work.frames, 'frame')} of {request.width}x{request.height}")
+            _print(
+                outlook,
+                request,
+                f"{request.preset}, {counted(work.frames, 'frame')} of {request.width}x{request.height}",
+            )
     for outlook in outlooks:
         if outlook.problem is not None:
             raise OutOfMemoryError(outlook.problem)
 
 
-def _print(outlook: Outlook, title: str) -> None:
+def _passes(request: Request, outlook: Outlook) -> str:
+    """Returns how often the UNet runs, in words."""
+    steps = counted(request.steps_run, "step")
+    shape = outlook.shape
+    guided = sum(map(request.is_guided, range(request.steps_run))) if shape.guided else 0
+    passes = "one pass of the UNet each"
+    if guided:
+        which = "each" if guided == request.steps_run else f"in {guided} of them, one in the others"
+        passes = f"two passes of the UNet {which} (prompt and negative prompt)"
+    if shape.blocks == 1 or shape.block is None:
+        return f"{steps}, {passes}"
+    frames, width, height = shape.block
+    return f"{steps}, {passes}, in {shape.blocks} windows or tiles of {counted(frames, 'frame')} of {width}x{height}"
+
+
+def _print(outlook: Outlook, request: Request, title: str) -> None:
     console = result_console()
     memory = outlook.memory
     result(f"{title}; {memory.device}: {memory.why or 'free memory unknown'}")
@@ -80,46 +101,65 @@ def _print(outlook: Outlook, title: str) -> None:
     if chosen is not None:
         result("")
         result(f"plan: {chosen.plan.summary()}")
+        result(f"      {_passes(request, outlook)}")
         for reason in chosen.plan.reasons:
             result(f"      {reason}")
         if outlook.merging is not None:
             result(f"      {outlook.merging}")
         stages = Table(box=None, pad_edge=False)
-        for column in ("stage", "tensors", "allocator", "what holds it"):
-            stages.add_column(column, justify="right" if column in ("tensors", "allocator") else "left")
-        for stage in chosen.stages:
-            stages.add_row(stage.name, size_text(stage.live_bytes), size_text(stage.reserved_bytes), stage.holds)
+        for column in ("stage", "tensors", "allocator", "what holds it", "time", "spent on"):
+            stages.add_column(column, justify="right" if column in ("tensors", "allocator", "time") else "left")
+        for stage, took in zip(chosen.stages, chosen.times.stages, strict=True):
+            sizes = size_text(stage.live_bytes), size_text(stage.reserved_bytes)
+            stages.add_row(stage.name, *sizes, stage.holds, seconds_text(took.total_s), took.bound)
         console.print(stages)
     result("")
+    rows = [_row(each) for each in outlook.alternatives]
     table = Table(box=None, pad_edge=False)
-    for column in ("memory", "peak", "moved a step", "time", "fits", "card", "how"):
-        right = column in ("peak", "moved a step", "time", "card")
-        table.add_column(column, justify="right" if right else "left", overflow="fold")
-    for each in outlook.alternatives:
-        table.add_row(*_row(each))
+    shown = [column for column in rows[0] if column in ALWAYS or len({row[column] for row in rows}) > 1]
+    for column in shown:
+        table.add_column(column, justify="left" if column in ("flags", "fits", "how") else "right", overflow="fold")
+    for row in rows:
+        table.add_row(*(row[column] for column in shown))
     console.print(table)
     result("")
-    result("Peaks and times are predicted, not measured: peak by the allocator, on a GPU plus about 0.55 GiB for its")
-    result("context; time relative to the first way that keeps everything on the device.")
+    times = outlook.alternatives[0].times
+    result("Peaks are predicted, not measured: by the allocator, and on a GPU about 0.55 GiB for its context on top.")
+    if times.measured_on:
+        result(f"Times go by the clip that was made here on {times.measured_on}, without loading the model.")
+    else:
+        result(f"Times are predicted, without loading the model:\n{times.why}.")
 
 
-def _row(each: Alternative) -> tuple[str, ...]:
-    moved = each.traffic.to_device_bytes + each.traffic.to_host_bytes
-    fits = {None: "?", True: "yes", False: "no"}[each.fits]
-    return (
-        each.plan.level,
-        size_text(each.plan.predicted_bytes or 0),
-        size_text(moved) if moved else "",
-        f"{each.relative_time:.1f}x",
-        fits,
-        f"{each.smallest_card_gb} GB" if each.smallest_card_gb else "",
-        each.plan.summary().partition(", ")[2] or "as diffusers runs it",
-    )
+ALWAYS = ("flags", "peak", "clip", "how")
+"""The columns that are shown also where they are the same in every row."""
+
+
+def _row(each: Alternative) -> dict[str, str]:
+    return {
+        "flags": "-" if each.flags is None else _flags(each.flags) or "(none)",
+        "peak": size_text(each.plan.predicted_bytes or 0),
+        "moved a step": size_text(each.traffic.total_bytes) if each.traffic.total_bytes else "",
+        "a step": seconds_text(each.times.step_s),
+        "clip": seconds_text(each.times.total_s),
+        "fits": {None: "?", True: "yes", False: "no"}[each.fits],
+        "card": f"{each.smallest_card_gb} GB" if each.smallest_card_gb else "",
+        "how": each.plan.summary().partition(", ")[2] or "as diffusers runs it",
+    }
+
+
+def _flags(flags: Mapping[str, str]) -> str:
+    return " ".join(f"--{name} {value}" for name, value in flags.items())
+
+
+def seconds_text(seconds: float) -> str:
+    """Returns "0.12 s", "5 s" or "2:05": two digits below a minute."""
+    return clock(seconds) if seconds >= 10 else f"{seconds:.2g} s"
 
 
 def _as_json(outlook: Outlook) -> dict[str, Any]:
     def shown(each: Alternative) -> dict[str, Any]:
-        return asdict(each)
+        return {**asdict(each), "seconds": each.times.total_s, "step_seconds": each.times.step_s}
 
     return {
         "predicted": True,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import time
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -36,6 +37,7 @@ from t2vcli.jobs.keep import (
 from t2vcli.jobs.prepare import Prepared, prepare
 from t2vcli.jobs.sample import noise_begun_with, save, write_video
 from t2vcli.jobs.stages import Made, Origin, from_prompt, from_video
+from t2vcli.jobs.took import Steps, remember_run
 from t2vcli.jobs.two_stages import in_two_stages
 from t2vcli.metadata import build_recipe, made_by_model_alone
 from t2vcli.record import RunRecord
@@ -206,6 +208,8 @@ def _made_and_written(work: Work, prepared: Sequence[Prepared], policy: Policy, 
     last = with_kept_plan(prepared[-1], kept.went.plan)
     first = work.first
     draft_went: dict[str, Any] = {}
+    steps = Steps(around.watch)
+    around = replace(around, watch=steps.watch)
     if len(work.stages) > 1:
         made, draft_went = in_two_stages(work, [prepared[0], last], recipe, kept, policy, around)
     elif isinstance(first, UpscaleRequest):
@@ -224,8 +228,9 @@ def _made_and_written(work: Work, prepared: Sequence[Prepared], policy: Policy, 
     known = first.known_frames if isinstance(first, GenerateRequest) else 0
     along = work.along(format_of(work.output))
     while True:
+        began_s = time.monotonic()
         try:
-            return write_video(
+            result = write_video(
                 work.output,
                 made.latents[:, :, known:],
                 made.attempts,
@@ -244,6 +249,10 @@ def _made_and_written(work: Work, prepared: Sequence[Prepared], policy: Policy, 
                 raise
             taken, work = work.output, replace(work, output=free_name(work.output.parent, work.output.stem))
             around.report.say(f"somebody has made {shown(taken)} meanwhile; this goes to {shown(work.output)}")
+            continue
+        if not made.attempts.notes and "notes" not in draft_went:
+            remember_run(work, [*prepared[:-1], last], steps, (time.monotonic() - began_s) / result.video.frames)
+        return result
 
 
 def _from_source(request: UpscaleRequest, prepared: Prepared, work: Work, kept: Keeper, around: Around) -> Made:

@@ -31,6 +31,10 @@ class Traffic:
     to_device_bytes: int
     to_host_bytes: int
 
+    @property
+    def total_bytes(self) -> int:
+        return self.to_device_bytes + self.to_host_bytes
+
 
 IDENTITY = (
     "in_channels",
@@ -154,16 +158,11 @@ def traffic(architecture: str, shape: Shape, plan: MemoryPlan) -> Traffic:
         if stage == "denoise":
             grid = entry[stage][variant]
             times = shape.blocks * (2 if shape.guided and not plan.guidance_together else 1)
-            inward, outward = (_at(grid, grid[column], frames, pixels) for column in ("to_device", "to_host"))
+            element = 2 if plan.dtype == "fp32" else 1  # times the table's half precision
+            inward, outward = (element * _at(grid, grid[column], frames, pixels) for column in ("to_device", "to_host"))
             kept = min(plan.resident_bytes or 0, int(inward))
             return Traffic(times * (int(inward) - kept), times * int(outward))
     raise AssertionError("every plan denoises")
-
-
-def flops_of(architecture: str, shape: Shape) -> float:
-    """Returns the floating-point operations of one denoising step."""
-    grid = read_table()["architectures"][architecture]["flops"]
-    return shape.blocks * (2 if shape.guided else 1) * _at(grid, grid["forward"], *shape.in_one_pass)
 
 
 def _stages(plan: MemoryPlan, shape: Shape) -> list[tuple[str, str, str, int, int]]:

@@ -92,6 +92,59 @@ def _cuda_uuids() -> list[str] | None:
     return found
 
 
+@dataclass(frozen=True)
+class Limits:
+    """What a GPU can do at the most: clocks of its multiprocessors, its memory's bytes, and those that cross to and from the host."""
+
+    multiprocessors: int
+    clock_hz: float
+    capability: tuple[int, int]
+    bytes_per_s: float
+    link_bytes_per_s: float
+
+
+# The driver's names for what it tells of a device (cuda.h, CU_DEVICE_ATTRIBUTE_...), in kHz and bits
+_CLOCK, _MULTIPROCESSORS, _MEMORY_CLOCK, _BUS_WIDTH, _MAJOR, _MINOR = 13, 16, 36, 37, 75, 76
+_PCI_BUS, _PCI_DEVICE, _PCI_DOMAIN = 33, 34, 50
+_USUAL_LINK_BYTES_PER_S = 16e9  # PCIe 3.0 with 16 lanes, or 4.0 with 8
+
+
+def card_limits(index: int = 0) -> Limits | None:
+    """Returns what the driver tells of cuda:`index`, without making a context; None if it does not."""
+    driver = load_driver()
+    if driver is None or driver.cuInit(0) != 0:
+        return None
+    device = ctypes.c_int()
+    if driver.cuDeviceGet(ctypes.byref(device), index) != 0:
+        return None
+
+    def attribute(number: int) -> int:
+        value = ctypes.c_int()
+        return value.value if driver.cuDeviceGetAttribute(ctypes.byref(value), number, device) == 0 else 0
+
+    multiprocessors, clock, memory_clock, width = map(attribute, (_MULTIPROCESSORS, _CLOCK, _MEMORY_CLOCK, _BUS_WIDTH))
+    if not (multiprocessors and clock and memory_clock and width):  # a virtual GPU may tell none of its clocks
+        return None
+    place = f"{attribute(_PCI_DOMAIN):04x}:{attribute(_PCI_BUS):02x}:{attribute(_PCI_DEVICE):02x}.0"
+    return Limits(
+        multiprocessors,
+        clock * 1e3,
+        (attribute(_MAJOR), attribute(_MINOR)),
+        2 * memory_clock * 1e3 * width / 8,  # twice a clock, as in NVIDIA's sample deviceQuery
+        _link_bytes_per_s(Path("/sys/bus/pci/devices") / place) or _USUAL_LINK_BYTES_PER_S,
+    )
+
+
+def _link_bytes_per_s(device: Path) -> float | None:
+    """Returns the bytes that PCIe carries each way, by the kernel's folder of a device; None where it does not say."""
+    try:
+        speed = float((device / "max_link_speed").read_text(encoding="ascii").split()[0])  # "16.0 GT/s PCIe"
+        lanes = int((device / "current_link_width").read_text(encoding="ascii"))
+    except (OSError, ValueError, IndexError):
+        return None
+    return speed * 1e9 * lanes / 8 * 128 / 130  # the code that PCIe uses from 3.0 on
+
+
 def load_driver() -> Any:
     """Returns the library of NVIDIA's driver, or None."""
     for name in ("libcuda.so.1", "nvcuda.dll"):

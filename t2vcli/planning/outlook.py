@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable
-from dataclasses import dataclass
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 
 from t2vcli.errors import OutOfMemoryError, UsageError
 from t2vcli.planning.decide import Memory, decide
@@ -12,7 +13,6 @@ from t2vcli.planning.forecast import (
     Traffic,
     architecture_of,
     configs_of,
-    flops_of,
     table_forecast,
     traffic,
     vae_scale_of,
@@ -22,16 +22,20 @@ from t2vcli.planning.hardware import find_card, free_host_bytes
 from t2vcli.planning.merging import Merging, merging_of
 from t2vcli.planning.plan import (
     CONTEXT_BYTES,
+    MARGIN,
     Forecast,
     MemoryPlan,
     StageForecast,
     candidates,
+    choose_plan,
     fits,
     smallest_card,
     vram_budget,
     with_prediction,
 )
 from t2vcli.planning.shape import Shape, shape_of
+from t2vcli.planning.speeds import speeds_here
+from t2vcli.planning.times import Times, times_of
 from t2vcli.planning.windows import Division, division_for, flags_without_effect
 from t2vcli.presets import Preset
 from t2vcli.request import Request
@@ -39,22 +43,18 @@ from t2vcli.sizes import GIB, size_text
 from t2vcli.weights.adapters import adapters_here
 from t2vcli.weights.models import local_model, model_here, pull_command
 
-# Assumed, for the relative times: what a mid-range card sustains in half precision, and PCIe 4.0 x16 in practice.
-ASSUMED_FLOPS_PER_S = 25e12
-ASSUMED_BYTES_PER_S = 12 * GIB
-CHUNKED_TIME = 1.1  # times the plain forward, the most that the benchmark on a CPU allows (benchmarks/forward.py)
-
 
 @dataclass(frozen=True)
 class Alternative:
-    """One way to run a request. `relative_time` is predicted, 1.0 being everything on the device at once."""
+    """One way to run a request, and the flags that choose it here; None where none do: another way is as good in less memory."""
 
     plan: MemoryPlan
     stages: tuple[StageForecast, ...]
     fits: bool | None
     smallest_card_gb: int | None
     traffic: Traffic
-    relative_time: float
+    times: Times
+    flags: dict[str, str] | None
 
 
 @dataclass(frozen=True)
@@ -69,6 +69,7 @@ class Outlook:
     chosen: Alternative | None
     problem: str | None
     division: Division
+    shape: Shape
     remarks: tuple[str, ...]
     merging: Merging | None = None
 
@@ -123,26 +124,29 @@ def outlook_for(request: Request, preset: Preset, *, frames: int, forecast_of: F
         division, on_blocks = division_for(request, preset, frames=frames, vae_scale=scale)
         remarks = (*on_blocks, *flags_without_effect(request, division, frames=frames))
     shape = shape_of(request, division, frames=frames, vae_scale=scale, unet_config=unet_config)
-    flops = flops_of(architecture, shape)
+    speeds = speeds_here(memory.device, request.vram)
+
+    def ways(request: Request) -> list[MemoryPlan]:
+        return candidates(request, device=memory.device, shape=shape, unet_config=unet_config, vae_scale=scale)
 
     def alternative(plan: MemoryPlan) -> Alternative:
-        moved = traffic(architecture, shape, plan)
         return Alternative(
             plan=plan,
             stages=tuple(forecast(shape)(plan) or ()),
             fits=None if memory.free_bytes is None else fits(plan, memory.free_bytes),
             smallest_card_gb=None if plan.device == "cpu" else smallest_card(plan),
-            traffic=moved,
-            relative_time=_relative_time(plan, moved, flops),
+            traffic=traffic(architecture, shape, plan),
+            times=times_of(request, architecture, shape, plan, speeds),
+            flags=flags_for(plan, request, ways, forecast(shape), memory.free_bytes),
         )
 
-    plans = candidates(request, device=memory.device, shape=shape, unet_config=unet_config, vae_scale=scale)
     return Outlook(
         memory,
-        tuple(alternative(with_prediction(plan, forecast(shape))) for plan in plans),
+        tuple(alternative(with_prediction(plan, forecast(shape))) for plan in ways(request)),
         alternative(decided.plan) if decided else None,
         problem,
         division,
+        shape,
         (*remarks, *([ABSENT] if loras is None else [])),
         merging_of(loras or (), unet_config, weight_bytes(architecture)),
     )
@@ -173,11 +177,37 @@ def architecture_for(request: Request, preset: Preset) -> str:
     return preset.architecture
 
 
-def _relative_time(plan: MemoryPlan, moved: Traffic, flops: float) -> float:
-    """Returns a step's time as a multiple of the plain forward's, arithmetic and transfers overlapping."""
-    compute_s = flops / ASSUMED_FLOPS_PER_S
-    transfer_s = (moved.to_device_bytes + moved.to_host_bytes) / ASSUMED_BYTES_PER_S
-    chunked = CHUNKED_TIME if plan.chunk_bytes is not None else 1.0
-    if plan.offload in ("sequential", "group"):  # not prefetched: one waits for the other
-        return chunked + transfer_s / compute_s
-    return max(chunked, transfer_s / compute_s)
+def flags_for(
+    plan: MemoryPlan,
+    request: Request,
+    ways: Callable[[Request], Sequence[MemoryPlan]],
+    forecast: Forecast,
+    free_bytes: int | None,
+) -> dict[str, str] | None:
+    """Returns the fewest flags with which a request runs by this plan, by name; None if there are none.
+
+    `ways` returns the plans for a request. Where the plan does not fit in `free_bytes`: on a device with as much as it needs.
+    """
+    need = int((plan.predicted_bytes or 0) * (1 + MARGIN))
+    tries: list[dict[str, str]] = [{}, {"memory": plan.level}, {"memory": plan.level, "offload": plan.offload}]
+    if plan.device != "cpu":
+        tries.append({"vram": f"{math.ceil((need + CONTEXT_BYTES) / GIB * 100) / 100:.2f}GiB"})
+        tries.append({**tries[1], **tries[-1]})
+    for flags in tries:
+        changed = type(request).model_validate({**dict(request), **flags})
+        free = vram_budget(changed.vram)[0] if "vram" in flags and changed.vram else free_bytes
+        if free is not None:
+            free = max(free, need)
+        try:
+            found, _ = choose_plan(ways(changed), forecast=forecast, free_bytes=free, why="", asked=False)
+        except (OutOfMemoryError, UsageError):
+            continue
+        if _way_of(found) == _way_of(plan):
+            return flags
+    return None
+
+
+def _way_of(plan: MemoryPlan) -> MemoryPlan:
+    """Returns a plan without what differs where it is chosen by other flags, or fills another card."""
+    resident = None if plan.resident_bytes is None else 0
+    return replace(plan, level="fast", reasons=(), predicted_bytes=None, resident_bytes=resident)

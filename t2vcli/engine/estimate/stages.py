@@ -6,7 +6,7 @@ import itertools
 import math
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Literal
+from typing import Any, Literal, Protocol
 
 import numpy as np
 import torch
@@ -21,6 +21,7 @@ from t2vcli.engine.estimate.allocator import footprint, requests
 from t2vcli.engine.estimate.kernels import ConvWorkspace, CudaKernels, cuda_attention
 from t2vcli.engine.estimate.pretend import DEVICE, pretended_device
 from t2vcli.engine.estimate.tracker import CUDA_ROUNDING, EVERYTHING, TENSORS, WEIGHT, Allocation, Trace, Tracker
+from t2vcli.engine.estimate.work import WorkCounter
 from t2vcli.engine.guidance import unet_prediction, with_guidance
 from t2vcli.engine.latents import encode_video, make_generator, noise_state
 from t2vcli.engine.loading import Model, vae_scale
@@ -28,6 +29,7 @@ from t2vcli.engine.memory import PlacedModel
 from t2vcli.engine.prompt import encode_prompt
 from t2vcli.engine.text_encoder import CLIPText
 from t2vcli.planning.plan import MemoryPlan
+from t2vcli.planning.work import Work
 
 Stage = Literal["text encode", "video encode", "denoise", "decode"]
 
@@ -81,11 +83,7 @@ def estimate(
     job = _Job(frames, height, width, guided, steps, vae_scale(dict(vae_config)))
     plan = replace(plan, device=DEVICE)
     with pretended_device(cuda_attention):
-        model = Model(
-            text_encoder=_built(lambda: CLIPText(text_config), plan),
-            unet=_built(lambda: UNet3DConditionModel.from_config(dict(unet_config)), plan),
-            vae=_built(lambda: AutoencoderKL.from_config(dict(vae_config)), plan),
-        )
+        model = _model(unet_config, vae_config, text_config, plan)
         parts = (model.text_encoder, model.unet, model.vae)
         tracker = Tracker(
             names=_names(model),
@@ -107,6 +105,46 @@ def estimate(
     chunks = math.ceil(frames / plan.decode_chunk)
     rounds: dict[Stage, int] = {"text encode": 1, "video encode": chunks, "denoise": steps, "decode": chunks}
     return [_estimated(name, trace, bounds, rounds[name]) for name, bounds in marks.items()]
+
+
+def work_of(
+    *,
+    unet_config: Mapping[str, Any],
+    vae_config: Mapping[str, Any],
+    text_config: Mapping[str, Any],
+    plan: MemoryPlan,
+    frames: int,
+    height: int,
+    width: int,
+    stage: Stage,
+) -> Work:
+    """Returns what one round of a stage does for one sample: a denoising step, a chunk of `frames`, the prompt."""
+    job = _Job(frames, height, width, guided=False, steps=1, scale=vae_scale(dict(vae_config)))
+    plan = replace(plan, device=DEVICE)
+    with pretended_device(cuda_attention):
+        placed = PlacedModel(_model(unet_config, vae_config, text_config, plan))
+        counter = WorkCounter(DEVICE)
+        with counter:
+            placed.place(plan)
+            *_, start, end = _STAGES[stage](placed, job, counter)
+            placed.release()
+    return counter.between(start, end)
+
+
+def _model(
+    unet_config: Mapping[str, Any], vae_config: Mapping[str, Any], text_config: Mapping[str, Any], plan: MemoryPlan
+) -> Model:
+    return Model(
+        text_encoder=_built(lambda: CLIPText(text_config), plan),
+        unet=_built(lambda: UNet3DConditionModel.from_config(dict(unet_config)), plan),
+        vae=_built(lambda: AutoencoderKL.from_config(dict(vae_config)), plan),
+    )
+
+
+class Marks(Protocol):
+    """What watches a stage, and is told where its rounds end."""
+
+    def mark(self) -> int: ...
 
 
 @dataclass(frozen=True)
@@ -175,7 +213,7 @@ def _holders(alive: Sequence[Allocation]) -> tuple[tuple[str, int], ...]:
 
 
 @torch.inference_mode()
-def _encode_text(placed: PlacedModel, job: _Job, tracker: Tracker) -> list[int]:
+def _encode_text(placed: PlacedModel, job: _Job, tracker: Marks) -> list[int]:
     marks = [tracker.mark()]
     length = placed.model.text_encoder.config.max_position_embeddings
     with placed.text_encoder() as text_encoder:
@@ -185,7 +223,7 @@ def _encode_text(placed: PlacedModel, job: _Job, tracker: Tracker) -> list[int]:
         return [*marks, tracker.mark()]
 
 
-def _encode_video(placed: PlacedModel, job: _Job, tracker: Tracker) -> list[int]:
+def _encode_video(placed: PlacedModel, job: _Job, tracker: Marks) -> list[int]:
     marks = [tracker.mark()]
     plan = _plan(placed)
     frame = np.zeros((job.height, job.width, 3), np.uint8)
@@ -205,7 +243,7 @@ def _encode_video(placed: PlacedModel, job: _Job, tracker: Tracker) -> list[int]
         return marks
 
 
-def _denoise(placed: PlacedModel, job: _Job, tracker: Tracker) -> list[int]:
+def _denoise(placed: PlacedModel, job: _Job, tracker: Marks) -> list[int]:
     start = tracker.mark()
     plan, unet = _plan(placed), placed.model.unet
     dtype = DTYPES[plan.dtype]
@@ -242,7 +280,7 @@ class _Scheduler:
         return DDIMSchedulerOutput(prev_sample=0.5 * original + 0.5 * noise_pred, pred_original_sample=original)
 
 
-def _decode(placed: PlacedModel, job: _Job, tracker: Tracker) -> list[int]:
+def _decode(placed: PlacedModel, job: _Job, tracker: Marks) -> list[int]:
     marks = [tracker.mark()]
     plan = _plan(placed)
     with placed.vae() as vae:
@@ -256,7 +294,7 @@ def _decode(placed: PlacedModel, job: _Job, tracker: Tracker) -> list[int]:
         return marks
 
 
-_STAGES: dict[Stage, Callable[[PlacedModel, _Job, Tracker], list[int]]] = {
+_STAGES: dict[Stage, Callable[[PlacedModel, _Job, Marks], list[int]]] = {
     "text encode": _encode_text,
     "video encode": _encode_video,
     "denoise": _denoise,

@@ -222,7 +222,7 @@ class Tracker(TorchDispatchMode):  # type: ignore[no-untyped-call]
         kwargs = kwargs or {}
         if func is torch.ops.prim.device.default:  # asked of fake tensors, twice for every operation
             return args[0].device
-        if _is_composite(func):
+        if is_composite(func):
             # In inference mode these arrive whole; what they allocate on the way is only seen piece by piece.
             with self:
                 return func._op_dk(torch._C.DispatchKey.CompositeImplicitAutograd, *args, **kwargs)
@@ -303,5 +303,6 @@ _COPIES = frozenset({"aten._to_copy.default", "aten.copy_.default"})
 
 
 @functools.cache
-def _is_composite(func: Any) -> bool:
+def is_composite(func: Any) -> bool:
+    """Returns whether an operation is nothing but others, which in inference mode arrives whole."""
     return bool(torch._C._dispatch_has_kernel_for_dispatch_key(func.name(), "CompositeImplicitAutograd"))
