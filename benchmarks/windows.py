@@ -27,10 +27,10 @@ from t2vcli.asking.job import Policy
 from t2vcli.asking.source import Source
 from t2vcli.engine.decode import decode_latents, to_frames
 from t2vcli.engine.latents import encode_video
+from t2vcli.engine.loading import load_model
 from t2vcli.engine.memory import PlacedModel
 from t2vcli.jobs.around import Around
 from t2vcli.jobs.keep import Book, Keeper
-from t2vcli.jobs.models import Models
 from t2vcli.jobs.prepare import prepare
 from t2vcli.jobs.sample import decoded_frames
 from t2vcli.jobs.stages import Made, Origin, from_prompt, from_video
@@ -402,7 +402,7 @@ def vae(studio: Studio) -> Iterator[Row]:
     preset = load_preset("demo")
     seed, scene = studio.scenes[0]
     prepared = prepare(_request(GenerateRequest, preset.name, seed, scene, {}), preset, frames=16, report=Silent())
-    model: Any = Models().take(prepared, Silent()).model.vae
+    model: Any = load_model(prepared.files, prepared.dtype).vae
     ways: dict[str, tuple[int | None, Callable[[], None]]] = {
         "whole": (None, model.disable_tiling),
         "strips of 1 MiB": (MIB, model.disable_tiling),

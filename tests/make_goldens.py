@@ -28,12 +28,12 @@ from standins import write_standin
 from t2vcli.asking.source import Source
 from t2vcli.asking.work import Stage, Work
 from t2vcli.engine.latents import encode_video, make_generator, noise_state, skipped_steps, video_state
-from t2vcli.engine.loading import Model
+from t2vcli.engine.loading import Model, load_model
 from t2vcli.engine.memory import PlacedModel
 from t2vcli.engine.schedule import laid_out
 from t2vcli.jobs.around import Around
 from t2vcli.jobs.attempt import Attempts
-from t2vcli.jobs.models import Models, parts_of_diffusers
+from t2vcli.jobs.models import parts_of_diffusers
 from t2vcli.jobs.prepare import Prepared, prepare
 from t2vcli.jobs.sample import decoded_frames, denoised_latents
 from t2vcli.jobs.words import encode_words
@@ -210,7 +210,7 @@ def _nested_text_tower(text_encoder: Any) -> Iterator[None]:
 
 @functools.cache
 def prepared_model(request: Request) -> tuple[Prepared, Model]:
-    """Returns the model of a request, loaded as the jobs do it."""
+    """Returns the model of a request, of the classes that the jobs have it of, with all its weights."""
     generate = isinstance(request, GenerateRequest)
     task = "generate" if generate else "upscale"
     frames = request.frames if isinstance(request, GenerateRequest) else FRAMES
@@ -218,7 +218,7 @@ def prepared_model(request: Request) -> tuple[Prepared, Model]:
     plan = prepared.plan
     key = (request.model, request.variant, request.lora, plan.dtype, parts_of_diffusers(prepared))
     if key not in _models:
-        _models[key] = Models().take(prepared, Silent()).model
+        _models[key] = load_model(prepared.files, prepared.dtype, theirs=parts_of_diffusers(prepared))
     return prepared, _models[key]
 
 

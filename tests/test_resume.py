@@ -111,7 +111,9 @@ class InterruptedIn(Listening):
 def models(monkeypatch: pytest.MonkeyPatch) -> None:
     """Loads each model once (jobs leave it as it was, on the CPU), and takes ffmpeg for granted."""
 
-    def load(files: ModelFiles, dtype: torch.dtype, shared: Mapping[str, Any], *, theirs: Collection[str]) -> Model:
+    def load(
+        files: ModelFiles, dtype: torch.dtype, shared: Mapping[str, Any], *, theirs: Collection[str], when_used: bool
+    ) -> Model:
         key = (files.weights["unet"], dtype, tuple(sorted(theirs)))
         if key not in _MODELS:
             _MODELS[key] = load_model(files, dtype, theirs=theirs)
@@ -942,7 +944,9 @@ def test_a_failure_says_how_to_go_on(job: Job, folder: Path, monkeypatch: pytest
 def spoiling(monkeypatch: pytest.MonkeyPatch, call: int) -> None:
     """Lets the UNet of the next models return a NaN in its `call`-th call."""
 
-    def load(files: ModelFiles, dtype: torch.dtype, shared: Mapping[str, Any], *, theirs: Collection[str]) -> Model:
+    def load(
+        files: ModelFiles, dtype: torch.dtype, shared: Mapping[str, Any], *, theirs: Collection[str], when_used: bool
+    ) -> Model:
         model, calls = load_model(files, dtype, theirs=theirs), 0
 
         def spoil(module: Any, inputs: Any, output: torch.Tensor) -> torch.Tensor:
@@ -1009,7 +1013,9 @@ def test_a_vae_that_overflows_in_half_precision_is_run_in_float32(overflowing: P
 
 
 def test_a_vae_at_fault_in_float32_makes_no_video(small: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
-    def load(files: ModelFiles, dtype: torch.dtype, shared: Mapping[str, Any], *, theirs: Collection[str]) -> Model:
+    def load(
+        files: ModelFiles, dtype: torch.dtype, shared: Mapping[str, Any], *, theirs: Collection[str], when_used: bool
+    ) -> Model:
         model = load_model(files, dtype, theirs=theirs)
         torch.nn.init.constant_(model.vae.decoder.conv_out.bias, torch.inf)
         return model

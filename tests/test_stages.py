@@ -55,7 +55,9 @@ _MODELS: dict[Any, Model] = {}  # loading one takes longer than running it
 
 @pytest.fixture(autouse=True)
 def _loaded_once(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
-    def load(files: ModelFiles, dtype: torch.dtype, shared: Mapping[str, Any], *, theirs: frozenset[str]) -> Model:
+    def load(
+        files: ModelFiles, dtype: torch.dtype, shared: Mapping[str, Any], *, theirs: frozenset[str], when_used: bool
+    ) -> Model:
         key = *files.weights["unet"], theirs
         if key not in _MODELS:
             _MODELS[key] = load_model(files, dtype, theirs=theirs)
@@ -167,9 +169,9 @@ def test_equal_parts_are_loaded_once_and_the_first_model_is_gone_by_then(
     loaded: list[Model] = []
     release = PlacedModel.release
 
-    def load(*arguments: Any, theirs: frozenset[str]) -> Model:
+    def load(*arguments: Any, **how: Any) -> Model:
         events.append("load")
-        loaded.append(load_model(*arguments, theirs=theirs))
+        loaded.append(load_model(*arguments, **how))
         return loaded[-1]
 
     def released(placed: PlacedModel) -> None:

@@ -8,6 +8,7 @@ them, so that their next change lands here.
 from __future__ import annotations
 
 import contextlib
+import functools
 import importlib
 import inspect
 import json
@@ -31,7 +32,8 @@ from t2vcli.engine.lora.merge import Fitted, adding, changes_of, fitted
 from t2vcli.engine.lora.pairs import read_pairs
 from t2vcli.engine.lora.places import Places
 from t2vcli.engine.picture_vae import PictureVAE
-from t2vcli.engine.tensors import fill, read_tensors, without_storage
+from t2vcli.engine.sources import fill, put_off, read_ahead
+from t2vcli.engine.tensors import read_tensors, without_storage
 from t2vcli.engine.text_encoder import CLIPText
 from t2vcli.engine.tokenizer import Tokenizer, read_tokenizer
 from t2vcli.engine.video_unet import VideoUNet
@@ -149,8 +151,11 @@ def load_model(
     shared: Mapping[str, nn.Module] = MappingProxyType({}),
     *,
     theirs: Collection[str] = THEIRS,
+    when_used: bool = False,
 ) -> Model:
     """Returns the text encoder, UNet and VAE in `dtype`, in host memory and in evaluation mode.
+
+    With `when_used` each part has its weights only while a PlacedModel lends it out, and no two parts have them together.
 
     Those in `shared` are loaded already, as parts of a model that has the same. Those in `theirs` are of diffusers'
     classes, for whoever calls what only these do; the others of ours, where those know the config. Each part is built
@@ -172,8 +177,15 @@ def load_model(
         if part in shared and not (part in theirs and isinstance(shared[part], VideoUNet | PictureVAE)):
             built[part] = shared[part]
             continue
-        with reading(", ".join(map(str, files.weights[part])), files):
-            fill(module, weights.pop(part), dtype, adding(changes.get(part, {})))
+        in_the_files = functools.partial(reading, ", ".join(map(str, files.weights[part])), files)
+        convert = adding(changes.get(part, {}))
+        if when_used:
+            put_off(module, weights.pop(part), dtype, convert, in_the_files)
+            continue
+        with in_the_files():
+            fill(module, weights.pop(part), dtype, convert)
+    if when_used:
+        read_ahead(files.weights["unet"])  # while the text encoder is at work
     return Model(**built)
 
 

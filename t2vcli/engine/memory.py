@@ -22,6 +22,7 @@ from t2vcli.engine.guidance import UNetForward, plain_forward
 from t2vcli.engine.layerwise.transfers import LayerWeights, Say, Weight, silently, weights_of
 from t2vcli.engine.layerwise.unet import FreeU, LayerwiseUNet
 from t2vcli.engine.loading import Model
+from t2vcli.engine.sources import filled
 from t2vcli.engine.text_encoder import CLIPText
 from t2vcli.planning.plan import MemoryPlan
 
@@ -148,7 +149,8 @@ class PlacedModel:
     @contextlib.contextmanager
     def _whole(self, part: nn.Module, only_now: bool) -> Iterator[None]:
         if not only_now:
-            yield
+            with filled(part):
+                yield
             return
         device = self._placed().device
         try:

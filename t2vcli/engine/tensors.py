@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import pickle
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -58,34 +58,6 @@ def refused_by_the_unpickler(error: BaseException) -> str | None:
             return named[1]
         cause = cause.__cause__ or cause.__context__
     return None
-
-
-Convert = Callable[[str, torch.Tensor, torch.dtype], torch.Tensor]
-"""(name of a weight, the weight as its file has it, the type that it is to have) -> the weight"""
-
-
-def fill(
-    module: torch.nn.Module,
-    tensors: dict[str, torch.Tensor],
-    dtype: torch.dtype,
-    convert: Convert = lambda name, weight, dtype: weight.to(dtype),
-) -> None:
-    """Gives a module without storage (on the meta device) its weights, in `dtype`. `tensors` is used up by it.
-
-    They are converted one by one, and each is let go of before the next: at no time is more than one held twice.
-    """
-    for name in list(tensors):
-        tensor = tensors.pop(name)
-        holder, _, own = name.rpartition(".")
-        place = module.get_submodule(holder)
-        if tensor.is_floating_point():
-            tensor = convert(name, tensor, dtype)
-        if own in place._parameters:
-            # They keep requires_grad, as in diffusers' pipelines: nothing is recorded in inference mode, but without it
-            # torch.matmul multiplies non-contiguous inputs another way and the frames differ in the last bits.
-            place._parameters[own] = torch.nn.Parameter(tensor)
-        else:
-            place._buffers[own] = tensor
 
 
 @contextlib.contextmanager

@@ -48,7 +48,11 @@ class Models:
             while self._kept and len(self._kept) >= self.most:  # before loading: both may be more than the host holds
                 self._kept.popitem(last=False)
             report.stage("load")
-            model = load_model(prepared.files, prepared.dtype, shared, theirs=parts_of_diffusers(prepared))
+            # On a CPU there is no other memory that a part could be brought to while it works.
+            when_used = prepared.plan.device == "cpu" and prepared.plan.weights == "full"
+            model = load_model(
+                prepared.files, prepared.dtype, shared, theirs=parts_of_diffusers(prepared), when_used=when_used
+            )
             if prepared.plan.weights == "fp8":
                 keep_in_fp8(model.unet)
             found = PlacedModel(model)

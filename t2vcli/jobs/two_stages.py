@@ -16,6 +16,7 @@ from t2vcli.asking.job import Policy
 from t2vcli.asking.work import Work
 from t2vcli.engine.decode import decode_latents
 from t2vcli.engine.memory import PlacedModel, cast, lent
+from t2vcli.engine.sources import filled
 from t2vcli.errors import InputError, NonFiniteError
 from t2vcli.jobs.around import Around
 from t2vcli.jobs.attempt import Attempts
@@ -76,7 +77,7 @@ class Draft:
                 cast(self.vae, kept)  # exact: the values are those of the narrower type
 
     def _decode(self, latents: torch.Tensor, plan: MemoryPlan) -> Iterator[torch.Tensor]:
-        own = lent(self.vae, plan.device) if not self.shared and plan.device != "cpu" else contextlib.nullcontext()
+        own = lent(self.vae, plan.device) if not self.shared and plan.device != "cpu" else filled(self.vae)
         with own:
             yield from decode_latents(
                 self.vae, latents, chunk=plan.decode_chunk, device=plan.device, strip_bytes=plan.vae_strip_bytes

@@ -129,7 +129,7 @@ def table_forecast(architecture: str, shape: Shape) -> Forecast:
                 [r / v for r, v in zip(*rows, strict=True)] for rows in zip(grid["reserved"], grid["live"], strict=True)
             ]
             reserved = live * _at(grid, over, frames, pixels, beyond=False)
-            others = sum(weights.values()) - weights[part] if plan.offload == "none" else 0
+            others = sum(weights.values()) - weights[part] if plan.keeps_all_parts else 0
             own = weights[part] if plan.resident_bytes is None and plan.offload in ("none", "model") else 0
             if part == "unet":
                 others += plan.resident_bytes or 0

@@ -52,6 +52,11 @@ class MemoryPlan:
     def runs_diffusers_forward(self) -> bool:
         return self.forward == "diffusers" and self.chunk_bytes is None
 
+    @property
+    def keeps_all_parts(self) -> bool:
+        """Whether all parts of the model are on the device together. On a CPU each has its weights while it is at work."""
+        return self.offload == "none" and (self.device != "cpu" or self.weights == "fp8")
+
     def summary(self) -> str:
         """Returns the plan in one line."""
         words = [f"{self.dtype} on {self.device}"]

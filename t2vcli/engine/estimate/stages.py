@@ -81,7 +81,8 @@ def estimate(
     the other stages out.
     """
     job = _Job(frames, height, width, guided, steps, vae_scale(dict(vae_config)))
-    plan = replace(plan, device=DEVICE)
+    each_in_turn = plan.device == "cpu" and plan.offload == "none" and not plan.keeps_all_parts
+    plan = replace(plan, device=DEVICE, offload="model" if each_in_turn else plan.offload)
     with pretended_device(cuda_attention):
         model = _model(unet_config, vae_config, text_config, plan)
         parts = (model.text_encoder, model.unet, model.vae)

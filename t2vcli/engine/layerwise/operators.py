@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import functools
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any, Protocol
 
@@ -17,7 +17,10 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from t2vcli.engine.device import free_cached_memory
+from t2vcli.engine.sources import FilePages
 from t2vcli.engine.video_unet import GatedUnit
+from t2vcli.sizes import MIB
 
 PACKED_TYPES = (torch.float32, torch.bfloat16)
 
@@ -97,7 +100,7 @@ def packing_works() -> bool:
         picture = picture.contiguous(memory_format=torch.channels_last)
         plain = [linear(x), 1 + linear(x), conv(picture), 1 + conv(picture), geglu(x)]
         try:
-            lines, pictures, gated = _PackedLinear(linear), _PackedConv(conv), _PackedGate(geglu)
+            lines, pictures, gated = _PackedLinear(linear), _PackedConv(conv, _Room()), _PackedGate(geglu)
             ours = [
                 lines(x),
                 lines.added_to(torch.ones_like(plain[0]), x),
@@ -114,27 +117,30 @@ def packing_works() -> bool:
 def packed(modules: list[nn.Module]) -> Iterator[Operators]:
     """Gives the operators of the modules that can be packed, with the weights packed while the block runs.
 
-    A weight that is mapped from a file stays beside its packed copy, since the mapping takes no memory that others could not
-    have. Any other gives its memory up for the time being, and is as it was afterwards.
+    Each gives its memory up for the time being, one that is mapped from a file its pages, and is as it was afterwards.
     """
-    operators = Operators()
+    operators, room = Operators(), _Room()
     originals: list[tuple[_Packed, list[tuple[torch.Tensor, torch.Tensor | None]]]] = []
     try:
         for module in modules:
-            kind = _kind(module)
-            if kind is not None:
-                operator = kind(module)
+            operator = _packed(module, room)
+            if operator is not None:
                 operators[module] = operator
-                kept = [(weight, _given_up(weight)) for weight in operator.weights]
+                kept = [(weight, room.give_up(weight)) for weight in operator.weights]
                 originals.append((operator, kept))
         yield operators
     finally:
-        for operator, kept in originals:
+        operators.clear()
+        while originals:  # each packed weight is let go of before the next comes back
+            operator, kept = originals.pop()
             for (weight, original), again in zip(kept, operator.unpacked(), strict=True):
                 weight.data = again() if original is None else original
+                room.freed(weight.nbytes)
+            del operator, again
 
 
-def _kind(module: nn.Module) -> Callable[[Any], _Packed] | None:
+def _packed(module: Any, room: _Room) -> _Packed | None:
+    """Returns the module's packed operator, None if it has none."""
     parts = list(module.modules())
     if any(is_hooked(part) for part in parts):
         return None
@@ -144,22 +150,48 @@ def _kind(module: nn.Module) -> Callable[[Any], _Packed] | None:
     ):
         return None
     if type(module) in gated_units() and type(module.proj) is nn.Linear and module.proj.bias is not None:
-        return _PackedGate
+        return _PackedGate(module)
     if type(module) is nn.Linear:
-        return _PackedLinear
+        return _PackedLinear(module)
     if type(module) is nn.Conv2d and module.groups == 1 and module.padding_mode == "zeros":
-        return _PackedConv
+        return _PackedConv(module, room)
     if type(module) is nn.Conv3d and module.kernel_size[1:] == (1, 1) and module.groups == 1:
-        return _PackedConv
+        return _PackedConv(module, room)
     return None
 
 
-def _given_up(weight: torch.Tensor) -> torch.Tensor | None:
-    """Returns the weight's tensor, if that is mapped from a file; else empties the weight and returns None."""
-    if weight.data.untyped_storage().filename is not None:
-        return weight.data
-    weight.data = weight.data.new_empty(0)
-    return None
+class _Room:
+    """Takes weights out of memory that are packed now, so that nothing is held twice.
+
+    Freed memory goes back to the system every so many bytes: the C library keeps it, in pieces too small for what comes.
+    """
+
+    def __init__(self, every_bytes: int = 16 * MIB) -> None:
+        self._pages = FilePages()
+        self._every_bytes = every_bytes
+        self._freed_bytes = 0
+
+    def give_up(self, weight: torch.Tensor) -> torch.Tensor | None:
+        """Returns the weight's tensor, if that is mapped from a file; else empties the weight and returns None."""
+        original = weight.data
+        mapped = self._pages.hold(original)
+        if not mapped:
+            weight.data = original.new_empty(0)
+        self.let_go(original)
+        return original if mapped else None
+
+    def let_go(self, tensor: torch.Tensor) -> None:
+        """Lets go of the pages of a tensor that is mapped from a file, and counts the bytes of any other as freed."""
+        if self._pages.hold(tensor):
+            self._pages.let_go(tensor)
+        else:
+            self.freed(tensor.nbytes)
+
+    def freed(self, count: int) -> None:
+        self._freed_bytes += count
+        if self._freed_bytes >= self._every_bytes:
+            free_cached_memory("cpu")
+            self._freed_bytes = 0
 
 
 class _Packed:
@@ -225,7 +257,7 @@ class _PackedGate(_Packed):
 class _PackedConv(_Packed):
     """A convolution whose weight is packed, at the first call, for the size that it meets then."""
 
-    def __init__(self, module: nn.Conv2d | nn.Conv3d) -> None:
+    def __init__(self, module: nn.Conv2d | nn.Conv3d, room: _Room) -> None:
         self.weights = [module.weight]
         self._bias = module.bias
         # The (3, 1, 1) of a Conv3d as a (3, 1) over frames and pixels
@@ -233,6 +265,7 @@ class _PackedConv(_Packed):
         self._stride, self._padding = list(module.stride[:2]), [int(side) for side in module.padding[:2]]
         self._shape = module.weight.shape
         self._weight: torch.Tensor | None = None
+        self._room = room
 
     def unpacked(self) -> list[Any]:
         weight = self._plain if self._weight is None else self._weight.to_dense()
@@ -243,6 +276,7 @@ class _PackedConv(_Packed):
             self._weight = torch.ops.mkldnn._reorder_convolution_weight(
                 self._plain.contiguous(), self._padding, self._stride, [1, 1], 1, list(x.shape)
             )
+            self._room.let_go(self._plain)
             del self._plain
         return self._weight
 

@@ -11,7 +11,7 @@ from torch import nn
 
 from t2vcli.engine.lora.pairs import Held, Pair, read_pairs
 from t2vcli.engine.lora.places import Layer, Places
-from t2vcli.engine.tensors import Convert
+from t2vcli.engine.sources import Convert
 from t2vcli.errors import ModelError
 from t2vcli.weights.models import Adapter
 
