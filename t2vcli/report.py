@@ -31,7 +31,7 @@ class Report(Protocol):
 
 def counted(number: int, unit: str) -> str:
     """Returns "1 frame" or "2 frames"."""
-    return f"{number} {unit}" if number == 1 else f"{number} {unit}s"
+    return f"{number:,} {unit}" if number == 1 else f"{number:,} {unit}s"
 
 
 class Silent:

@@ -6,6 +6,7 @@ import contextlib
 import functools
 import inspect
 import os
+import re
 import runpy
 import signal
 import subprocess
@@ -165,6 +166,11 @@ def _stream(number: int, mode: str) -> Any:
 def contents(folder: Path) -> dict[str, bytes | None]:
     """Returns every file below `folder`, hidden ones too, with its bytes; None for what is no file."""
     return {str(path.relative_to(folder)): path.read_bytes() if path.is_file() else None for path in folder.rglob("*")}
+
+
+def untimed(said: str) -> str:
+    """Returns what a log tells, without the times of day in front of its lines of progress."""
+    return re.sub(r"(?m)^\d\d:\d\d:\d\d ", "", said)
 
 
 def sentence(outcome: Outcome) -> str:

@@ -37,7 +37,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from commandline import Forked, command, contents, environment
+from commandline import Forked, command, contents, environment, untimed
 
 OUT, CLIP, OLD = "out.mp4", "in.mp4", b"the old file, byte for byte"
 STAGES = {"begin": 1, "start": 1, "find": 1, "load": 2, "encode": 2, "denoise": 5, "decode and write": 4, "end": 6}
@@ -114,7 +114,9 @@ class Process:
 
     def _hear(self, line: str) -> None:
         self.life.said += line + "\n"
-        stage = "end" if line.startswith("decode and write: 100 %") else line.partition(":")[0]
+        told = untimed(line)
+        is_last = re.match(r"decode and write: (\d+) of \1 ", told)
+        stage = "end" if is_last else told.partition(":")[0]
         if stage in STAGES and stage not in self.life.began_s:
             self.life.began_s[stage] = time.monotonic() - self._started_s
 

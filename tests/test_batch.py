@@ -143,7 +143,8 @@ def test_a_line_that_is_left_out_is_told_quietly_too(tmp_path: Path) -> None:
     (tmp_path / "jobs.txt").write_text("a boat --frames 2 --steps 2 --width 32 --height 32\na dog --stepz 3\n")
     done = t2v("batch", tmp_path / "jobs.txt", "-o", tmp_path / "out", "-p", "demo", "--skip-invalid", "--quiet")
     assert done.code == 3
-    mistake, end = done.stderr.splitlines()
+    mistake, *warnings, end = done.stderr.splitlines()
+    assert all(line.startswith("warning: ") for line in warnings)
     assert mistake.endswith("jobs.txt:2: 'stepz' is no field of a job; did you mean 'steps'?")
     assert end.startswith("t2v: 1 of 2 jobs failed")
 

@@ -47,7 +47,7 @@ def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
 
 
 def attempt(model: Path | str, *arguments: str, prompt: str = "a red boat") -> Outcome:
-    return t2v("generate", prompt, "--model", model, *SMALL, "-o", "old.mp4", "--overwrite", "-q", *arguments)
+    return t2v("generate", prompt, "--model", model, *SMALL, "-o", "old.mp4", "--overwrite", "-qq", *arguments)
 
 
 def replace(path: Path, content: bytes) -> None:
@@ -255,7 +255,7 @@ def test_another_model_than_there_is_is_refused(
 
 def test_nothing_of_a_librarys_own_talk_is_on_the_screen(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     """dpm++ 2S remarks on its own settings in `set_timesteps`; and whatever else is logged or warned of in a run."""
-    small = ("--frames", "1", "--width", "16", "--height", "16", "--steps", "4", "--seed", "1", "-q")
+    small = ("--frames", "1", "--width", "16", "--height", "16", "--steps", "4", "--seed", "1", "-qq")
     outcome = t2v("generate", "a boat", "-p", "demo", *small, "--scheduler", "dpm++ 2S", "-o", tmp_path / "x.gif")
     logging.getLogger("diffusers.schedulers.any").warning("of diffusers")
     logging.getLogger("transformers.any").warning("of transformers")
@@ -337,6 +337,6 @@ def test_nothing_is_read_of_the_weights_before_the_rest_is_known(
 def test_an_upscale_with_a_damaged_model_is_refused_alike(model: Path, tmp_path: Path) -> None:
     clip = make_clip(tmp_path / "in.mp4", ramp(2))
     weights_cut_short(model)
-    outcome = t2v("upscale", clip, "--model", model, "--device", "cpu", "--scale", "1", "-o", "new.mp4", "-q")
+    outcome = t2v("upscale", clip, "--model", model, "--device", "cpu", "--scale", "1", "-o", "new.mp4", "-qq")
     assert outcome.code == 5
     assert "truncated" in sentence(outcome)

@@ -13,7 +13,7 @@ from pathlib import Path
 import hub as loopback
 import pytest
 from cases import first
-from commandline import LIMIT_S, Outcome, command, environment, sentence, spawn, t2v
+from commandline import LIMIT_S, Outcome, command, environment, sentence, spawn, t2v, untimed
 from hub import FOREVER, UNET, Close, Hold, Status
 
 NAME = "owner/name"
@@ -71,7 +71,7 @@ def test_a_preset_is_downloaded_and_its_folder_printed(setting: Setting) -> None
     assert (outcome.code, outcome.stdout) == (0, f"{setting.snapshot}\n")
     lines = outcome.stderr.splitlines()
     [plan] = [number for number, line in enumerate(lines) if "owner/name at v1 (commit" in line]
-    assert plan < min(number for number, line in enumerate(lines) if line.startswith("download"))
+    assert plan < min(number for number, line in enumerate(lines) if untimed(line).startswith("download"))
     for words in (setting.server.url, "12 files", str(setting.cache), "free"):
         assert words in lines[plan]
     assert "all as the hub lists them" in lines[-1]

@@ -105,7 +105,7 @@ def test_a_size_is_met_with_little_to_spare_or_refused_with_the_smallest(clip: P
     assert outcome.stderr.count("is too large") + outcome.stderr.count(" fits") <= 11
     assert read_metadata(name)["request"] == RECIPE["request"]  # type: ignore[index]
     before = contents(clip.parent)
-    refused = t2v("convert", "noise.mkv", "-o", f"no{name}", "--max-size", "300B", "-q")
+    refused = t2v("convert", "noise.mkv", "-o", f"no{name}", "--max-size", "300B", "-qq")
     assert refused.code == 8
     assert "the smallest is" in sentence(refused)
     assert "16x16" in sentence(refused)
@@ -175,7 +175,7 @@ def test_what_cannot_be_is_refused_and_nothing_is_left(
     Path("text.wav").write_text("no sound")
     tone("there.wav", 1)
     before = contents(clip.parent)
-    outcome = t2v("convert", "clip.mkv", *arguments, "-q")
+    outcome = t2v("convert", "clip.mkv", *arguments, "-qq")
     assert (outcome.code, said in sentence(outcome)) == (code, True), outcome.stderr
     assert contents(clip.parent) == before
 
@@ -191,11 +191,11 @@ def test_odd_sizes_and_folders_of_pictures_are_taken(clip: Path) -> None:
         metadata=RECIPE,
         comment="",
     )
-    assert t2v("convert", "odd.mkv", "-o", "even.mp4", "-q").code == 0
+    assert t2v("convert", "odd.mkv", "-o", "even.mp4", "-qq").code == 0
     video = probe("even.mp4")
     assert (video.width, video.height, video.fps, video.frames) == (64, 48, Fraction(30000, 1001), 3)
-    assert t2v("convert", "odd.mkv", "-o", "p/%d.png", "-q").code == 0
-    assert t2v("convert", "p", "-o", "back.mkv", "-q").code == 0
+    assert t2v("convert", "odd.mkv", "-o", "p/%d.png", "-qq").code == 0
+    assert t2v("convert", "p", "-o", "back.mkv", "-qq").code == 0
     assert np.array_equal(frames_of("back.mkv"), frames_of("odd.mkv"))
     assert probe("back.mkv").fps == Fraction(30000, 1001)
     (clip.parent / "big").mkdir()

@@ -392,7 +392,7 @@ def test_a_file_that_is_none_is_one_sentence(kind: str, few_layers: Path, tmp_pa
         "--model",
         str(few_layers),
         *SMALL,
-        "-q",
+        "-qq",
         "-o",
         tmp_path / "o.mp4",
     )

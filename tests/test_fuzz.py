@@ -555,7 +555,7 @@ PROMPTS = st.one_of(
 @example(prompt="x" * 1_000_001, way="stdin")
 @example(prompt="x" * 1_000_000, way="argument")
 def test_any_prompt_is_taken_or_refused(prompt: str, way: str, clip: Path, tmp_path: Path) -> None:
-    start = ["generate", "-p", "demo", "--quiet"]
+    start = ["generate", "-p", "demo", "-qq"]
     content = prompt.encode("utf-8", "surrogatepass")
     if way == "argument":
         outcome = run_cut_short(clip, *start, "--", prompt)

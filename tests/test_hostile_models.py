@@ -355,7 +355,7 @@ def test_what_is_wrong_with_a_model_is_one_sentence(
 def generated(model: Path, folder: Path, *arguments: str) -> Outcome:
     """Makes two frames of 16x16, as small as it gets."""
     small = ("--device", "cpu", "--frames", "2", "--width", "16", "--height", "16", "--steps", "2", "--seed", "1")
-    plain = ("--guidance-scale", "1", "--scheduler", "ddim", "--no-resume", "--overwrite", "-q")
+    plain = ("--guidance-scale", "1", "--scheduler", "ddim", "--no-resume", "--overwrite", "-qq")
     return t2v("generate", "a red boat", "--model", model, *small, *plain, "-o", folder / "out.gif", *arguments)
 
 

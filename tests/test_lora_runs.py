@@ -374,6 +374,6 @@ def test_a_lora_that_no_library_reads_is_no_bug_with_the_embedded_model_either(t
     save_file(factors, folder / "adapter_model.safetensors")
     (folder / "adapter_config.json").write_text('{"lora_alpha": 1, "alpha_pattern": [1]}')
     for name, code in (("no-numbers.pt", 5), ("vast.pt", 7), ("settings", 5)):
-        done = t2v("generate", "a boat", "-p", "demo", "--lora", tmp_path / name, "-q", "-o", tmp_path / "o.mp4")
+        done = t2v("generate", "a boat", "-p", "demo", "--lora", tmp_path / name, "-qq", "-o", tmp_path / "o.mp4")
         assert done.code == code, done.stderr
         assert f"the LoRA {tmp_path / name}" in sentence(done)

@@ -10,9 +10,9 @@ from pathlib import Path
 
 import pytest
 from clips import make_clip, ramp
-from commandline import contents, sentence, t2v
+from commandline import contents, sentence, t2v, untimed
 
-from t2vcli.cli.progress import LiveReport, PlainReport
+from t2vcli.cli.progress import JsonReport, LiveReport, PlainReport
 from t2vcli.video.writer import write_video
 
 DEMO = ("-p", "demo", "--dry-run")
@@ -79,7 +79,8 @@ def test_several_lines_are_one_prompt_and_that_is_said(place: Path) -> None:
     ):
         done = t2v(*arguments)
         assert (done.code, warning in done.stderr) == (0, True)
-        assert warning not in t2v(*arguments, "-q").stderr
+        assert warning in t2v(*arguments, "-q").stderr
+        assert warning not in t2v(*arguments, "-qq").stderr
     assert "warning" not in t2v("generate", "--prompt-file", "prompt.txt", *DEMO).stderr
 
 
@@ -190,32 +191,48 @@ def test_the_printed_path_of_a_folder_of_pictures_is_taken_back(place: Path) -> 
 def test_only_the_steps_that_run_are_counted_and_why() -> None:
     small = ("-p", "demo-XL", "--prompt", "x", "--scale", "1", "--steps", "3")
     done = t2v("upscale", "in.mp4", *small, "--strength", "0.7")
-    lines = done.stderr.splitlines()
-    assert "denoise: 2 of 3 steps at strength 0.7" in lines
-    assert [line.partition(",")[0] for line in lines if line.startswith("denoise: ") and "%" in line] == [
-        "denoise: 50 % (step 1 of 2",
-        "denoise: 100 % (step 2 of 2",
+    lines = untimed(done.stderr).splitlines()
+    assert [line.partition(",")[0].partition(" in ")[0] for line in lines if line.startswith("denoise: ")] == [
+        "denoise: 2 of 3 steps at strength 0.7",
+        "denoise: 1 of 2",
+        "denoise: 2 of 2",
     ]
 
 
 def test_progress_counts_what_was_done_before_and_measures_only_its_own(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    now_s = iter([0.0, 20.0])
-    monkeypatch.setattr(time, "monotonic", lambda: next(now_s))
-    report = PlainReport()
-    report.stage("denoise", 40, "step", begun=12)
-    report.advance(13)
-    report.advance(16)
-    assert capsys.readouterr().err.splitlines() == [
+    now_s = [0.0]
+    monkeypatch.setattr(time, "monotonic", lambda: now_s[0])
+    for report in (PlainReport(), JsonReport()):
+        now_s[0] = 0.0
+        report.stage("denoise", 40, "step", begun=12)
+        for now_s[0], done in ((5.0, 13), (7.0, 14), (20.0, 16), (140.0, 40)):
+            report.advance(done)
+    *lines, _, first, _, third, last = capsys.readouterr().err.splitlines()
+    assert untimed("\n".join(lines)).splitlines() == [
         "denoise: 40 steps, 12 of them done before",
-        "denoise: 40 % (step 16 of 40, 5.00 s/step, 2:00 left)",
+        "denoise: 13 of 40, 2:15 left",
+        "denoise: 16 of 40, 2:00 left",  # and no line for the one that came soon after
+        "denoise: 40 of 40 in 2:20, 5.00 s/step",
     ]
+    assert [json.loads(each)["left_s"] for each in (first, third, last)] == [135.0, 120.0, 0.0]
+
+
+def test_a_log_of_a_long_stage_is_short(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    now_s = [0.0]
+    monkeypatch.setattr(time, "monotonic", lambda: now_s[0])
+    report = PlainReport()
+    report.stage("denoise", 5000, "window")
+    for done in range(1, 5001):
+        now_s[0] += 6
+        report.advance(done)
+    assert 100 <= len(capsys.readouterr().err.splitlines()) <= 103
 
 
 def test_one_is_not_several(capsys: pytest.CaptureFixture[str]) -> None:
     PlainReport().stage("decode and write", 1)
-    assert capsys.readouterr().err == "decode and write: 1 frame\n"
+    assert untimed(capsys.readouterr().err) == "decode and write: 1 frame\n"
 
 
 def test_a_stage_that_counts_nothing_has_no_rate(monkeypatch: pytest.MonkeyPatch, place: Path) -> None:

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 from cases import first
-from commandline import LIMIT_S, Outcome, environment, sentence
+from commandline import LIMIT_S, Outcome, environment, sentence, untimed
 from hub import FOREVER, Hub, Status
 from standins import write_standin
 
@@ -245,9 +245,12 @@ def test_a_download_is_a_stage_like_the_others(capsys: pytest.CaptureFixture[str
     tell = told_in_megabytes(PlainReport(), "download")
     for done in (1, 400_000_000, 3_000_000_000, 3_672_400_000):
         tell(done, 3_672_400_000)
-    lines = capsys.readouterr().err.splitlines()
-    assert lines[0] == "download: 3673 megabytes"
-    assert [line.split(" (")[0] for line in lines[1:]] == ["download: 10 %", "download: 81 %", "download: 100 %"]
+    lines = untimed(capsys.readouterr().err).splitlines()
+    assert lines[0] == "download: 3,673 megabytes"
+    assert (lines[1].split(",")[0:2], lines[-1].split(" in ")[0]) == (
+        ["download: 1 of 3", "673"],
+        "download: 3,673 of 3,673",
+    )
 
 
 TWO_RUNS = """
@@ -276,8 +279,8 @@ def test_without_a_network_a_run_names_the_way_out_or_takes_the_full_cache_and_r
     place = tmp_path / "place"
     place.mkdir()
     small = ["--device", "cpu", "--frames", "4", "--width", "32", "--height", "32", "--steps", "2"]
-    uncached = ["generate", "a boat", "--preset", "zeroscope-576w", "--quiet", "-o", "y.mp4"]
-    cached = ["generate", "a boat", "--model", "owner/xl", *small, "--quiet", "-o", "x.mp4"]
+    uncached = ["generate", "a boat", "--preset", "zeroscope-576w", "-qq", "-o", "y.mp4"]
+    cached = ["generate", "a boat", "--model", "owner/xl", *small, "-qq", "-o", "x.mp4"]
     done = subprocess.run(
         [sys.executable, "-c", TWO_RUNS],
         input=json.dumps([uncached, cached]),

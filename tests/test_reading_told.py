@@ -6,7 +6,7 @@ from pathlib import Path
 
 import odd_clips
 import pytest
-from commandline import t2v
+from commandline import t2v, untimed
 
 from t2vcli.cli import progress
 
@@ -31,16 +31,16 @@ def test_a_video_that_takes_long_to_read_shows_how_far_it_is(
     assert "frames of a.ts" not in at_once.stderr  # it was read before anybody could wonder
     monkeypatch.setattr(progress, "NOTICED_S", 0.0)
     waited = t2v(*COMMANDS[command], joined)
-    assert "read a.ts\ncount the frames of a.ts: 192 frames\n" in waited.stderr
-    assert "count the frames of a.ts: 100 % (frame 192 of 192" in waited.stderr
-    assert ("decode: 100 % (frame 192 of 192" in waited.stderr) == (command == "sheet")
+    assert "read a.ts\ncount the frames of a.ts: 192 frames\n" in untimed(waited.stderr)
+    assert "count the frames of a.ts: 192 of 192 in " in waited.stderr
+    assert (" decode: 192 of 192 in " in waited.stderr) == (command == "sheet")
     assert (waited.code, at_once.code) == (0, 0)
     assert waited.stdout.splitlines()[-1] == at_once.stdout.splitlines()[-1]
 
 
 def test_who_wants_quiet_has_it(joined: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(progress, "NOTICED_S", 0.0)
-    assert t2v(*COMMANDS["upscale"], joined, "-q").stderr == ""
+    assert t2v(*COMMANDS["upscale"], joined, "-qq").stderr == ""
 
 
 @pytest.mark.parametrize("command", COMMANDS)

@@ -12,7 +12,7 @@ from t2vcli import stopping
 from t2vcli.cli import completing
 from t2vcli.cli import options as opt
 from t2vcli.cli.boundary import ErrorBoundary
-from t2vcli.cli.console import printable, result, result_json, say
+from t2vcli.cli.console import printable, result, result_json, say, say_of_error
 from t2vcli.cli.helping import HelpfulCommand
 from t2vcli.errors import BatchError, UsageError
 from t2vcli.paths import expanded
@@ -197,7 +197,8 @@ def run(
     overwrite: opt.OverwriteOpt = False,
     no_resume: opt.NoResumeOpt = False,
     keep_every: opt.KeepEveryOpt = 10,
-    quiet: opt.QuietOpt = False,
+    quiet: opt.QuietOpt = 0,
+    progress: opt.ProgressOpt = None,
     debug: opt.DebugOpt = False,
 ) -> None:
     """Make the clips of a list of jobs that are not there yet.
@@ -229,11 +230,10 @@ def run(
         if dry_run:
             _print_jobs(jobs, settings)
             return
-        with choose_batch_display(quiet=quiet) as display:
+        with choose_batch_display() as display:
             stop = stopping.by_signals()
             tally = run_batch(jobs, output, settings, workers=over(cluster), watch=display, stop=stop)
-    if not quiet:
-        say(counts(tally, display.elapsed_s, left=False))
+    say(counts(tally, display.pace))
     _end(tally)
 
 
@@ -290,7 +290,7 @@ class _mistakes_told:  # noqa: N801 - used as a function
 
         if isinstance(error, BadList):
             for line in error.lines:
-                say(line)
+                say_of_error(line)
             error.args = (error.summary,)
 
 
@@ -300,7 +300,7 @@ def _print_jobs(jobs: Path, settings: Settings) -> None:
 
     found, _ = read(jobs, settings, Unwatched())
     for line in found.problems:
-        say(line)
+        say_of_error(line)
     for place in found.order(settings.shard):
         job = found[place]
         meta = {"meta": job.meta} if job.meta else {}

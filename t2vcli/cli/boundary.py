@@ -18,7 +18,7 @@ import typer
 from typer.core import TyperGroup
 
 from t2vcli import shell, stopping
-from t2vcli.cli.console import printable, say, say_error, speak_json, speaks_json
+from t2vcli.cli.console import printable, say_error, say_of_error, speak_json, speak_less, speaks_json
 from t2vcli.cli.helping import Helpful, HelpfulCommand
 from t2vcli.errors import EXIT_CODES, HOW_IT_STOPPED, Interrupted, ModelError, T2VError, UsageError
 from t2vcli.quiet import keep_warnings_quiet
@@ -110,6 +110,7 @@ class ErrorBoundary(Helpful, TyperGroup):
         global _interrupted_s
         _interrupted_s = None
         speak_json(False)
+        speak_less(0)
         stopping.forget()
         keep_warnings_quiet()
         for number in (signal.SIGTERM, signal.SIGHUP):
@@ -199,7 +200,7 @@ _PLAIN = {"Value error, ": "", "Input should be ": "must be ", ", unable to pars
 def _leave(message: str, code: int) -> NoReturn:
     if _show_traceback:
         for line in traceback.format_exc().splitlines():
-            say(line)
+            say_of_error(line)
     say_error(message, code)
     raise typer.Exit(code) from None
 

@@ -24,7 +24,7 @@ def compare(
     scale: Annotated[int, typer.Option(help="Enlarge each pixel this many times.", min=1, max=16)] = 1,
     fps: Annotated[str | None, typer.Option(help="The video's rate; the highest of the clips if not given.")] = None,
     overwrite: opt.OverwriteOpt = False,
-    quiet: opt.QuietOpt = False,
+    quiet: opt.QuietOpt = 0,
     progress: opt.ProgressOpt = None,
     as_json: opt.JsonOpt = False,
     debug: opt.DebugOpt = False,
@@ -43,6 +43,6 @@ def compare(
 
     from t2vcli.galleries.beside import compare as make
 
-    with choose_report(quiet=quiet) as report:
+    with choose_report() as report:
         done = make(clips, output, columns=columns, scale=scale, fps=rate, overwrite=overwrite, report=report)
-    print_video(done.path, done.video, done.size_bytes, quiet=quiet, as_json=as_json)
+    print_video(done.path, done.video, done.size_bytes, as_json=as_json)

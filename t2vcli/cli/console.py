@@ -143,13 +143,39 @@ def event(kind: str, **values: Any) -> None:
     _say(("", json.dumps({"event": kind, "time": moment, **values})))
 
 
-def say(line: str) -> None:
-    """Prints a line of talk to stderr, nothing in it interpreted as markup or as a terminal escape."""
-    if _events:
-        kind = "warning" if line.startswith("warning: ") else "say"
-        event(kind, message=line.removeprefix("warning: "))
+_quiet = 0
+
+
+def speak_less(quiet: int) -> None:
+    """Has nothing said from now on but warnings and errors (1, `-q`), or errors alone (2, `-qq`); or all again (0)."""
+    global _quiet
+    _quiet = quiet
+
+
+def is_quiet() -> bool:
+    return _quiet > 0
+
+
+def say(line: str, *, warning: bool = False) -> None:
+    """Prints a line of talk to stderr, nothing in it interpreted as markup or as a terminal escape.
+
+    It is left out where less is to be said. A `warning`, as is a line that begins with the word, stays longer.
+    """
+    warning = warning or line.startswith("warning: ")
+    if _quiet > (1 if warning else 0):
         return
-    _say(("", printable(line)))
+    if _events:
+        event("warning" if warning else "say", message=line.removeprefix("warning: "))
+    else:
+        _say(("", printable(line)))
+
+
+def say_of_error(line: str) -> None:
+    """Prints what belongs to an error and does not fit into its sentence, however little is to be said."""
+    if _events:
+        event("say", message=line)
+    else:
+        _say(("", printable(line)))
 
 
 def say_error(line: str, code: int = 1) -> None:

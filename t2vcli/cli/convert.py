@@ -46,7 +46,7 @@ def convert(
         ),
     ] = None,
     overwrite: opt.OverwriteOpt = False,
-    quiet: opt.QuietOpt = False,
+    quiet: opt.QuietOpt = 0,
     progress: opt.ProgressOpt = None,
     as_json: opt.JsonOpt = False,
     debug: opt.DebugOpt = False,
@@ -75,7 +75,7 @@ def convert(
 
     from t2vcli.video.convert import convert as make
 
-    with choose_report(quiet=quiet) as report:
+    with choose_report() as report:
         done = make(
             clip,
             output,
@@ -88,4 +88,4 @@ def convert(
             overwrite=overwrite,
             report=report,
         )
-    print_video(done.path, done.video, done.size_bytes, quiet=quiet, as_json=as_json)
+    print_video(done.path, done.video, done.size_bytes, as_json=as_json)

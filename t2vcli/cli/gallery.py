@@ -10,7 +10,9 @@ import typer
 from t2vcli.cli import options as opt
 from t2vcli.cli.console import result_json, result_path, say
 from t2vcli.cli.progress import choose_report
+from t2vcli.cli.running import size_told
 from t2vcli.paths import expanded
+from t2vcli.report import counted
 
 MOST_TOLD = 10
 
@@ -36,7 +38,8 @@ def gallery(
         bool,
         typer.Option("--overwrite", help="Replace an existing page; clips that it shows already are not read again."),
     ] = False,
-    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="No progress on stderr.")] = False,
+    quiet: opt.QuietOpt = 0,
+    progress: opt.ProgressOpt = None,
     as_json: opt.JsonOpt = False,
     debug: opt.DebugOpt = False,
 ) -> None:
@@ -46,14 +49,13 @@ def gallery(
     """
     from t2vcli.galleries.make import make_gallery
 
-    with choose_report(quiet=quiet) as report:
+    with choose_report() as report:
         made = make_gallery(folder, output, newest=newest, overwrite=overwrite, report=report)
         for _, why in made.problems[:MOST_TOLD]:
             report.warn(why)
         if len(made.problems) > MOST_TOLD:
             report.warn(f"and {len(made.problems) - MOST_TOLD} more; the page names each")
-    if not quiet:
-        say(f"{made.clips} {'clip' if made.clips == 1 else 'clips'} on the page")
+    say(f"{counted(made.clips, 'clip')} on the page{size_told(lambda: made.path.stat().st_size)}")
     if as_json:
         problems = [{"file": name, "why": why} for name, why in made.problems]
         result_json({"path": str(made.path), "clips": made.clips, "problems": problems})

@@ -39,7 +39,7 @@ def generate(
     dry_run: opt.DryRunOpt = False,
     preview: opt.PreviewOpt = False,
     preview_file: opt.PreviewFileOpt = None,
-    quiet: opt.QuietOpt = False,
+    quiet: opt.QuietOpt = 0,
     progress: opt.ProgressOpt = None,
     as_json: opt.JsonOpt = False,
     debug: opt.DebugOpt = False,
@@ -54,13 +54,13 @@ def generate(
     if dry_run:
         from t2vcli.cli.plan import show_plans
 
-        show_plans(job, several, exact=False, quiet=quiet, as_json=as_json)
+        show_plans(job, several, exact=False, as_json=as_json)
     else:
         from t2vcli.cli.previewing import Looking
         from t2vcli.cli.running import run_and_report
 
         looking = Looking(preview, preview_file)
-        run_and_report(job, policy, several, looking, sheet=sheet, quiet=quiet, as_json=as_json)
+        run_and_report(job, policy, several, looking, sheet=sheet, as_json=as_json)
 
 
 @opt.takes("generate", WISH)

@@ -219,7 +219,7 @@ def option_names(param: Any) -> str:
     short = [name for name in param.opts if not name.startswith("--")]
     long = [name for name in param.opts if name.startswith("--")] + list(param.secondary_opts)
     names = f"{short[0] + ',' if short else '   '} {', '.join(long)}"
-    return f"{names} {metavar_of(param)}".rstrip() if not param.is_flag else names
+    return f"{names} {metavar_of(param)}".rstrip() if not param.is_flag and not param.count else names
 
 
 def metavar_of(param: Any) -> str:

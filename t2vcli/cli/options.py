@@ -14,7 +14,7 @@ import typer
 from t2vcli.choices import Blend, DType, Forward, Memory, Noise, Offload, PromptWeights, Schedule, Spacing, Weights
 from t2vcli.cli import completing
 from t2vcli.cli.boundary import enable_debug
-from t2vcli.cli.console import speak_json
+from t2vcli.cli.console import speak_json, speak_less
 from t2vcli.cli.words import read_prompt
 from t2vcli.errors import UsageError
 from t2vcli.paths import expanded, expanded_model, output_path
@@ -37,6 +37,12 @@ def _choose_progress(value: str | None) -> str | None:
     """Option callback of `--progress`."""
     if value is not None:
         speak_json(value == "json")
+    return value
+
+
+def _choose_quiet(value: int) -> int:
+    """Option callback of `--quiet`."""
+    speak_less(value)
     return value
 
 
@@ -495,7 +501,17 @@ KeepEveryOpt = Annotated[
         rich_help_panel=OUTPUT,
     ),
 ]
-QuietOpt = Annotated[bool, typer.Option("--quiet", "-q", help="No progress and no warnings.", rich_help_panel=OUTPUT)]
+QuietOpt = Annotated[
+    int,
+    typer.Option(
+        "--quiet",
+        "-q",
+        count=True,
+        callback=_choose_quiet,
+        help="No progress; -qq: no warnings either.",
+        rich_help_panel=OUTPUT,
+    ),
+]
 ProgressOpt = Annotated[
     Literal["auto", "json"] | None,
     typer.Option(

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from t2vcli.request import Request
 
 
-def show_plans(job: Job, several: dict[str, Any], *, exact: bool, as_json: bool, quiet: bool = False) -> None:
+def show_plans(job: Job, several: dict[str, Any], *, exact: bool, as_json: bool) -> None:
     """Prints how a job would run, and each of its variants that may run in another way."""
     from t2vcli.asking.job import Job as ReadJob
     from t2vcli.batches.variants import only_one, spread_for, variants_of
@@ -28,7 +28,7 @@ def show_plans(job: Job, several: dict[str, Any], *, exact: bool, as_json: bool,
 
     spread = spread_for(job, several)
     if len(spread) == 1:
-        show_plan(only_one(job, spread), exact=exact, as_json=as_json, quiet=quiet)
+        show_plan(only_one(job, spread), exact=exact, as_json=as_json)
         return
     shown: set[str] = set()
     with variants_of(job, spread) as variants:
@@ -38,16 +38,15 @@ def show_plans(job: Job, several: dict[str, Any], *, exact: bool, as_json: bool,
                 if shown and not as_json:
                     result("")
                 shown.add(alike)
-                if not quiet:
-                    say(f"for {variants.label(each)}:")
-                show_plan(ReadJob.read(each.fields), exact=exact, as_json=as_json, quiet=quiet)
+                say(f"for {variants.label(each)}:")
+                show_plan(ReadJob.read(each.fields), exact=exact, as_json=as_json)
 
 
-def show_plan(job: Job, *, exact: bool, as_json: bool, quiet: bool = False) -> None:
+def show_plan(job: Job, *, exact: bool, as_json: bool) -> None:
     """Prints how each stage of a job would run. Raises OutOfMemoryError, after printing, if no plan fits."""
     from t2vcli.asking.work import planned, work_for
 
-    with late_report(quiet=quiet):
+    with late_report():
         work = work_for(job, take_up=False)
     forecast_of = None
     if exact:
@@ -58,7 +57,7 @@ def show_plan(job: Job, *, exact: bool, as_json: bool, quiet: bool = False) -> N
         forecast_of = exact_forecast
     outlooks = planned(work, forecast_of)
     warnings = (f"warning: {remark}" for outlook in outlooks for remark in outlook.remarks)
-    for line in (*work.remarks, *warnings) if not quiet else ():
+    for line in (*work.remarks, *warnings):
         say(line)
     if as_json:
         first, *second = (_as_json(outlook) for outlook in outlooks)

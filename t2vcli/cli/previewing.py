@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from t2vcli.cli.progress import LiveReport, QuietReport
+from t2vcli.cli.progress import LiveReport
 
 if TYPE_CHECKING:
     from t2vcli.jobs.preview import Preview, Previews, Show
@@ -43,10 +43,7 @@ class Looking:
 
 def _in_terminal(report: Report) -> Callable[[Preview], None] | None:
     if not isinstance(report, LiveReport):
-        if not isinstance(report, QuietReport):
-            report.say(
-                "--preview shows nothing here: stderr is no terminal; --preview-file FILE.png writes it to a file"
-            )
+        report.say("--preview shows nothing here: stderr is no terminal; --preview-file FILE.png writes it to a file")
         return None
     from t2vcli.cli.picture import Picture, why_not
 

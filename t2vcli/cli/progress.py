@@ -1,4 +1,4 @@
-"""Progress on stderr: a live bar on a terminal, a plain line every tenth elsewhere."""
+"""Progress on stderr: a line a stage that moves on a terminal, plain lines with the time elsewhere, events for programs."""
 
 from __future__ import annotations
 
@@ -9,20 +9,11 @@ from collections.abc import Iterator
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
 
-from rich.progress import (
-    BarColumn,
-    Progress,
-    ProgressColumn,
-    SpinnerColumn,
-    Task,
-    TaskID,
-    TextColumn,
-    TimeElapsedColumn,
-)
+from rich.progress import BarColumn, Progress, ProgressColumn, SpinnerColumn, Task, TaskID, TextColumn
 from rich.segment import Segments
 from rich.text import Text
 
-from t2vcli.cli.console import error_console, event, printable, say, speaks_json
+from t2vcli.cli.console import error_console, event, is_quiet, printable, say, speaks_json
 from t2vcli.report import Report, Silent, counted, reading_told
 
 if TYPE_CHECKING:
@@ -31,24 +22,17 @@ if TYPE_CHECKING:
     from t2vcli.cli.picture import Picture
 
 
-def choose_report(*, quiet: bool, with_picture: bool = False) -> LiveReport | PlainReport | QuietReport | JsonReport:
-    if quiet:
+def choose_report(*, with_picture: bool = False) -> LiveReport | PlainReport | QuietReport | JsonReport:
+    if is_quiet():
         return QuietReport()
     if speaks_json():
         return JsonReport()
-    terminal = sys.stderr is not None and sys.stderr.isatty()
-    return LiveReport(with_picture=with_picture) if terminal and error_console().is_interactive else PlainReport()
+    return LiveReport(with_picture=with_picture) if has_live_terminal() else PlainReport()
 
 
-def rate_text(done: float, elapsed_s: float, total: float | None, unit: str) -> str:
-    """Returns "0.31 s/step, 5 s left", or "120 frames/s, 5 s left", for `done` units in `elapsed_s` seconds."""
-    if done <= 0 or elapsed_s <= 0:
-        return ""
-    each = elapsed_s / done
-    text = f"{each:.2f} s/{unit}" if each >= 0.05 else f"{1 / each:.0f} {unit}s/s"
-    if total and done < total:
-        text += f", {clock((total - done) * each)} left"
-    return text
+def has_live_terminal() -> bool:
+    """Returns whether what is on the screen can be drawn anew there."""
+    return sys.stderr is not None and sys.stderr.isatty() and error_console().is_interactive
 
 
 def clock(seconds: float) -> str:
@@ -61,15 +45,71 @@ def clock(seconds: float) -> str:
     return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"
 
 
-class _Rate(ProgressColumn):
+class Pace:
+    """How far `total` units are, and how long the rest will take at the pace since now.
+
+    `begun` of them were done before, which says nothing of the pace.
+    """
+
+    def __init__(self, total: int | None, unit: str, begun: int = 0) -> None:
+        self.total, self.unit, self.begun = total, unit, begun
+        self.done = begun
+        self._began_s = time.monotonic()
+        self._ended_s: float | None = None
+
+    @property
+    def has_ended(self) -> bool:
+        return self._ended_s is not None
+
+    @property
+    def elapsed_s(self) -> float:
+        return (time.monotonic() if self._ended_s is None else self._ended_s) - self._began_s
+
+    def advance(self, done: int) -> None:
+        self.done = done
+        self._ended_s = None
+        if done == self.total:
+            self.end()
+
+    def end(self) -> None:
+        """Stops the clock."""
+        self._ended_s = self._ended_s or time.monotonic()
+
+    def left_s(self) -> float | None:
+        """Returns the seconds until the last unit is done, None where nothing is known."""
+        if not self.total or self.done <= self.begun:
+            return None
+        return max(0, self.total - self.done) * self.elapsed_s / (self.done - self.begun)
+
+    def __str__(self) -> str:
+        """Returns "13 of 40, 15 s left", and at the end "40 of 40 in 46 s, 1.15 s/step"."""
+        if not self.total:
+            return clock(self.elapsed_s)
+        far = f"{self.done:,} of {self.total:,}"
+        left_s = self.left_s()
+        if left_s is None:
+            return far
+        if self.done < self.total:
+            return f"{far}, {clock(left_s)} left"
+        return f"{far} {self.took()}"
+
+    def took(self) -> str:
+        """Returns "in 46 s", and where it says something ", 0.31 s/step" or ", 120 frames/s"."""
+        each_s = max(self.elapsed_s, 1e-6) / max(1, self.done - self.begun)
+        rate = f"{each_s:.2f} s/{self.unit}" if each_s >= 0.05 else f"{1 / each_s:,.0f} {self.unit}s/s"
+        return f"in {clock(self.elapsed_s)}" + (f", {rate}" if self.done > self.begun else "")
+
+
+class _Bar(BarColumn):
+    """A bar of what is counted; there is none of the rest, nor where there is no room."""
+
+    def render(self, task: Task) -> Any:
+        return super().render(task) if self.bar_width and task.fields["pace"].total else Text("")
+
+
+class _HowFar(ProgressColumn):
     def render(self, task: Task) -> Text:
-        unit = task.fields["unit"]
-        if task.total is None or unit is None:  # nothing is counted
-            return Text("")
-        elapsed = task.finished_time if task.finished and task.finished_time is not None else task.elapsed or 0.0
-        begun = task.fields["begun"]
-        rate = rate_text(task.completed - begun, elapsed, task.total - begun, unit)
-        return Text(f"{task.completed:.0f} of {task.total:.0f}  {rate}")
+        return Text(str(task.fields["pace"]))
 
 
 class _WithPicture(Progress):
@@ -83,21 +123,24 @@ class _WithPicture(Progress):
             yield self.picture
 
 
+WIDE_COLUMNS, NARROW_COLUMNS = 100, 72
+
+
 class LiveReport:
     """One line a stage, the current one moving; below them a picture of the clip, where there is one."""
 
     def __init__(self, *, with_picture: bool = False) -> None:
+        console = error_console()
         self._progress = _WithPicture(
             SpinnerColumn(finished_text="[green]✓[/green]"),
             TextColumn("{task.description}", markup=False),
-            BarColumn(bar_width=24),
-            _Rate(),
-            TimeElapsedColumn(),
-            console=error_console(),
+            _Bar(bar_width=24 if console.width >= WIDE_COLUMNS else 12 if console.width >= NARROW_COLUMNS else 0),
+            _HowFar(),
+            console=console,
             refresh_per_second=2 if with_picture else 10,  # which is drawn anew each time: 20 kB, maybe over a network
         )
         self._task: TaskID | None = None
-        self._total: int | None = None
+        self._pace = Pace(None, "")
 
     def __enter__(self) -> Self:
         self._progress.start()
@@ -117,26 +160,27 @@ class LiveReport:
             self.console.print(Segments([farewell]), end="")
         if kind is None:
             self._finish()
-        elif self._task is not None:
-            self._progress.stop_task(self._task)
+        self._pace.end()
         self._progress.stop()
 
     def _finish(self) -> None:
         if self._task is not None:
-            self._progress.update(self._task, total=self._total or 1, completed=self._total or 1)
+            if self._pace.done != self._pace.total:
+                self._pace.advance(self._pace.total or 1)
+                self._pace.end()
+            self._progress.update(self._task, total=self._pace.done, completed=self._pace.done)
 
     def stage(
         self, name: str, total: int | None = None, unit: str = "frame", *, begun: int = 0, told: str = ""
     ) -> None:
         self._finish()
-        self._total = total
+        self._pace = Pace(total, unit, begun)
         description = f"{name} ({told})" if told else name
-        self._task = self._progress.add_task(
-            description, total=total, completed=begun, unit=None if total is None else unit, begun=begun
-        )
+        self._task = self._progress.add_task(description, total=total, completed=begun, pace=self._pace)
 
     def advance(self, done: int) -> None:
         if self._task is not None:
+            self._pace.advance(done)
             self._progress.update(self._task, completed=done)
 
     def say(self, line: str) -> None:
@@ -146,32 +190,13 @@ class LiveReport:
         self._progress.console.print(f"warning: {printable(line)}", markup=False, style="yellow")
 
 
-class PlainReport:
-    """Lines for a log: a stage's name, then its progress at every tenth."""
+class _Lines(Silent):
+    """What all reports have in common that print a line after the other."""
 
     def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *_: object) -> None: ...
-
-    def stage(
-        self, name: str, total: int | None = None, unit: str = "frame", *, begun: int = 0, told: str = ""
-    ) -> None:
-        self._name, self._total, self._unit, self._begun = name, total, unit, begun
-        self._tenth = begun * 10 // total if total else 0
-        self._started_s = time.monotonic()
-        before = f", {begun} of them done before" if begun else ""
-        say(name if total is None else f"{name}: {told or counted(total, unit)}{before}")
-
-    def advance(self, done: int) -> None:
-        if not self._total:
-            return
-        tenth = done * 10 // self._total
-        if tenth > self._tenth:
-            self._tenth = tenth
-            elapsed_s = time.monotonic() - self._started_s
-            rate = rate_text(done - self._begun, elapsed_s, self._total - self._begun, self._unit)
-            say(f"{self._name}: {done * 100 // self._total} % ({self._unit} {done} of {self._total}, {rate})")
 
     def say(self, line: str) -> None:
         say(line)
@@ -180,61 +205,86 @@ class PlainReport:
         say(f"warning: {line}")
 
 
+class QuietReport(_Lines):
+    """Nothing of the progress."""
+
+
+LOG_EVERY_S = 5.0
+LOG_EVERY_PART = 100
+
+
+class PlainReport(_Lines):
+    """Lines for a log, with the time of day: a stage's name, its first and its last unit, and what is between.
+
+    Of that at most a line each five seconds, and at most one each hundredth: a log of a night is read by people, too.
+    """
+
+    def stage(
+        self, name: str, total: int | None = None, unit: str = "frame", *, begun: int = 0, told: str = ""
+    ) -> None:
+        self._name, self._pace = name, Pace(total, unit, begun)
+        self._told, self._told_s = begun, 0.0
+        before = f", {begun:,} of them done before" if begun else ""
+        say(timed(name if total is None else f"{name}: {told or counted(total, unit)}{before}"))
+
+    def advance(self, done: int) -> None:
+        pace = self._pace
+        pace.advance(done)
+        if not pace.total or done == self._told:
+            return
+        is_first, is_last = self._told == pace.begun, done == pace.total
+        is_next = (done - self._told) * LOG_EVERY_PART >= pace.total and pace.elapsed_s - self._told_s >= LOG_EVERY_S
+        if is_first or is_last or is_next:
+            self._told, self._told_s = done, pace.elapsed_s
+            say(timed(f"{self._name}: {pace}"))
+
+
+def timed(line: str) -> str:
+    """Returns a line of a log with the time of day in front."""
+    return f"{time.strftime('%H:%M:%S')} {line}"
+
+
 EVENT_S = 0.1
 """How long after an event of progress the next one waits, unless it is the last of its stage."""
 
 
-class JsonReport:
+class JsonReport(_Lines):
     """An event a line for programs: a stage begins, so much of it is done, something is said (docs/progress.md)."""
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *_: object) -> None: ...
 
     def stage(
         self, name: str, total: int | None = None, unit: str = "frame", *, begun: int = 0, told: str = ""
     ) -> None:
         self._stage: dict[str, Any] = {"stage": name, "total": total, "unit": None if total is None else unit}
-        self._begun, self._began_s, self._told_s = begun, time.monotonic(), 0.0
+        self._pace, self._told_s = Pace(total, unit, begun), -EVENT_S
         event("stage", **self._stage, begun=begun)
 
     def advance(self, done: int) -> None:
-        now_s, total = time.monotonic(), self._stage["total"]
-        if now_s - self._told_s < EVENT_S and done != total:
-            return
-        self._told_s, elapsed_s = now_s, now_s - self._began_s
-        left_s = None
-        if total and done > self._begun:
-            left_s = round(max(0, total - done) * elapsed_s / (done - self._begun), 1)
-        event("progress", **self._stage, done=done, elapsed_s=round(elapsed_s, 1), left_s=left_s)
-
-    def say(self, line: str) -> None:
-        event("say", message=line)
-
-    def warn(self, line: str) -> None:
-        event("warning", message=line)
+        pace = self._pace
+        pace.advance(done)
+        if pace.elapsed_s - self._told_s >= EVENT_S or done == pace.total:
+            self._told_s = pace.elapsed_s
+            event("progress", **self._stage, **how_far(pace))
 
 
-class QuietReport(Silent):
-    """Nothing but errors, which are not told here."""
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *_: object) -> None: ...
+def how_far(pace: Pace) -> dict[str, Any]:
+    """Returns how far something is, as an event has it."""
+    left_s = pace.left_s()
+    return {
+        "done": pace.done,
+        "elapsed_s": round(pace.elapsed_s, 1),
+        "left_s": None if left_s is None else round(left_s, 1),
+    }
 
 
 NOTICED_S = 2.0
 """From when on a person wonders whether anything is going on."""
 
 
-class _LateReport(Silent):
+class _LateReport(_Lines):
     """A report that shows nothing of what is done before anybody wonders, and then what is under way."""
 
-    def __init__(self, afterwards: contextlib.ExitStack, *, quiet: bool) -> None:
+    def __init__(self, afterwards: contextlib.ExitStack) -> None:
         self._afterwards = afterwards
-        self._quiet = quiet
         self._shown: Report | None = None
         self._began_s = time.monotonic()
 
@@ -243,28 +293,34 @@ class _LateReport(Silent):
     ) -> None:
         self._stage = name, total, unit
         if self._shown is not None:
-            self._shown.stage(*self._stage)
+            self._shown.stage(*self._stage, begun=begun, told=told)
 
     def advance(self, done: int) -> None:
         if self._shown is None and time.monotonic() - self._began_s >= NOTICED_S:
-            self._shown = report = choose_report(quiet=self._quiet)
+            self._shown = report = choose_report()
             self._afterwards.enter_context(report)
-            self._shown.stage(*self._stage, begun=done)
+            report.stage(*self._stage, begun=done)
         if self._shown is not None:
             self._shown.advance(done)
 
     def say(self, line: str) -> None:
-        (self._shown or choose_report(quiet=self._quiet)).say(line)
+        if self._shown is None:
+            super().say(line)
+        else:
+            self._shown.say(line)
 
     def warn(self, line: str) -> None:
-        (self._shown or choose_report(quiet=self._quiet)).warn(line)
+        if self._shown is None:
+            super().warn(line)
+        else:
+            self._shown.warn(line)
 
 
 @contextlib.contextmanager
-def late_report(*, quiet: bool = False) -> Iterator[Report]:
+def late_report() -> Iterator[Report]:
     """Gives a report for what is usually done at once, and tells it also of the videos that are read meanwhile."""
     with contextlib.ExitStack() as afterwards:
-        report = _LateReport(afterwards, quiet=quiet)
+        report = _LateReport(afterwards)
         with reading_told(report):
             yield report
 
@@ -272,11 +328,14 @@ def late_report(*, quiet: bool = False) -> Iterator[Report]:
 __all__ = [
     "JsonReport",
     "LiveReport",
+    "Pace",
     "PlainReport",
     "QuietReport",
     "Report",
     "choose_report",
     "clock",
+    "has_live_terminal",
+    "how_far",
     "late_report",
-    "rate_text",
+    "timed",
 ]

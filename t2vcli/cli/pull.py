@@ -37,7 +37,7 @@ def pull(
     revision: opt.RevisionOpt = None,
     variant: opt.VariantOpt = None,
     offline: opt.OfflineOpt = False,
-    quiet: opt.QuietOpt = False,
+    quiet: opt.QuietOpt = 0,
     progress: opt.ProgressOpt = None,
     as_json: opt.JsonOpt = False,
     debug: opt.DebugOpt = False,
@@ -55,7 +55,7 @@ def pull(
 
     wanted = _meant_by(name, revision, variant)
     pulled: Pulled | None = None
-    with choose_report(quiet=quiet) as report:
+    with choose_report() as report:
         if wanted.model is not None:
             try:
                 pulled = _pull_model(wanted.model, wanted, offline=offline, report=report)

@@ -44,7 +44,7 @@ def resume(
     keep_every: opt.KeepEveryOpt = 10,
     preview: opt.PreviewOpt = False,
     preview_file: opt.PreviewFileOpt = None,
-    quiet: opt.QuietOpt = False,
+    quiet: opt.QuietOpt = 0,
     progress: opt.ProgressOpt = None,
     as_json: opt.JsonOpt = False,
     debug: opt.DebugOpt = False,
@@ -70,7 +70,7 @@ def resume(
 
         return go_on(folder, Policy(overwrite=overwrite, offline=offline, keep_every_s=keep_every), around)
 
-    show_run(make, looking, quiet=quiet, as_json=as_json)
+    show_run(make, looking, as_json=as_json)
 
 
 def decode(
@@ -78,7 +78,7 @@ def decode(
     offline: opt.OfflineOpt = False,
     output: opt.OutputOpt = None,
     overwrite: opt.OverwriteOpt = False,
-    quiet: opt.QuietOpt = False,
+    quiet: opt.QuietOpt = 0,
     progress: opt.ProgressOpt = None,
     as_json: opt.JsonOpt = False,
     debug: opt.DebugOpt = False,
@@ -94,7 +94,7 @@ def decode(
         place = output if output is None or output.name != ANY_NAME else output.parent / _video_of(folder)
         return from_latents(folder, place, Policy(overwrite=overwrite, offline=offline), around)
 
-    show_run(make, quiet=quiet, as_json=as_json)
+    show_run(make, as_json=as_json)
 
 
 def _video_of(run: Path) -> str:

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
 
 def run_and_report(
-    job: Job, policy: Policy, several: dict[str, Any], looking: Looking, *, sheet: bool, quiet: bool, as_json: bool
+    job: Job, policy: Policy, several: dict[str, Any], looking: Looking, *, sheet: bool, as_json: bool
 ) -> None:
     """Makes what a job asks for, or each of its variants, and prints where it is; with `sheet`, then a picture of all."""
     if any(value is not None for value in several.values()):
@@ -38,32 +38,30 @@ def run_and_report(
         if len(spread) > 1:
             if looking != Looking():
                 raise UsageError("--preview and --preview-file show one clip; leave them out, or make one clip")
-            _run_variants(job, spread, policy, sheet=sheet, quiet=quiet, as_json=as_json)
+            _run_variants(job, spread, policy, sheet=sheet, as_json=as_json)
             return
         job = only_one(job, spread)
-    _run_one(job, policy, looking, sheet=sheet, quiet=quiet, as_json=as_json)
+    _run_one(job, policy, looking, sheet=sheet, as_json=as_json)
 
 
-def _run_variants(job: Job, spread: Spread, policy: Policy, *, sheet: bool, quiet: bool, as_json: bool) -> None:
+def _run_variants(job: Job, spread: Spread, policy: Policy, *, sheet: bool, as_json: bool) -> None:
     """Makes the variants that are not there yet. Raises BatchError if some failed."""
     from t2vcli.batches.run import Settings
     from t2vcli.batches.variants import make_variants, variants_of
     from t2vcli.cli.batch_progress import choose_batch_display, counts
 
     with contextlib.ExitStack() as afterwards:
-        with late_report(quiet=quiet):
+        with late_report():
             variants = afterwards.enter_context(variants_of(job, spread))
-        if variants.seed is not None and not quiet:
+        if variants.seed is not None:
             say(f"seed {variants.seed}; --seed {variants.seed} makes the same clips")
         made: dict[int, Path] = {}
         printed = _printed(variants, as_json, made)
-        display = afterwards.enter_context(choose_batch_display(quiet=quiet, printed=printed))
+        display = afterwards.enter_context(choose_batch_display(printed))
         tally = make_variants(variants, Settings(policy=policy), watch=display, stop=stopping.by_signals())
-        elapsed_s = display.elapsed_s
-    if not quiet:
-        say(counts(tally, elapsed_s, left=False))
+    say(counts(tally, display.pace))
     if sheet and made:
-        _write_sheet([made[place] for place in sorted(made)], policy, quiet=quiet)
+        _write_sheet([made[place] for place in sorted(made)], policy)
     if tally.failed:
         raise BatchError(
             f"{tally.failed:,} of {tally.total:,} clips failed: {tally.failures[0].error};"
@@ -95,23 +93,22 @@ def _printed(variants: Variants, as_json: bool, made: dict[int, Path]) -> Callab
     return printed
 
 
-def _write_sheet(clips: list[Path], policy: Policy, *, quiet: bool) -> None:
+def _write_sheet(clips: list[Path], policy: Policy) -> None:
     """Writes a sheet of clips under a name of its own, or in place of the same clips' older one, and says where it is."""
     from t2vcli.galleries.sheets import free_name, make_sheet
 
     path, is_older_one = free_name(clips)
-    with late_report(quiet=quiet) as report:
+    with late_report() as report:
         make_sheet(clips, path, overwrite=is_older_one, bare=policy.bare, report=report)
-    if not quiet:
-        say(f"the sheet is {path}")
+    say(f"the sheet is {path}{size_told(lambda: path.stat().st_size)}")
 
 
-def _run_one(job: Job, policy: Policy, looking: Looking, *, sheet: bool, quiet: bool, as_json: bool) -> None:
+def _run_one(job: Job, policy: Policy, looking: Looking, *, sheet: bool, as_json: bool) -> None:
     from t2vcli.asking.claim import claimed
     from t2vcli.asking.work import check_place
 
     with contextlib.ExitStack() as afterwards:
-        with late_report(quiet=quiet):
+        with late_report():
             work, claim = afterwards.enter_context(claimed(job, policy))
         # What can be known to be wrong without torch is refused before it is imported (that takes seconds). An unfinished
         # run that is gone on with may only have to be cleared away, or its draft be written already.
@@ -123,23 +120,23 @@ def _run_one(job: Job, policy: Policy, looking: Looking, *, sheet: bool, quiet: 
 
             return run(work, policy, around, claim=claim)
 
-        done = show_run(make, looking, quiet=quiet, as_json=as_json)
+        done = show_run(make, looking, as_json=as_json)
     if sheet:
-        _write_sheet([done.place], policy, quiet=quiet)
+        _write_sheet([done.place], policy)
 
 
-def _size_of(done: Result) -> str:
-    """Returns ", 34 kB": what the file takes, or all the pictures of a folder."""
+def size_told(measured: Callable[[], int]) -> str:
+    """Returns ", 34 kB", what a file takes on the disk, or "" if it has been moved away by now."""
     try:
-        return f", {bytes_text(done.size_bytes)}"
-    except OSError:  # moved away by now
+        return f", {bytes_text(measured())}"
+    except OSError:
         return ""
 
 
-def show_run(make: Callable[[Around], Result], looking: Looking | None = None, *, quiet: bool, as_json: bool) -> Result:
+def show_run(make: Callable[[Around], Result], looking: Looking | None = None, *, as_json: bool) -> Result:
     """Makes something under a progress display, and prints and returns the result: the file, or the folder of its pictures."""
     started_s = time.monotonic()
-    with choose_report(quiet=quiet, with_picture=looking is not None and looking.in_terminal) as report:
+    with choose_report(with_picture=looking is not None and looking.in_terminal) as report:
         report.stage("start")  # importing torch takes seconds
         from t2vcli.jobs.around import Around
 
@@ -147,11 +144,10 @@ def show_run(make: Callable[[Around], Result], looking: Looking | None = None, *
         done = make(Around(report=report, stop=stopping.by_signals(), previews=previews))
     elapsed_s = time.monotonic() - started_s
     video = done.video
-    if not quiet:
-        say(
-            f"{counted(video.frames, 'frame')} of {video.width}x{video.height} at {float(video.fps):g} fps,"
-            f" seed {done.seed}, in {clock(elapsed_s)}{_size_of(done)}"
-        )
+    say(
+        f"{counted(video.frames, 'frame')} of {video.width}x{video.height} at {float(video.fps):g} fps,"
+        f" seed {done.seed}, in {clock(elapsed_s)}{size_told(lambda: done.size_bytes)}"
+    )
     if as_json:
         result_json({**done.written(), "elapsed_s": round(elapsed_s, 3)})
     else:
@@ -159,13 +155,12 @@ def show_run(make: Callable[[Around], Result], looking: Looking | None = None, *
     return done
 
 
-def print_video(path: Path, video: VideoInfo, size_bytes: int, *, quiet: bool, as_json: bool) -> None:
+def print_video(path: Path, video: VideoInfo, size_bytes: int, *, as_json: bool) -> None:
     """Prints a video that was written: its path, or one JSON object, and to stderr what it is."""
-    if not quiet:
-        say(
-            f"{counted(video.frames, 'frame')} of {video.width}x{video.height} at {float(video.fps):g} fps,"
-            f" {bytes_text(size_bytes)}"
-        )
+    say(
+        f"{counted(video.frames, 'frame')} of {video.width}x{video.height} at {float(video.fps):g} fps,"
+        f" {bytes_text(size_bytes)}"
+    )
     if not as_json:
         result_path(path)
         return

@@ -8,9 +8,11 @@ from typing import Annotated
 import typer
 
 from t2vcli.cli import options as opt
-from t2vcli.cli.console import result_path
+from t2vcli.cli.console import result_path, say
 from t2vcli.cli.progress import late_report
+from t2vcli.cli.running import size_told
 from t2vcli.paths import expanded
+from t2vcli.report import counted
 
 ClipsArg = Annotated[
     list[Path],
@@ -36,6 +38,8 @@ def sheet(
     most: Annotated[int, typer.Option(help="At most so many frames of a clip, evenly picked.", min=1, max=1024)] = 16,
     scale: Annotated[int, typer.Option(help="Enlarge each pixel this many times.", min=1, max=16)] = 1,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an existing PNG.")] = False,
+    quiet: opt.QuietOpt = 0,
+    progress: opt.ProgressOpt = None,
     debug: opt.DebugOpt = False,
 ) -> None:
     """Lay out the frames of a clip in one PNG; of several clips, a labelled row each.
@@ -46,4 +50,5 @@ def sheet(
 
     with late_report() as report:
         path = make_sheet(clips, output, columns=columns, most=most, scale=scale, overwrite=overwrite, report=report)
+    say(f"{counted(len(clips), 'clip')} in the sheet{size_told(lambda: path.stat().st_size)}")
     result_path(path)
