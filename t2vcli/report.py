@@ -3,13 +3,23 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextvars import ContextVar
-from typing import Protocol
+from typing import NamedTuple, Protocol
+
+
+class Ahead(NamedTuple):
+    """A stage that is still to come, and how long it is predicted to take."""
+
+    stage: str
+    seconds: float
 
 
 class Report(Protocol):
     """Receives a job's stages and remarks, in order."""
+
+    def ahead(self, course: Sequence[Ahead]) -> None:
+        """The stages to come that take time. A prediction may be wrong by a factor, which is then that of all."""
 
     def stage(
         self, name: str, total: int | None = None, unit: str = "frame", *, begun: int = 0, told: str = ""
@@ -36,6 +46,8 @@ def counted(number: int, unit: str) -> str:
 
 class Silent:
     """A report that nobody reads."""
+
+    def ahead(self, course: Sequence[Ahead]) -> None: ...
 
     def stage(
         self, name: str, total: int | None = None, unit: str = "frame", *, begun: int = 0, told: str = ""

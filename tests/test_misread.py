@@ -5,14 +5,18 @@ from __future__ import annotations
 import json
 import sys
 import time
+from collections.abc import Sequence
 from fractions import Fraction
 from pathlib import Path
+from typing import Any, ClassVar
 
 import pytest
 from clips import make_clip, ramp
 from commandline import contents, sentence, t2v, untimed
 
+import t2vcli
 from t2vcli.cli.progress import JsonReport, LiveReport, PlainReport
+from t2vcli.report import Ahead
 from t2vcli.video.writer import write_video
 
 DEMO = ("-p", "demo", "--dry-run")
@@ -217,6 +221,43 @@ def test_progress_counts_what_was_done_before_and_measures_only_its_own(
         "denoise: 40 of 40 in 2:20, 5.00 s/step",
     ]
     assert [json.loads(each)["left_s"] for each in (first, third, last)] == [135.0, 120.0, 0.0]
+
+
+def test_the_time_left_is_that_of_all_stages_to_come(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    now_s = [0.0]
+    monkeypatch.setattr(time, "monotonic", lambda: now_s[0])
+    report = PlainReport()
+    report.ahead([Ahead("denoise", 30), Ahead("encode", 5), Ahead("denoise", 60), Ahead("decode and write", 10)])
+    report.stage("encode")  # of the words, which takes no time
+    report.stage("denoise", 20, "step")
+    for now_s[0], done in ((10.0, 10), (20.0, 20)):
+        report.advance(done)
+    report.stage("denoise", 20, "step")
+    now_s[0] = 22.0
+    report.advance(1)
+    told = [line for line in untimed(capsys.readouterr().err).splitlines() if "left" in line]
+    assert told == ["denoise: 10 of 20, 1:00 left", "denoise: 1 of 20, 45 s left"]
+
+
+def test_the_stages_that_are_told_ahead_are_those_that_come() -> None:
+    class Listening(t2vcli.Silent):
+        course: ClassVar[list[str]] = []
+        came: ClassVar[list[str]] = []
+
+        def ahead(self, course: Sequence[Ahead]) -> None:
+            self.course[:] = [each.stage for each in course]
+            assert all(each.seconds > 0 for each in course)
+
+        def stage(self, name: str, total: int | None = None, unit: str = "frame", **_: object) -> None:
+            if total is not None:
+                self.came.append(name)
+
+    small: dict[str, Any] = {"preset": "demo", "frames": 2, "steps": 1, "width": 32, "height": 32, "seed": 5}
+    t2vcli.generate("x", "x.mkv", report=Listening(), upscale="demo-XL", keep_draft=True, **small)
+    assert Listening.came == ["denoise", "decode and write", "encode", "denoise", "decode and write"]
+    assert Listening.course == Listening.came
 
 
 def test_a_log_of_a_long_stage_is_short(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:

@@ -6,7 +6,7 @@ import gc
 import hashlib
 import json
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -17,6 +17,7 @@ from t2vcli.batches.wanted import work_of
 from t2vcli.batches.workers import Event, Failed, Finished, Made, Ready, Stopped, Task
 from t2vcli.errors import Interrupted, OutputError, T2VError
 from t2vcli.limits import limit_met
+from t2vcli.report import Ahead
 from t2vcli.stopping import Stop
 
 if TYPE_CHECKING:
@@ -130,6 +131,8 @@ class Telling:
         self._watch = watch
         self._told: set[str] = set()
         self._stage: tuple[str, int | None, str] = ("start", None, "frame")
+
+    def ahead(self, course: Sequence[Ahead]) -> None: ...
 
     def stage(
         self, name: str, total: int | None = None, unit: str = "frame", *, begun: int = 0, told: str = ""

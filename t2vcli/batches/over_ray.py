@@ -19,7 +19,7 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -32,6 +32,7 @@ from t2vcli.batches.joblist import Planned
 from t2vcli.batches.loop import Watch
 from t2vcli.batches.workers import Died, Event, Failed, Finished, Made, Ready, Stopped, Task, Unfit
 from t2vcli.errors import DeviceError, Interrupted, OutputError, T2VError
+from t2vcli.report import Ahead
 
 if TYPE_CHECKING:
     from t2vcli.jobs.around import Around
@@ -143,6 +144,8 @@ class Worker:
         return self._around
 
     # A job's report
+
+    def ahead(self, course: Sequence[Ahead]) -> None: ...
 
     def stage(
         self, name: str, total: int | None = None, unit: str = "frame", *, begun: int = 0, told: str = ""

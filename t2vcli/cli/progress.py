@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
 
@@ -14,7 +14,7 @@ from rich.segment import Segments
 from rich.text import Text
 
 from t2vcli.cli.console import error_console, event, is_quiet, printable, say, speaks_json
-from t2vcli.report import Report, Silent, counted, reading_told
+from t2vcli.report import Ahead, Report, Silent, counted, reading_told
 
 if TYPE_CHECKING:
     from rich.console import Console, RenderableType
@@ -48,11 +48,12 @@ def clock(seconds: float) -> str:
 class Pace:
     """How far `total` units are, and how long the rest will take at the pace since now.
 
-    `begun` of them were done before, which says nothing of the pace.
+    `begun` of them were done before, which says nothing of the pace. What comes after the last is `later` times as long as
+    all of them.
     """
 
-    def __init__(self, total: int | None, unit: str, begun: int = 0) -> None:
-        self.total, self.unit, self.begun = total, unit, begun
+    def __init__(self, total: int | None, unit: str, begun: int = 0, later: float = 0.0) -> None:
+        self.total, self.unit, self.begun, self.later = total, unit, begun, later
         self.done = begun
         self._began_s = time.monotonic()
         self._ended_s: float | None = None
@@ -81,12 +82,19 @@ class Pace:
             return None
         return max(0, self.total - self.done) * self.elapsed_s / (self.done - self.begun)
 
+    def all_left_s(self) -> float | None:
+        """Returns the seconds until the end of what comes after, too."""
+        left_s = self.left_s()
+        if left_s is None or not self.total:
+            return None
+        return left_s + self.later * self.total * self.elapsed_s / (self.done - self.begun)
+
     def __str__(self) -> str:
-        """Returns "13 of 40, 15 s left", and at the end "40 of 40 in 46 s, 1.15 s/step"."""
+        """Returns "13 of 40, 15 s left" until the end of all, and at the end "40 of 40 in 46 s, 1.15 s/step"."""
         if not self.total:
             return clock(self.elapsed_s)
         far = f"{self.done:,} of {self.total:,}"
-        left_s = self.left_s()
+        left_s = self.all_left_s()
         if left_s is None:
             return far
         if self.done < self.total:
@@ -126,7 +134,24 @@ class _WithPicture(Progress):
 WIDE_COLUMNS, NARROW_COLUMNS = 100, 72
 
 
-class LiveReport:
+class _OnCourse:
+    """What is still to come of a run's stages, for those that tell how long it takes."""
+
+    _course: Sequence[Ahead] = ()
+
+    def ahead(self, course: Sequence[Ahead]) -> None:
+        self._course = course
+
+    def _begins(self, name: str, total: int | None) -> float:
+        """Takes note that a stage begins. Returns how long those after it take, as a multiple of it."""
+        places = [place for place, each in enumerate(self._course) if each.stage == name]
+        if total is None or not places:
+            return 0.0
+        own, *self._course = self._course[places[0] :]
+        return sum(each.seconds for each in self._course) / own.seconds
+
+
+class LiveReport(_OnCourse):
     """One line a stage, the current one moving; below them a picture of the clip, where there is one."""
 
     def __init__(self, *, with_picture: bool = False) -> None:
@@ -174,7 +199,7 @@ class LiveReport:
         self, name: str, total: int | None = None, unit: str = "frame", *, begun: int = 0, told: str = ""
     ) -> None:
         self._finish()
-        self._pace = Pace(total, unit, begun)
+        self._pace = Pace(total, unit, begun, self._begins(name, total))
         description = f"{name} ({told})" if told else name
         self._task = self._progress.add_task(description, total=total, completed=begun, pace=self._pace)
 
@@ -213,7 +238,7 @@ LOG_EVERY_S = 5.0
 LOG_EVERY_PART = 100
 
 
-class PlainReport(_Lines):
+class PlainReport(_OnCourse, _Lines):
     """Lines for a log, with the time of day: a stage's name, its first and its last unit, and what is between.
 
     Of that at most a line each five seconds, and at most one each hundredth: a log of a night is read by people, too.
@@ -222,7 +247,7 @@ class PlainReport(_Lines):
     def stage(
         self, name: str, total: int | None = None, unit: str = "frame", *, begun: int = 0, told: str = ""
     ) -> None:
-        self._name, self._pace = name, Pace(total, unit, begun)
+        self._name, self._pace = name, Pace(total, unit, begun, self._begins(name, total))
         self._told, self._told_s = begun, 0.0
         before = f", {begun:,} of them done before" if begun else ""
         say(timed(name if total is None else f"{name}: {told or counted(total, unit)}{before}"))
@@ -248,14 +273,14 @@ EVENT_S = 0.1
 """How long after an event of progress the next one waits, unless it is the last of its stage."""
 
 
-class JsonReport(_Lines):
+class JsonReport(_OnCourse, _Lines):
     """An event a line for programs: a stage begins, so much of it is done, something is said (docs/progress.md)."""
 
     def stage(
         self, name: str, total: int | None = None, unit: str = "frame", *, begun: int = 0, told: str = ""
     ) -> None:
         self._stage: dict[str, Any] = {"stage": name, "total": total, "unit": None if total is None else unit}
-        self._pace, self._told_s = Pace(total, unit, begun), -EVENT_S
+        self._pace, self._told_s = Pace(total, unit, begun, self._begins(name, total)), -EVENT_S
         event("stage", **self._stage, begun=begun)
 
     def advance(self, done: int) -> None:
@@ -263,7 +288,9 @@ class JsonReport(_Lines):
         pace.advance(done)
         if pace.elapsed_s - self._told_s >= EVENT_S or done == pace.total:
             self._told_s = pace.elapsed_s
-            event("progress", **self._stage, **how_far(pace))
+            all_left_s = pace.all_left_s()
+            of_all = {"all_left_s": None if all_left_s is None else round(all_left_s, 1)}
+            event("progress", **self._stage, **how_far(pace), **of_all)
 
 
 def how_far(pace: Pace) -> dict[str, Any]:

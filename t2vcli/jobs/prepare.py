@@ -23,7 +23,7 @@ from t2vcli.planning.forecast import architecture_of, table_forecast, weight_byt
 from t2vcli.planning.hardware import free_host_bytes
 from t2vcli.planning.merging import merging_of
 from t2vcli.planning.plan import MemoryPlan, no_forecast, vram_budget
-from t2vcli.planning.shape import runs_both_halves
+from t2vcli.planning.shape import Shape, runs_both_halves, shape_of
 from t2vcli.planning.windows import Division
 from t2vcli.presets import Preset
 from t2vcli.report import Report, told_in_megabytes
@@ -56,6 +56,11 @@ class Prepared:
     @property
     def dtype(self) -> torch.dtype:
         return DTYPES[self.plan.dtype]
+
+    def shape(self, request: Request, frames: int) -> Shape:
+        """Returns the shape of the request's clip of `frames`."""
+        unet_config, scale = self.files.config("unet"), vae_scale(self.files.config("vae"))
+        return shape_of(request, self.division, frames=frames, vae_scale=scale, unet_config=unet_config)
 
 
 def prepare(

@@ -24,6 +24,7 @@ from t2vcli.engine.exchange import LATENTS, NOISE
 from t2vcli.engine.memory import PlacedModel
 from t2vcli.errors import DeviceError, ExistsError, InputError
 from t2vcli.jobs.around import Around
+from t2vcli.jobs.course import course_of
 from t2vcli.jobs.keep import (
     Book,
     Keeper,
@@ -207,6 +208,7 @@ def _made_and_written(work: Work, prepared: Sequence[Prepared], policy: Policy, 
         around.previews.of_clip(fps=work.fps, mark=mark)
     last = with_kept_plan(prepared[-1], kept.went.plan)
     first = work.first
+    around.report.ahead(course_of(work, prepared, first=len(work.stages) - 1))
     draft_went: dict[str, Any] = {}
     steps = Steps(around.watch)
     around = replace(around, watch=steps.watch)

@@ -6,11 +6,9 @@ import time
 from collections.abc import Sequence
 
 from t2vcli.asking.work import Work
-from t2vcli.engine.loading import vae_scale
 from t2vcli.jobs.around import Seen, Watch
 from t2vcli.jobs.prepare import Prepared
 from t2vcli.planning.forecast import architecture_of
-from t2vcli.planning.shape import shape_of
 from t2vcli.planning.speeds import speeds_here
 from t2vcli.planning.times import key_of, predicted_times, remember_times
 from t2vcli.request import Request
@@ -36,18 +34,10 @@ class Steps:
 def remember_run(work: Work, prepared: Sequence[Prepared], steps: Steps, frame_s: float) -> None:
     """Remembers what the stages of a run that went as planned took; `frame_s`, a frame of the last to be decoded and written."""
     for number, (stage, each) in enumerate(zip(work.stages, prepared, strict=True)):
-        step_s, unet_config = steps.step_s(stage.request), each.files.config("unet")
-        architecture = architecture_of(unet_config)
+        step_s, architecture = steps.step_s(stage.request), architecture_of(each.files.config("unet"))
         if step_s is None or architecture is None:
             continue
-        request, plan = stage.request, each.plan
-        shape = shape_of(
-            request,
-            each.division,
-            frames=work.frames,
-            vae_scale=vae_scale(each.files.config("vae")),
-            unet_config=unet_config,
-        )
+        request, plan, shape = stage.request, each.plan, each.shape(stage.request, work.frames)
         speeds = speeds_here(plan.device, request.vram)
         took = {"denoise": step_s, **({"decode": frame_s} if number == len(prepared) - 1 else {})}
         remember_times(key_of(request, plan, speeds), predicted_times(request, architecture, shape, plan, speeds), took)

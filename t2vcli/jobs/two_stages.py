@@ -20,6 +20,7 @@ from t2vcli.engine.sources import filled
 from t2vcli.errors import InputError, NonFiniteError
 from t2vcli.jobs.around import Around
 from t2vcli.jobs.attempt import Attempts
+from t2vcli.jobs.course import course_of
 from t2vcli.jobs.keep import Keeper, with_kept_plan
 from t2vcli.jobs.models import parts_of_diffusers
 from t2vcli.jobs.prepare import Prepared
@@ -106,6 +107,7 @@ def in_two_stages(
         nonlocal begun
         begun = True
         own = kept.draft
+        report.ahead(course_of(work, prepared))
         made = from_prompt(request, with_kept_plan(prepared[0], own.went.plan), kept=own, around=around)
         told.update(how_it_went(made.attempts))
         if work.draft is not None:
