@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from enum import StrEnum
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
@@ -24,13 +23,6 @@ if TYPE_CHECKING:
 
 LIST, FAILURES, SEVERAL = "The list", "Failures", "Several processes"
 RUN = "run"
-
-
-class FormatName(StrEnum):
-    txt = "txt"
-    jsonl = "jsonl"
-    yaml = "yaml"
-    csv = "csv"
 
 
 class BatchGroup(ErrorBoundary):
@@ -85,7 +77,7 @@ SetOpt = Annotated[
     typer.Option("--set", metavar="NAME=VALUE", help="Set a field of jobs that do not have it.", rich_help_panel=LIST),
 ]
 FormatOpt = Annotated[
-    FormatName | None,
+    Literal["txt", "jsonl", "yaml", "csv"] | None,
     typer.Option("--format", help="The list's format, if its name does not tell.", rich_help_panel=LIST),
 ]
 NameOpt = Annotated[
@@ -217,7 +209,7 @@ def run(
     if job_timeout is not None and cluster is None:
         raise UsageError("--job-timeout needs --workers or --ray: one process cannot end itself")
     settings = Settings(
-        kind=kind.value if kind else None,
+        kind=kind,
         defaults=_defaults(preset, set_ or []),
         name=name,
         skip_invalid=skip_invalid,

@@ -10,7 +10,7 @@ from t2vcli.cli import options as opt
 from t2vcli.cli.convert import ToOpt
 from t2vcli.cli.progress import choose_report
 from t2vcli.cli.running import print_video
-from t2vcli.cli.sheet import ClipsArg
+from t2vcli.cli.sheet import ClipsArg, EnlargedOpt
 from t2vcli.errors import UsageError
 
 
@@ -21,7 +21,7 @@ def compare(
         int | None,
         typer.Option(help="Clips in a row. If not given: up to three; more clips nearly form a square.", min=1, max=25),
     ] = None,
-    scale: Annotated[int, typer.Option(help="Enlarge each pixel this many times.", min=1, max=16)] = 1,
+    scale: EnlargedOpt = 1,
     fps: Annotated[str | None, typer.Option(help="The video's rate; the highest of the clips if not given.")] = None,
     overwrite: opt.OverwriteOpt = False,
     quiet: opt.QuietOpt = 0,

@@ -23,6 +23,9 @@ ClipsArg = Annotated[
         show_default=False,
     ),
 ]
+EnlargedOpt = Annotated[
+    int, typer.Option("--scale", metavar="N", help="Enlarge each pixel this many times.", min=1, max=16)
+]
 
 
 def sheet(
@@ -36,8 +39,8 @@ def sheet(
     ] = None,
     columns: Annotated[int, typer.Option(help="Frames in a row.", min=1, max=64)] = 8,
     most: Annotated[int, typer.Option(help="At most so many frames of a clip, evenly picked.", min=1, max=1024)] = 16,
-    scale: Annotated[int, typer.Option(help="Enlarge each pixel this many times.", min=1, max=16)] = 1,
-    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an existing PNG.")] = False,
+    scale: EnlargedOpt = 1,
+    overwrite: opt.OverwriteOpt = False,
     quiet: opt.QuietOpt = 0,
     progress: opt.ProgressOpt = None,
     debug: opt.DebugOpt = False,
