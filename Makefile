@@ -69,7 +69,7 @@ bench: $(READY)  ## measure beside named baselines, and write benchmarks/REPORT.
 	$(BIN)/python -m benchmarks.run
 
 bench-full: $(READY)  ## the same, and models of full size (an hour, 16 GiB)
-	$(BIN)/python -m benchmarks.run --full
+	$(BIN)/python -m benchmarks.run --full --seconds 120 --limit 1200
 
 bench-windows: $(READY)  ## measure windows, loops, tiles and joints on the embedded model (most of an hour)
 	OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.windows

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import functools
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -73,8 +74,8 @@ def ways() -> dict[str, dict[str, Any]]:
     return {**packed, "each layer at once": {}, **chunked}
 
 
-def against_plain(case: Case, settings: Mapping[str, Any], pairs: int) -> Measured:
-    """Returns our forward, in one way, beside diffusers' on the same weights, in turn.
+def against_plain(case: Case, settings: Mapping[str, Any], in_turn: Callable[..., Measured]) -> Measured:
+    """Returns our forward, in one way, beside diffusers' on the same weights, as `in_turn` (of benchmarks.measure) does it.
 
     Packing is undone and done again between two runs, outside of what is timed: diffusers' runs on weights that are not
     packed.
@@ -93,7 +94,7 @@ def against_plain(case: Case, settings: Mapping[str, Any], pairs: int) -> Measur
             took, result = timed(lambda: _result(lambda: forward(*case.inputs)))
         return took
 
-    measured = in_turn(ours, lambda: timed(lambda: _result(lambda: plain(*case.inputs)))[0], pairs=pairs, warm=False)
+    measured = in_turn(ours, lambda: timed(lambda: _result(lambda: plain(*case.inputs)))[0], warm=False)
     measured.flops = counter.get_total_flops()
     measured.apart = float((result - expected).abs().max() / expected.abs().max())
     return measured
@@ -132,7 +133,7 @@ def main() -> None:
     torch.set_num_threads(arguments.threads)
     case = case_of(arguments.size)
     for name, settings in ways().items():
-        measured = against_plain(case, settings, arguments.rounds)
+        measured = against_plain(case, settings, functools.partial(in_turn, pairs=arguments.rounds))
         told = f"{spread(measured.ratios('cpu_s'))} of diffusers' CPU time, {arguments.rounds} pairs"
         ratio = predicted(case, settings)
         print(f"{arguments.size}: {name}: {told} ({ratio:.2f} predicted), {measured.apart:.1e} apart", flush=True)

@@ -107,12 +107,25 @@ class Measured:
         return cls(**whole)
 
 
-def in_turn(ours: Callable[[], Took], baseline: Callable[[], Took], *, pairs: int, warm: bool = True) -> Measured:
-    """Returns pairs of ours and the baseline, in turn; before them each has run once, if `warm`. Says how far it is."""
-    measured = Measured()
+def in_turn(
+    ours: Callable[[], Took],
+    baseline: Callable[[], Took],
+    *,
+    pairs: int,
+    warm: bool = True,
+    seconds: float = math.inf,
+) -> Measured:
+    """Returns pairs of ours and the baseline, in turn; before them each has run once, if `warm`. Says how far it is.
+
+    After so many `seconds` no further pair begins; there is one at the least.
+    """
+    measured, started_s = Measured(), time.monotonic()
     if warm:
         ours(), baseline()  # what they read is in the system's cache from here on
     for number in range(pairs):
+        if number and time.monotonic() - started_s > seconds:
+            say(f"  {number} of {pairs} pairs: its {seconds:g} s are over")
+            break
         measured.ours.append(ours())
         measured.baseline.append(baseline())
         say(f"  pair {number + 1} of {pairs}: {measured.ratios('cpu_s')[-1]:.2f} of the CPU time")

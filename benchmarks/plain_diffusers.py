@@ -3,8 +3,9 @@
     python benchmarks/plain_diffusers.py generate MODEL_FOLDER OUT.mp4              text to video
     python benchmarks/plain_diffusers.py upscale MODEL_FOLDER OUT.mp4 IN.mp4        a video enlarged to 128x128
     python benchmarks/plain_diffusers.py both MODEL_FOLDER OUT.mp4                  text to video, then enlarged
+    python benchmarks/plain_diffusers.py bf16 MODEL_FOLDER OUT.mp4                  text to video: 4 frames, 128x128, bf16
 
-The settings are those of the presets demo and demo-XL.
+The settings are those of the presets demo and demo-XL, but for those.
 """
 
 import sys
@@ -23,14 +24,14 @@ PROMPT = "a red boat moving right on the sea"
 what, folder, out, *source = sys.argv[1:]
 
 
-def generate() -> list:
-    pipe = DiffusionPipeline.from_pretrained(folder, dtype=torch.float32)
+def generate(frames: int = 16, side: int = 64, dtype: torch.dtype = torch.float32) -> list:
+    pipe = DiffusionPipeline.from_pretrained(folder, dtype=dtype)
     pipe.scheduler = DPMSolverMultistepScheduler.from_config(pipe.scheduler.config)
     return pipe(
         PROMPT,
-        num_frames=16,
-        height=64,
-        width=64,
+        num_frames=frames,
+        height=side,
+        width=side,
         num_inference_steps=6,
         guidance_scale=2.0,
         generator=torch.Generator().manual_seed(1),
@@ -53,6 +54,8 @@ def upscale(frames: list) -> list:
 
 if what == "generate":
     frames = generate()
+elif what == "bf16":
+    frames = generate(4, 128, torch.bfloat16)
 elif what == "upscale":
     frames = upscale(load_video(source[0]))
 else:

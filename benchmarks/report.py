@@ -76,8 +76,9 @@ def text(entries: Sequence[Entry], machine: Mapping[str, Any]) -> str:
     memory = [_memory_line(*found) for row in ROWS if row.by == "peak_bytes" for found in _found(here, row)]
     if memory:
         parts += [
-            "The most memory that the process has held, a clip of the demo model in windows of 16 frames, two steps:\n",
-            "| what | baseline | ratio | ours | CPU time | pairs | measured |\n|---|---|---|---|---|---|---|\n"
+            "The most memory that the process has held: clips of the demo model in windows of 16 frames, two steps, if nothing"
+            " else is said.\n",
+            "| what | baseline | ratio | bar | ours | CPU time | pairs | measured |\n|---|---|---|---|---|---|---|---|\n"
             + "\n".join(memory)
             + "\n",
         ]
@@ -129,6 +130,7 @@ def _memory_line(row: Row, measured: Measured, entry: Entry) -> str:
         row.name.partition(": ")[2],
         row.baseline,
         f"**{spread(measured.ratios('peak_bytes'))}**",
+        "" if row.bar is None else f"{row.bar:.2f}",
         f"{measured.median('peak_bytes') / MIB:.0f} MiB",
         f"{measured.median('cpu_s'):.1f} s",
         str(len(measured.ours)),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import math
 import sys
 import tempfile
 from collections.abc import Callable, Iterator, Mapping
@@ -21,11 +22,12 @@ PYTHON = [sys.executable]
 T2V = [sys.executable, "-m", "t2vcli"]
 PROMPT = "a red boat moving right on the sea"
 
-# Ends the process at the first call of the UNet: what came before it is the start.
+# Ends the process at the first call of the UNet, but for that which tries the parts out: what came before it is the start.
 OURS_UNTIL = """
 import os, sys
 from t2vcli.engine.layerwise.unet import LayerwiseUNet
-LayerwiseUNet.__call__ = lambda *_, **__: os._exit(0)
+forward = LayerwiseUNet.__call__
+LayerwiseUNet.__call__ = lambda unet, x, *rest: forward(unet, x, *rest) if x.is_meta else os._exit(0)
 from t2vcli.cli.main import main
 sys.argv = ["t2v", *sys.argv[1:]]
 main()
@@ -41,11 +43,18 @@ runpy.run_path(sys.argv[0], run_name="__main__")
 
 @dataclass(frozen=True)
 class Effort:
-    """How much is measured: so many pairs, in a folder of its own; `quick`: the least that shows that it works."""
+    """How much is measured: so many pairs at the most, in a folder of its own, none begun after so many `seconds`.
+
+    `quick`: the least that shows that it works.
+    """
 
     pairs: int
     folder: Path
     quick: bool = False
+    seconds: float = math.inf
+
+    def in_turn(self, ours: Callable[[], Took], baseline: Callable[[], Took], *, warm: bool = True) -> Measured:
+        return in_turn(ours, baseline, pairs=self.pairs, warm=warm and not self.quick, seconds=self.seconds)
 
 
 @dataclass(frozen=True)
@@ -66,15 +75,13 @@ class Row:
 
 
 def of_commands(
-    ours: Callable[[Path], list[str]], baseline: Callable[[Path], list[str]], status: int = 0
+    ours: Callable[[Path], list[str]], baseline: Callable[[Path], list[str]], status: int = 0, *, warm: bool = True
 ) -> Callable[[Effort], Measured]:
     """Returns the measuring of two commands, made for a folder that is theirs; `status` is what ours exits with."""
 
     def measure(effort: Effort) -> Measured:
         mine, theirs = ours(effort.folder), baseline(effort.folder)
-        return in_turn(
-            lambda: command(mine, status), lambda: command(theirs), pairs=effort.pairs, warm=not effort.quick
-        )
+        return effort.in_turn(lambda: command(mine, status), lambda: command(theirs), warm=warm)
 
     return measure
 
@@ -101,7 +108,7 @@ def _upscale(effort: Effort) -> Measured:
     flags = ["--preset", "demo-XL", "--prompt", PROMPT, "--seed", "1", "--quiet", "--overwrite", "--no-resume"]
     mine = [*T2V, "upscale", str(source), *flags, "-o", str(effort.folder / "ours.mp4")]
     theirs = [*PYTHON, *_script("upscale", effort.folder, str(source))]
-    return in_turn(lambda: command(mine), lambda: command(theirs), pairs=effort.pairs, warm=not effort.quick)
+    return effort.in_turn(lambda: command(mine), lambda: command(theirs))
 
 
 def _memory(frames: int) -> Callable[[Effort], Measured]:
@@ -112,9 +119,40 @@ def _memory(frames: int) -> Callable[[Effort], Measured]:
         flags = ["--frames", str(count), "--steps", "2", "--window", "16", "--overlap", overlap]
         return [*T2V, *_demo(folder), *flags, "--window-schedule", "fixed"]
 
-    if frames == 16:
-        return of_commands(lambda folder: clip(folder, 16), lambda folder: [*PYTHON, *_script("generate", folder)])
-    return of_commands(lambda folder: clip(folder, frames), lambda folder: clip(folder, 16))
+    def baseline(folder: Path) -> list[str]:
+        return [*PYTHON, *_script("generate", folder)] if frames == 16 else clip(folder, 16)
+
+    return of_commands(lambda folder: clip(folder, frames), baseline, warm=False)
+
+
+def _full_flags(model: Path, folder: Path) -> list[str]:
+    """Returns the arguments of a clip of 4 frames by a model of the full size, in bf16 on the CPU."""
+    size = ["--frames", "4", "--width", "128", "--height", "128", "--steps", "2", "--guidance-scale", "2"]
+    where = ["--model", str(model), "--device", "cpu", "--dtype", "bf16"]
+    return ["generate", PROMPT, *where, *size, "--quiet", "--overwrite", "--no-resume", "-o", str(folder / "ours.mp4")]
+
+
+def _full_model(effort: Effort) -> Path:
+    model = effort.folder / "model"
+    command([*PYTHON, "-m", "benchmarks.full_size", str(model)])
+    return model
+
+
+def _full_start(effort: Effort) -> Measured:
+    model = _full_model(effort)
+    mine = [*PYTHON, "-c", OURS_UNTIL, *_full_flags(model, effort.folder)]
+    theirs = [*PYTHON, "-c", PLAIN_UNTIL, str(HERE / "plain_diffusers.py"), "bf16", str(model), "plain.mp4"]
+    return effort.in_turn(lambda: command(mine), lambda: command(theirs))
+
+
+def _full_memory(effort: Effort) -> Measured:
+    """A whole job, beside a process that holds no more than the weights of the UNet, which is the largest part."""
+    from benchmarks.full_size import unet_values
+
+    model = _full_model(effort)
+    mine = [*T2V, *_full_flags(model, effort.folder)]
+    theirs = [*PYTHON, "-c", f"import torch; torch.ones({unet_values()}, dtype=torch.bfloat16)"]
+    return effort.in_turn(lambda: command(mine), lambda: command(theirs), warm=False)
 
 
 # In one process
@@ -126,7 +164,7 @@ def _forward(size: str) -> Callable[[Effort], Measured]:
 
         peak = matmul_peak()
         settings = next(iter(ways().values()))  # as a run on this CPU does it
-        measured = against_plain(case_of(size), settings, effort.pairs)
+        measured = against_plain(case_of(size), settings, effort.in_turn)
         measured.peak = peak
         return measured
 
@@ -150,7 +188,7 @@ def _bf16(effort: Effort) -> Measured:
             forward(*inputs)
             return timed(lambda: forward(*inputs))[0]
 
-    return in_turn(lambda: run(torch.bfloat16), lambda: run(torch.float32), pairs=effort.pairs, warm=False)
+    return effort.in_turn(lambda: run(torch.bfloat16), lambda: run(torch.float32), warm=False)
 
 
 def _text(full: bool) -> Callable[[Effort], Measured]:
@@ -183,20 +221,20 @@ def _text(full: bool) -> Callable[[Effort], Measured]:
                 for _ in range(2 * times):
                     results["theirs"] = theirs(ids).last_hidden_state
 
-        return _with_operations(mine, baseline, results, effort.pairs)
+        return _with_operations(mine, baseline, results, effort)
 
     return measure
 
 
 def _with_operations(
-    mine: Callable[[], None], baseline: Callable[[], None], results: Mapping[str, torch.Tensor], pairs: int
+    mine: Callable[[], None], baseline: Callable[[], None], results: Mapping[str, torch.Tensor], effort: Effort
 ) -> Measured:
     """Returns both in turn, with the operations of ours and how far apart the `results` "ours" and "theirs" are."""
     from torch.utils.flop_counter import FlopCounterMode
 
     with FlopCounterMode(display=False) as counter:
         mine()
-    measured = in_turn(lambda: timed(mine)[0], lambda: timed(baseline)[0], pairs=pairs)
+    measured = effort.in_turn(lambda: timed(mine)[0], lambda: timed(baseline)[0])
     measured.flops, measured.peak = counter.get_total_flops(), matmul_peak()
     ours, theirs = results["ours"], results["theirs"]
     measured.apart = float((ours - theirs).abs().max() / theirs.abs().max())
@@ -243,7 +281,7 @@ def _decode(full: bool) -> Callable[[Effort], Measured]:
                 pictures = theirs.decode(latents[0].transpose(0, 1) / theirs.config.scaling_factor).sample
                 results["theirs"] = (pictures / 2 + 0.5).clamp(0, 1)
 
-        return _with_operations(mine, baseline, results, effort.pairs)
+        return _with_operations(mine, baseline, results, effort)
 
     return measure
 
@@ -304,7 +342,7 @@ def _written(frames: int, side: int) -> Callable[[Effort], Measured]:
             halves = timed(lambda: list(decoded()))[0], timed(lambda: write(iter(ready)))[0]
             return max(halves, key=lambda took: took.wall_s)
 
-        return in_turn(lambda: timed(lambda: write(decoded()))[0], longer, pairs=effort.pairs)
+        return effort.in_turn(lambda: timed(lambda: write(decoded()))[0], longer)
 
     return measure
 
@@ -348,6 +386,7 @@ ROWS: tuple[Row, ...] = (
         ),
         0.5,
     ),
+    Row("from command to first step: full size, bf16", _SCRIPT, _full_start, 0.7, full=True, most_pairs=3),
     Row(
         "the demo job",
         _SCRIPT,
@@ -398,6 +437,15 @@ ROWS: tuple[Row, ...] = (
         )
         for frames in (16, 64, 256, 1024)
     ),
+    Row(
+        "host memory: full size, bf16, 4 frames of 128x128",
+        "a process with the UNet's weights alone",
+        _full_memory,
+        1.1,
+        by="peak_bytes",
+        full=True,
+        most_pairs=1,
+    ),
 )
 
 
@@ -408,7 +456,7 @@ def chosen(only: str, *, full: bool) -> list[Row]:
     return [row for row in ROWS if full or not row.full]
 
 
-def measured_here(row: Row, *, pairs: int, quick: bool) -> Measured:
+def measured_here(row: Row, *, pairs: int, quick: bool, seconds: float) -> Measured:
     """Returns the row, measured in this process and in commands that it starts."""
     with tempfile.TemporaryDirectory() as folder:
-        return row.measure(Effort(min(pairs, row.most_pairs), Path(folder), quick))
+        return row.measure(Effort(min(pairs, row.most_pairs), Path(folder), quick, seconds))

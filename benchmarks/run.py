@@ -2,8 +2,8 @@
 
     python -m benchmarks.run [--full] [--only ROW] [--pairs N] [--quick]
 
-Each row runs in a process of its own, for --limit seconds at the most. One that fails is named, the others go on, and the
-exit code is 1. --quick runs each once, small where it can, to see whether it works: it writes nothing, unless --to says
+Each row runs in a process of its own: no pair begins after --seconds, and it is ended after --limit. One that fails is
+named, the others go on, and the exit code is 1. --quick runs each once, small where it can, to see whether it works: it writes nothing, unless --to says
 where. `make bench` takes under 15 minutes on two cores; --full (`make bench-full`) also measures models of full size.
 """
 
@@ -28,9 +28,9 @@ class FailedError(Exception):
     """A row that could not be measured, and why, in one line."""
 
 
-def in_its_process(row: Row, *, pairs: int, quick: bool, limit_s: float) -> Measured:
+def in_its_process(row: Row, *, pairs: int, quick: bool, seconds: float, limit_s: float) -> Measured:
     """Returns the row as a process of its own has measured it. Raises FailedError."""
-    arguments = ["--one", row.name, "--pairs", str(pairs), *(["--quick"] if quick else [])]
+    arguments = ["--one", row.name, "--pairs", str(pairs), "--seconds", str(seconds), *(["--quick"] if quick else [])]
     threads = {"OMP_NUM_THREADS": str(row.threads), "MKL_NUM_THREADS": str(row.threads)}
     process = subprocess.Popen(
         [sys.executable, "-m", "benchmarks.run", *arguments],
@@ -57,13 +57,13 @@ def in_its_process(row: Row, *, pairs: int, quick: bool, limit_s: float) -> Meas
     return Measured.of_json(json.loads(lines[-1]))
 
 
-def one(name: str, *, pairs: int, quick: bool) -> int:
+def one(name: str, *, pairs: int, quick: bool, seconds: float) -> int:
     """Measures a row in this process, and prints it, or in one line why that failed. Returns the exit code."""
     row = next(row for row in ROWS if row.name == name)
     others: list[float] = []
     try:
         with watching_others(others):
-            measured = measured_here(row, pairs=pairs, quick=quick)
+            measured = measured_here(row, pairs=pairs, quick=quick, seconds=seconds)
     except Exception as error:
         print(" ".join(f"{type(error).__name__}: {error}".split())[:500])
         return 1
@@ -80,14 +80,17 @@ def main() -> int:
         "--pairs", type=int, default=5, help="of ours and the baseline, at the most; slow rows take fewer"
     )
     parser.add_argument("--quick", action="store_true", help="one pair, no warm-up, and small where it can be")
-    parser.add_argument("--limit", type=float, default=1200, metavar="S", help="seconds that one row may take")
+    parser.add_argument(
+        "--seconds", type=float, default=40, metavar="S", help="after so many a row begins no further pair"
+    )
+    parser.add_argument("--limit", type=float, default=300, metavar="S", help="seconds that one row may take")
     parser.add_argument("--to", type=Path, metavar="FOLDER", help="where the report and the history go")
     parser.add_argument("--list", action="store_true", help="name the rows, and measure none")
     parser.add_argument("--one", help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     pairs = 1 if arguments.quick else arguments.pairs
     if arguments.one:
-        return one(arguments.one, pairs=pairs, quick=arguments.quick)
+        return one(arguments.one, pairs=pairs, quick=arguments.quick, seconds=arguments.seconds)
     rows = chosen(arguments.only, full=arguments.full)
     if not rows or pairs < 1:
         parser.error(
@@ -100,7 +103,9 @@ def main() -> int:
     for number, row in enumerate(rows, 1):
         say(f"{number} of {len(rows)}, {time.monotonic() - started_s:.0f} s: {row.name}")
         try:
-            done[row.name] = in_its_process(row, pairs=pairs, quick=arguments.quick, limit_s=arguments.limit)
+            done[row.name] = in_its_process(
+                row, pairs=pairs, quick=arguments.quick, seconds=arguments.seconds, limit_s=arguments.limit
+            )
         except FailedError as error:
             failed[row.name] = str(error)
             say(f"  FAILED: {error}")

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from commandline import LIMIT_S, environment
 
-from benchmarks.measure import Measured, Took, command, machine, matmul_peak
+from benchmarks.measure import Measured, Took, command, in_turn, machine, matmul_peak
 from benchmarks.report import Entry, add
 from benchmarks.rows import ROWS, decode_chunk
 
@@ -51,6 +51,18 @@ def test_a_row_is_measured_and_one_that_fails_is_named_and_the_report_keeps_both
 def test_a_command_that_ends_otherwise_fails_its_row_and_says_what_the_command_said() -> None:
     with pytest.raises(RuntimeError, match="ended with 3: no such weight"):
         command([sys.executable, "-c", "import sys; print('no such weight'); sys.exit(3)"])
+
+
+def test_a_row_whose_time_is_over_ends_with_the_pair_it_has() -> None:
+    runs: list[str] = []
+
+    def took(name: str) -> Took:
+        runs.append(name)
+        return Took(1, 1)
+
+    measured = in_turn(lambda: took("ours"), lambda: took("theirs"), pairs=5, warm=False, seconds=0)
+    assert runs == ["ours", "theirs"]
+    assert measured.ratios("cpu_s") == [1]
 
 
 def test_no_row_holds_a_wrong_word() -> None:
