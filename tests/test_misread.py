@@ -15,7 +15,7 @@ from clips import make_clip, ramp
 from commandline import contents, sentence, t2v, untimed
 
 import t2vcli
-from t2vcli.cli.progress import JsonReport, LiveReport, PlainReport
+from t2vcli.cli.progress import JsonReport, LiveReport, Pace, PlainReport
 from t2vcli.report import Ahead
 from t2vcli.video.writer import write_video
 
@@ -221,6 +221,18 @@ def test_progress_counts_what_was_done_before_and_measures_only_its_own(
         "denoise: 40 of 40 in 2:20, 5.00 s/step",
     ]
     assert [json.loads(each)["left_s"] for each in (first, third, last)] == [135.0, 120.0, 0.0]
+
+
+def test_the_time_left_goes_down_while_a_step_is_at_work(monkeypatch: pytest.MonkeyPatch) -> None:
+    now_s = [0.0]
+    monkeypatch.setattr(time, "monotonic", lambda: now_s[0])
+    pace = Pace(10, "step")
+    now_s[0] = 4.0
+    pace.advance(2)
+    told = []
+    for now_s[0] in (4.0, 5.0, 6.0, 60.0):  # the third step takes longer than the first two
+        told.append(str(pace))
+    assert told == ["2 of 10, 16 s left", "2 of 10, 15 s left", "2 of 10, 14 s left", "2 of 10, 14 s left"]
 
 
 def test_the_time_left_is_that_of_all_stages_to_come(

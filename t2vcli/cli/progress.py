@@ -55,7 +55,7 @@ class Pace:
     def __init__(self, total: int | None, unit: str, begun: int = 0, later: float = 0.0) -> None:
         self.total, self.unit, self.begun, self.later = total, unit, begun, later
         self.done = begun
-        self._began_s = time.monotonic()
+        self._began_s = self._advanced_s = time.monotonic()
         self._ended_s: float | None = None
 
     @property
@@ -67,7 +67,7 @@ class Pace:
         return (time.monotonic() if self._ended_s is None else self._ended_s) - self._began_s
 
     def advance(self, done: int) -> None:
-        self.done = done
+        self.done, self._advanced_s = done, time.monotonic()
         self._ended_s = None
         if done == self.total:
             self.end()
@@ -76,18 +76,24 @@ class Pace:
         """Stops the clock."""
         self._ended_s = self._ended_s or time.monotonic()
 
-    def left_s(self) -> float | None:
-        """Returns the seconds until the last unit is done, None where nothing is known."""
+    def _each_s(self) -> float | None:
+        """Returns the seconds that a unit has taken, None where nothing is known."""
         if not self.total or self.done <= self.begun:
             return None
-        return max(0, self.total - self.done) * self.elapsed_s / (self.done - self.begun)
+        return (self._advanced_s - self._began_s) / (self.done - self.begun)
+
+    def left_s(self) -> float | None:
+        """Returns the seconds until the last unit is done, None where nothing is known. While one is at work, they go down."""
+        each_s = self._each_s()
+        if each_s is None or not self.total:
+            return None
+        at_work_s = min(time.monotonic() - self._advanced_s, each_s)
+        return max(0.0, (self.total - self.done) * each_s - at_work_s)
 
     def all_left_s(self) -> float | None:
         """Returns the seconds until the end of what comes after, too."""
-        left_s = self.left_s()
-        if left_s is None or not self.total:
-            return None
-        return left_s + self.later * self.total * self.elapsed_s / (self.done - self.begun)
+        left_s, each_s = self.left_s(), self._each_s()
+        return None if left_s is None or each_s is None else left_s + self.later * (self.total or 0) * each_s
 
     def __str__(self) -> str:
         """Returns "13 of 40, 15 s left" until the end of all, and at the end "40 of 40 in 46 s, 1.15 s/step"."""
