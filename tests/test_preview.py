@@ -267,7 +267,7 @@ def test_into_a_pipe_nothing_is_drawn_and_that_is_said() -> None:
     assert "--preview shows nothing here: stderr is no terminal" in done.stderr
     assert "\x1b" not in done.stderr
     assert "▀" not in done.stderr
-    assert t2v(*run, "-o", "y.mp4", "-q").stderr == ""
+    assert t2v(*run, "-o", "y.mp4", "-qq").stderr == ""
 
 
 @pytest.mark.parametrize(
