@@ -56,13 +56,13 @@ fix: $(READY)  ## apply the formatter and the linter's fixes
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-docs: $(READY)  ## write docs/cli.md anew from the help texts
+docs: $(READY)  ## write docs/cli.md again from the help texts
 	$(BIN)/python -m t2vcli.cli.reference docs/cli.md
 
 man: $(READY)  ## write man pages into man/ (man -l man/t2v.1 shows one; copy them to a man1 folder of MANPATH)
 	$(BIN)/python -m t2vcli.cli.man man
 
-golden: $(READY)  ## write the golden numbers anew, from diffusers' own pipelines
+golden: $(READY)  ## write the golden numbers again, from diffusers' own pipelines
 	$(BIN)/python tests/make_goldens.py
 
 bench: $(READY)  ## measure beside named baselines, and write benchmarks/REPORT.md (under 15 minutes)
@@ -89,7 +89,7 @@ train-demo: $(READY)  ## train the embedded model from nothing, or on with INIT=
 evaluate-demo: $(READY)  ## score the embedded model on 200 held-out prompts, and demo-XL (a quarter of an hour)
 	$(BIN)/python -m training.evaluate all --json training/run/scores.json
 
-memory-table: $(READY)  ## trace the predicted memory of the presets anew (most of an hour)
+memory-table: $(READY)  ## trace the predicted memory of the presets again (most of an hour)
 	OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.memory_table
 
 work-table: $(READY)  ## count what the stages have to do anew, for predictions of time (minutes)

@@ -372,7 +372,7 @@ def test_a_run_of_another_version_or_model_is_not_gone_on_with(
     report = Listening()
     job("generate", report)
     assert f"holds an unfinished run that differs in {said}" in report.said
-    assert report.lines[-1].endswith("; beginning anew")
+    assert report.lines[-1].endswith("; starting again")
     assert report.advanced["denoise"] == 4
     assert not folder.exists()
 
@@ -384,7 +384,7 @@ def test_a_run_of_another_request_is_not_gone_on_with(job: Job, written: dict[st
     stopped_after(2, job)
     report = Listening()
     job("generate", report, seed=8)
-    assert "differs in seed (7, now 8); beginning anew" in report.said
+    assert "differs in seed (7, now 8); starting again" in report.said
     assert np.array_equal(written["frames"], undisturbed)
 
 
@@ -518,7 +518,7 @@ def test_a_damaged_plan_begins_anew(plan: Any, job: Job, written: dict[str, Any]
     change_record(folder, "plan", value=plan)
     report = Listening()
     job("generate", report)
-    assert re.search(r"run\.json (is damaged|has a wrong value of 'plan').*; beginning anew", report.said)
+    assert re.search(r"run\.json (is damaged|has a wrong value of 'plan').*; starting again", report.said)
     assert report.advanced["denoise"] == 4
 
 

@@ -250,7 +250,7 @@ def _take_up(book: Book, run: runs.Run, stages: Sequence[Expected], policy: Poli
         return
     book.run = run
     if remark:
-        report.warn(f"{remark}; beginning anew")
+        report.warn(f"{remark}; starting again")
 
 
 def _why_not(run: runs.Run, book: Book, stages: Sequence[Expected]) -> str | None:
@@ -401,5 +401,5 @@ def finished_before(
             if work.made_by(runs.read_record(run.folder).requests):
                 run.remove()
     sweep(target.parent)  # of its other name, which the file may still have had
-    report.say(f"{shown(target)} is complete already; --overwrite makes it anew")
+    report.say(f"{shown(target)} is complete already; --overwrite makes it again")
     return made
