@@ -253,7 +253,8 @@ def _made_and_written(work: Work, prepared: Sequence[Prepared], policy: Policy, 
             around.report.say(f"somebody has made {shown(taken)} meanwhile; this goes to {shown(work.output)}")
             continue
         if not made.attempts.notes and "notes" not in draft_went:
-            remember_run(work, [*prepared[:-1], last], steps, (time.monotonic() - began_s) / result.video.frames)
+            frames = made.latents.shape[2] - known
+            remember_run(work, [*prepared[:-1], last], steps, (time.monotonic() - began_s) / frames)
         return result
 
 
