@@ -377,6 +377,35 @@ def test_steps_that_are_repeated_are_like_steps_that_are_run(monkeypatch: pytest
     assert repeated["video encode"].live_bytes == pytest.approx(run["video encode"].live_bytes, rel=0.001)
 
 
+SMALL_STREAMED: dict[str, Any] = {
+    "height": 32,
+    "width": 32,
+    "frames": 2,
+    "steps": 4,
+    "guided": False,
+    "only": ["denoise"],
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("changes", [{"offload": "group"}, {"chunk_bytes": 2**20, "resident_bytes": 0}], ids=str)
+def test_steps_that_find_weights_brought_ahead_are_repeated_too(
+    changes: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plan = plan_of(**{"offload": "model", **changes})
+    repeated = tiny(plan, **SMALL_STREAMED)
+    monkeypatch.setattr("t2vcli.engine.estimate.stages.TRACED_STEPS", 4)
+    assert tiny(plan, **SMALL_STREAMED) == repeated
+
+
+def test_each_step_brings_all_weights_that_are_streamed() -> None:
+    plan = plan_of(offload="model", chunk_bytes=2**20, resident_bytes=0)
+    with torch.device("meta"):
+        weights = sum(2 * weight.numel() for weight in UNet3DConditionModel.from_config(TINY_UNET).parameters())
+    moved = tiny(plan, **SMALL_STREAMED)["denoise"].to_device_bytes
+    assert weights <= moved <= 1.01 * weights  # beside them the timestep
+
+
 @pytest.mark.slow
 def test_an_estimate_of_the_real_size_takes_no_memory_of_that_size() -> None:
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss

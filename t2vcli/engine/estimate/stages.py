@@ -34,9 +34,12 @@ from t2vcli.planning.work import Work
 Stage = Literal["text encode", "video encode", "denoise", "decode"]
 
 HOLDERS = 5
-TRACED_STEPS = 2
+TRACED_STEPS = 3
 TRACED_CHUNKS = 3
-"""Denoising steps and chunks of frames that are run; what more there are repeats the last of them, block by block."""
+"""Denoising steps and chunks of frames that are run; what more there are repeats the last of them, block by block.
+
+The last two have to be alike: the first step finds no weights brought ahead, as the others do where they are streamed.
+"""
 
 
 @dataclass(frozen=True)
