@@ -1,146 +1,169 @@
-"""Measures on a GPU what t2v predicts without one: `python -m benchmarks.gpu_check --preset ms-1.7b --frames 16`.
+"""Measures on a GPU what t2v predicts without one, in ten minutes, with nothing downloaded: `python -m benchmarks.gpu_check`.
 
-Each plan runs in a process of its own (a few denoising steps, then the decoding), so that nothing of the one before is
-left. Printed as JSON: per plan the predicted peak, max_memory_allocated, max_memory_reserved, seconds a step, the error
-if there was one, and the greatest difference of its frames from those of the first plan.
+    python -m benchmarks.gpu_check                          every row, the most telling first, into benchmarks/gpu.json
+    python -m benchmarks.gpu_check --minutes 30 --compile   longer; with torch.compile per block
+    python -m benchmarks.gpu_check --device cpu --tiny      a rehearsal anywhere, in a minute
+
+The weights are random, of the real architectures, made on the card. A line tells of each row as it ends. The file is written
+after each, and a later run goes on with the rows that it lacks; a row that takes its process down is noted as that, and the
+others follow in a new one. `make memory-report` takes the file into docs/memory.md, beside the predictions.
+
+First what must be right (half precision in every way to run, states that are read again, frames decoded on the CPU, memory
+that runs out, small cards), then how long each stage takes in every way, by the card's own clock, without set-up and without
+the first step, and what memory it holds at most. Exit code 1: something is wrong, or a row failed.
 """
 
 from __future__ import annotations
 
 import argparse
-import hashlib
 import json
 import subprocess
 import sys
-import tempfile
 import time
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
+from t2vcli.atomic import write_whole
+from t2vcli.sizes import size_text
+
+RESULTS = Path(__file__).parent / "gpu.json"
+FORMAT = 1
+TIMES = {"step_s": "s a step", "frame_s": "s a frame", "seconds": "s"}
 
 
-def measured(arguments: argparse.Namespace, number: int, frames_to: Path) -> dict[str, Any]:
-    """Runs plan `number` in this process and returns what it took."""
-    import torch
-
-    from t2vcli.engine.latents import make_generator, noise_state
-    from t2vcli.engine.schedule import laid_out
-    from t2vcli.jobs.around import Around
-    from t2vcli.jobs.attempt import Attempts
-    from t2vcli.jobs.models import Models
-    from t2vcli.jobs.prepare import prepare
-    from t2vcli.jobs.sample import decoded_frames, denoised_latents
-    from t2vcli.jobs.stages import latent_shape
-    from t2vcli.jobs.words import encode_words
-    from t2vcli.planning.plan import candidates
-    from t2vcli.planning.shape import runs_both_halves, shape_of
-    from t2vcli.planning.windows import UNDIVIDED
-    from t2vcli.presets import load_preset
-    from t2vcli.report import Silent
-    from t2vcli.request import GenerateRequest, build_request
-
-    preset = load_preset(arguments.preset)
-    values = {**preset.values_for(GenerateRequest), "preset": preset.name, "prompt": "a boat on the sea", "seed": 1}
-    values |= {"steps": arguments.steps, "device": arguments.device, "memory": "lowest"}
-    values |= {key: getattr(arguments, key) for key in ("frames", "width", "height") if getattr(arguments, key)}
-    request = build_request(GenerateRequest, values)
-    prepared = prepare(request, preset, frames=request.frames, report=Silent())
-    asked = build_request(GenerateRequest, {**values, "memory": "auto"})
-    plan = candidates(
-        asked,
-        device=prepared.plan.device,
-        shape=shape_of(asked, UNDIVIDED, frames=request.frames, vae_scale=8, unet_config={}),
-        unet_config=prepared.files.config("unet"),
-        vae_scale=8,
-    )[number]
-    on_gpu = plan.device.startswith("cuda")
-    attempts = Attempts(Models().take(prepared, Silent()), plan, [], Silent())
-    if on_gpu:
-        torch.cuda.reset_peak_memory_stats(plan.device)
-    guided = runs_both_halves(request, prepared.files.config("unet"))
-    embeds = attempts.run("encoding", lambda placed: encode_words(placed, prepared, guided=guided, clip_skip=None))
-    generator = make_generator(request.seed)
-    scheduler = laid_out(request, prepared.files, plan.device)
-    state = noise_state(
-        scheduler,
-        generator,
-        shape=latent_shape(attempts.placed.model, request),
-        dtype=prepared.dtype,
-        device=plan.device,
-    )
-    started_s = time.monotonic()
-    latents = denoised_latents(
-        attempts, request, embeds=embeds, scheduler=scheduler, state=state, generator=generator, around=Around()
-    )
-    if on_gpu:
-        torch.cuda.synchronize(plan.device)
-    step_s = (time.monotonic() - started_s) / request.steps
-    frames = np.stack(list(decoded_frames(attempts.placed, latents)))
-    np.save(frames_to, frames)
-    return {
-        "plan": plan.summary(),
-        "level": plan.level,
-        "step_s": step_s,
-        "allocated_bytes": torch.cuda.max_memory_allocated(plan.device) if on_gpu else None,
-        "reserved_bytes": torch.cuda.max_memory_reserved(plan.device) if on_gpu else None,
-        "frames_sha256": hashlib.sha256(frames.tobytes()).hexdigest(),
-    }
+def line_of(name: str, found: dict[str, Any]) -> str:
+    """Returns a row in one line."""
+    words = [found["error"]] if "error" in found else []
+    if "ok" in found:
+        words.append("right" if found["ok"] else "WRONG")
+    for stage, seen in found.get("stages", {"": found}).items():
+        parts = [f"{seen[key]:.3g} {unit}" for key, unit in TIMES.items() if key in seen]
+        if seen.get("peaks"):
+            parts.append(size_text(seen["peaks"]["reserved_bytes"]))
+        if "predicted_reserved_bytes" in seen:
+            parts.append(f"({size_text(seen['predicted_reserved_bytes'])} predicted)")
+        if parts:
+            words.append(" ".join([stage, *parts]).strip())
+    return f"{name}: {', '.join(words) or 'measured'}, in {found['took_s']:.1f} s"
 
 
-def predicted(arguments: argparse.Namespace) -> tuple[list[dict[str, Any]], dict[str, Any]]:
-    """Returns `t2v plan --json`'s alternatives, and the machine."""
-    import torch
-
-    sizes = [f"--{key}={getattr(arguments, key)}" for key in ("frames", "width", "height") if getattr(arguments, key)]
-    command = [sys.executable, "-m", "t2vcli", "plan", "generate", "x", "-p", arguments.preset, "--json", *sizes]
-    if arguments.device == "cuda":
-        command += ["--vram", "1000GiB"]
-    told = json.loads(subprocess.run(command, capture_output=True, text=True, check=True).stdout)
-    machine: dict[str, Any] = {"torch": torch.__version__, "cuda": torch.version.cuda}
-    if torch.cuda.is_available():
-        properties = torch.cuda.get_device_properties(0)
-        machine |= {"gpu": properties.name, "total_bytes": properties.total_memory}
-    return told["alternatives"], machine
+def read_results(path: Path) -> dict[str, Any]:
+    """Returns what earlier runs have found. Raises ValueError for a file that is none of theirs."""
+    if not path.exists():
+        return {"format": FORMAT, "rows": {}}
+    try:
+        results = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError:
+        results = None
+    if not isinstance(results, dict) or results.get("format") != FORMAT or not isinstance(results.get("rows"), dict):
+        raise ValueError(f"{path} holds no results of this check; --json NAME takes another, --again writes it anew")
+    return results
 
 
-def main() -> None:
+def write_results(path: Path, results: dict[str, Any]) -> None:
+    text = json.dumps(results, indent=1) + "\n"
+    write_whole(path, lambda file: file.write(text.encode()))
+
+
+def work(bench: Any, path: Path, until_s: float, *, clock: Callable[[], float] = time.time) -> None:
+    """Runs the rows that the file lacks until the time is over, and writes each into it."""
+    from benchmarks.gpu_rows import rows_of
+    from t2vcli.engine.memory import memory_shortage
+    from t2vcli.errors import OutOfMemoryError
+
+    results = read_results(path)
+    for row in rows_of(bench):
+        if row.name in results["rows"]:
+            continue
+        if clock() > until_s:
+            return
+        write_results(path, {**results, "running": row.name})
+        started_s = time.perf_counter()
+        try:
+            found = row.run(bench)
+        except Exception as error:  # the rows after it are worth as much: it is named, counted, and the exit code tells
+            short = str(error) if isinstance(error, OutOfMemoryError) else memory_shortage(error)
+            found = {"error": f"does not fit: {short}" if short else f"{type(error).__name__}: {error}"[:300]}
+        bench.tidy()
+        found["took_s"] = time.perf_counter() - started_s
+        results["rows"][row.name] = found
+        write_results(path, results)
+        print(line_of(row.name, found), flush=True)
+
+
+def run_in_processes(start: Callable[[], int], path: Path) -> bool:
+    """Starts workers until one ends by itself, and notes the row that was under way in each that did not.
+
+    Returns False if a worker ends so with no row under way, where another would do no better.
+    """
+    while (code := start()) != 0:
+        results = read_results(path)
+        running = results.pop("running", None)
+        if running is None:
+            return False
+        results["rows"][running] = {"error": f"took its process down (exit code {code})", "took_s": 0.0}
+        write_results(path, results)
+        print(line_of(running, results["rows"][running]), flush=True)
+    return True
+
+
+def summary(path: Path, names: Sequence[str]) -> int:
+    """Prints what is left and what is wrong, and returns the exit code."""
+    rows = read_results(path)["rows"]
+    left = [name for name in names if name not in rows]
+    if left:
+        print(f"{len(left)} rows are left for a next run of the same command: {', '.join(left)}")
+    wrong = [name for name, found in rows.items() if found.get("ok") is False]
+    failed = [name for name, found in rows.items() if not found.get("error", "does not fit").startswith("does not fit")]
+    print(f"{path}: {len(rows)} rows; wrong: {', '.join(wrong) or 'none'}; failed: {', '.join(failed) or 'none'}")
+    return 1 if wrong or failed else 0
+
+
+def main(given: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--preset", default="ms-1.7b")
     parser.add_argument("--device", default="cuda")
-    parser.add_argument("--steps", type=int, default=4)
-    for name in ("frames", "width", "height"):
-        parser.add_argument(f"--{name}", type=int)
-    parser.add_argument("--one", type=int, help=argparse.SUPPRESS)
-    parser.add_argument("--frames-to", type=Path, help=argparse.SUPPRESS)
-    arguments = parser.parse_args()
-    if arguments.one is not None:
-        print(json.dumps(measured(arguments, arguments.one, arguments.frames_to)))
-        return
-    alternatives, machine = predicted(arguments)
-    rows = []
-    with tempfile.TemporaryDirectory() as folder:
-        first: np.ndarray | None = None
-        for number, alternative in enumerate(alternatives):
-            frames_to = Path(folder) / f"{number}.npy"
-            command = [sys.executable, "-m", "benchmarks.gpu_check", *sys.argv[1:], f"--one={number}"]
-            done = subprocess.run([*command, f"--frames-to={frames_to}"], capture_output=True, text=True, check=False)
-            row: dict[str, Any] = {"predicted_bytes": alternative["plan"]["predicted_bytes"]}
-            if done.returncode:
-                row |= {"plan": alternative["plan"], "error": done.stderr.strip().splitlines()[-1:]}
-            else:
-                row |= json.loads(done.stdout.splitlines()[-1])
-                frames = np.load(frames_to)
-                first = frames if first is None else first
-                row["greatest_difference"] = int(np.abs(frames.astype(int) - first.astype(int)).max())
-            rows.append(row)
-            print(f"{number + 1} of {len(alternatives)}", file=sys.stderr)
-    print(json.dumps({"arguments": given(arguments), "machine": machine, "plans": rows}, indent=1))
+    parser.add_argument("--tiny", action="store_true", help="a tiny model and few rows: a rehearsal")
+    parser.add_argument("--minutes", type=float, default=10.0, help="begin no row after this")
+    parser.add_argument("--json", type=Path, default=RESULTS, help="where the results go, and those of before are")
+    parser.add_argument("--again", action="store_true", help="forget the results of before")
+    parser.add_argument("--compile", action="store_true", help="also with torch.compile per block (minutes)")
+    parser.add_argument("--until", type=float, help=argparse.SUPPRESS)  # a worker's: the end, as time.time() counts
+    arguments = parser.parse_args(given)
+    if arguments.until is None and arguments.again:
+        arguments.json.unlink(missing_ok=True)
+    try:
+        read_results(arguments.json)
+    except ValueError as error:
+        parser.error(str(error))
 
+    device = (
+        "cuda:0" if arguments.device == "cuda" else arguments.device
+    )  # asked for the current one, torch makes a context
+    if device == "cpu" and not arguments.tiny:
+        parser.error("the whole check takes hours on a CPU: --device cpu goes with --tiny")
 
-def given(arguments: argparse.Namespace) -> dict[str, Any]:
-    return {key: value for key, value in vars(arguments).items() if value is not None}
+    from benchmarks.gpu_rows import Bench, rows_of
+    from t2vcli.engine.device import choose_device
+    from t2vcli.errors import DeviceError
+
+    try:
+        bench = Bench(choose_device(device), tiny=arguments.tiny, compiles=arguments.compile)
+    except DeviceError as error:
+        print(f"{error}; --device cpu --tiny rehearses without a card", file=sys.stderr)
+        return error.exit_code
+    if arguments.until is not None:
+        work(bench, arguments.json, arguments.until)
+        return 0
+    options = ["--device", bench.device, "--json", str(arguments.json)]
+    options += [flag for flag, on in (("--tiny", bench.tiny), ("--compile", bench.compiles)) if on]
+    command = [sys.executable, "-m", "benchmarks.gpu_check", *options]
+    command += ["--until", str(time.time() + 60 * arguments.minutes)]
+    if not run_in_processes(lambda: subprocess.run(command, check=False).returncode, arguments.json):
+        print("a worker ended before its first row", file=sys.stderr)
+        return 1
+    return summary(arguments.json, [row.name for row in rows_of(bench)])
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

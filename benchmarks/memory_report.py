@@ -5,17 +5,20 @@ Needs matplotlib (pip install '.[report]'). Traces nothing: t2vcli/planning/memo
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import replace
 from fractions import Fraction
 from pathlib import Path
+from typing import Any
 
+from benchmarks.gpu_check import RESULTS, TIMES, read_results
 from t2vcli.planning.forecast import table_forecast, traffic
 from t2vcli.planning.plan import CONTEXT_BYTES, GPU_RUNGS, MARGIN, MemoryPlan, smallest_card, with_prediction
 from t2vcli.planning.shape import Shape
 from t2vcli.planning.speeds import ASSUMED_SHARES, KNOWN_CARDS, speeds_of_card
 from t2vcli.planning.times import predicted_times
 from t2vcli.request import GenerateRequest
-from t2vcli.sizes import DRIVER_KEEPS, GIB, MIB, sold_as
+from t2vcli.sizes import DRIVER_KEEPS, GIB, MIB, size_text, sold_as
 
 ROOT = Path(__file__).parent.parent
 ARCHITECTURE = "modelscope-1.7b"
@@ -125,8 +128,7 @@ def plot(path: Path) -> None:
 
 HEAD = """# Memory
 
-Written by `make memory-report`, the figures from the table of predictions; do not edit. **Every figure here is predicted, none
-was measured on a GPU.**
+Written by `make memory-report`, the figures from the table of predictions; do not edit. {standing}
 
 ## Run in less
 
@@ -213,15 +215,69 @@ workspaces; 8 MiB strips 0.71 and 0.56 (live tensors: 0.46 each; the rest is fra
 
 ## If you have a GPU
 
-`python -m benchmarks.gpu_check --preset ms-1.7b --frames 16` runs every plan that fits once, and writes measured beside
-predicted as JSON. Please send it back in an issue: it is what these figures wait for.
+`python -m benchmarks.gpu_check` needs no checkpoint and no network: it makes random weights of the real architectures on the
+card, looks first at what must be right (every way to run in fp16 and bf16, resuming, decoding, memory that runs out, cards of
+4 to 12 GiB emulated), then times every plan and reads its peaks, in ten minutes (`--minutes N` for more; a later run goes on).
+Please send benchmarks/gpu.json back in an issue: it is what these figures wait for, and `make memory-report` puts it here.
 """
 
 
+PREDICTED_ONLY = "**Every figure here is predicted, none was measured on a GPU.**"
+BESIDE = "Every figure is predicted but those under **Measured**."
+
+
+def measured(results: Mapping[str, Any]) -> list[str]:
+    """Returns what gpu_check has found as lines of Markdown, nothing for no results."""
+    rows: dict[str, Any] = results["rows"]
+    if not rows:
+        return []
+    machine = rows.get("machine", {})
+    lines = ["## Measured", ""]
+    if "gpu" in machine:
+        lines += [
+            f"On {machine['gpu']} ({gib(machine['total_bytes'])} GiB), torch {machine['torch']}, CUDA {machine['cuda']}:"
+            f" {machine['matmul_flops_per_s'] / 1e12:.1f} TFLOP/s in products of matrices,"
+            f" {gib(machine['memory_bytes_per_s'])} GiB/s of its own memory,"
+            f" {gib(machine['pinned_to_device_bytes_per_s'])} GiB/s from pinned memory. What others and the context hold:"
+            f" {gib(machine['others_and_context_bytes'])} GiB. Random weights, steps by the card's own clock, the first not"
+            " counted. In brackets: predicted.",
+            "",
+        ]
+    for name, found in rows.items():
+        if "ok" in found:
+            lines.append(f"- {name}: {'right' if found['ok'] else '**wrong**'}")
+        if "error" in found:
+            lines.append(f"- {name}: {found['error']}")
+    staged = {tuple(name.split(": ", 1)): found["stages"] for name, found in rows.items() if "stages" in found}
+    if staged:
+        lines += ["", "| job | how | text encode | denoise | decode |", "|---|---|---|---|---|"]
+    for (job, how), stages in staged.items():
+        lines.append(f"| {job} | {how} | {' | '.join(_cell(stage) for stage in stages.values())} |")
+    return lines
+
+
+def _cell(stage: Mapping[str, Any]) -> str:
+    """Returns the seconds and the reserved memory of a stage, with what was predicted of it."""
+    words = [f"{stage[key]:.3g} {unit}" for key, unit in TIMES.items() if key in stage]
+    if stage["peaks"]:
+        words.append(size_text(stage["peaks"]["reserved_bytes"]))
+    predicted = stage.get("predicted_reserved_bytes")
+    return ", ".join(words) + (f" ({size_text(predicted)})" if predicted else "")
+
+
 def main() -> None:
-    parts = [HEAD.format(context=gib(CONTEXT_BYTES), margin=int(MARGIN * 100), kept=int(DRIVER_KEEPS * 100))]
+    found = measured(read_results(RESULTS))
+    parts = [
+        HEAD.format(
+            context=gib(CONTEXT_BYTES),
+            margin=int(MARGIN * 100),
+            kept=int(DRIVER_KEEPS * 100),
+            standing=BESIDE if found else PREDICTED_ONLY,
+        )
+    ]
     for name, shape in JOBS.items():
         parts += ["", f"## {name}", "", *table_of(shape)]
+    parts += ["", *found]
     parts += ["", METHOD.format(card=CARD.name, shares=ASSUMED_SHARES).rstrip()]
     (ROOT / "docs" / "memory.md").write_text("\n".join(parts).replace("\n\n\n", "\n\n") + "\n", encoding="utf-8")
     plot(ROOT / "docs" / "memory.png")

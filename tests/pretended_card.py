@@ -529,7 +529,7 @@ class PretendedCards(TorchFunctionMode):
         if not isinstance(target, OnCard):
             if non_blocking and self.is_pinned(target):
                 snapshot = source.as_subclass(torch.Tensor).clone()
-                target.fill_(float("nan"))
+                target.fill_(float("nan") if target.is_floating_point() else 255)
                 self.unwritten[plain_address(target)] = target, snapshot, self.computing[card].clock
                 return target
             self.waits.append("copy_ to the host")
