@@ -22,12 +22,15 @@ from test_fewer_operations import made
 from test_layerwise_unet import inputs, relative
 
 from t2vcli.asking.values import build
+from t2vcli.engine import loading
 from t2vcli.engine.guidance import guidance_condition, plain_forward
 from t2vcli.engine.latents import make_generator, noise_state
 from t2vcli.engine.layerwise.unet import LayerwiseUNet
 from t2vcli.engine.loading import make_scheduler
+from t2vcli.engine.lora.pairs import read_pairs
 from t2vcli.engine.schedule import AYS, check_steps, evenly, laid_out, set_timesteps
 from t2vcli.errors import ModelError, UsageError
+from t2vcli.jobs.models import Models
 from t2vcli.jobs.prepare import prepare
 from t2vcli.jobs.words import encode_words
 from t2vcli.planning.outlook import outlook_for
@@ -281,6 +284,16 @@ def test_a_lora_for_the_guidance_scale_makes_the_unet_take_it(
     latents = made(request)
     assert not torch.equal(latents, made(request.model_copy(update={"guidance_scale": 3.0})))
     assert rows_run(request, monkeypatch) == [1] * 4
+
+
+def test_the_file_of_a_lora_is_read_once(
+    turbo: tuple[Path, dict[str, Any]], few_layers: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    read: list[Path] = []
+    monkeypatch.setattr(loading, "read_pairs", lambda adapter: read.append(adapter.path) or read_pairs(adapter))
+    request = generate_request(few_layers, lora=(str(turbo[0]),), guidance_scale=7.5)
+    Models().take(prepare(request, None, frames=request.frames, report=Silent()), Silent())
+    assert read == [turbo[0]]
 
 
 def test_without_its_change_the_model_is_the_plain_one(turbo: tuple[Path, dict[str, Any]], few_layers: Path) -> None:

@@ -94,7 +94,7 @@ def shortage(monkeypatch: pytest.MonkeyPatch) -> Iterator[Shortage]:
     """Yields what makes the next job's memory run out. Each model is loaded once: jobs leave it as it was, on the CPU."""
     made = Shortage()
 
-    def load(files: ModelFiles, dtype: torch.dtype, *others: Any, theirs: frozenset[str], when_used: bool) -> Model:
+    def load(files: ModelFiles, dtype: torch.dtype, *others: Any, theirs: frozenset[str], **how: Any) -> Model:
         key = (files.weights["unet"], dtype, theirs)
         if key not in _MODELS:
             _MODELS[key] = load_model(files, dtype, *others, theirs=theirs)

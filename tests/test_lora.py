@@ -34,7 +34,7 @@ from safetensors.torch import save_file
 from standins import UNET
 from torch import nn
 
-from t2vcli.engine.loading import check_loras
+from t2vcli.engine.loading import fit_loras
 from t2vcli.engine.lora.places import Places
 from t2vcli.engine.memory import keep_in_fp8
 from t2vcli.engine.text_encoder import CLIPText
@@ -215,7 +215,7 @@ def test_a_list_of_motion_director_is_known_by_its_length_and_shapes(
     tmp_path: Path,
 ) -> None:
     path, truth, scale = motion_director(kind, parts)(tmp_path, modules, few_layers)
-    (found,) = check_loras(with_loras(few_layers, str(path)))
+    _, (found,) = fit_loras(with_loras(few_layers, str(path)))
     assert f"300_unet.pt ({told}), times 1: {len(truth)} layers of the UNet" in found.told
     assert largest_error(plain, loaded(few_layers, f"{path}:-0.3"), truth, -0.3 * scale) < CLOSE
 
@@ -400,7 +400,7 @@ def broken(path: Path, truth: Truth, change: Callable[[dict[str, torch.Tensor]],
 def refusal(folder: Path, *loras: Any) -> str:
     """Returns the one sentence by which a LoRA is refused, before anything is loaded."""
     with pytest.raises(T2VError) as caught:
-        check_loras(with_loras(folder, *map(str, loras)))
+        fit_loras(with_loras(folder, *map(str, loras)))
     assert isinstance(caught.value, ModelError | InputError)
     assert "\n" not in str(caught.value)
     return str(caught.value)

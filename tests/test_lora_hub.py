@@ -3,18 +3,22 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
 import hub as loopback
 import pytest
+import torch
 from commandline import Outcome, sentence, t2v
 from hub import FOREVER, Flip, Status
 from lora_files import factors_for, modules_of, write_diffusers, write_peft
 
 from t2vcli.errors import T2VError
+from t2vcli.presets import load_preset
 from t2vcli.weights.adapters import adapters_here, find_adapters
 from t2vcli.weights.hub import Hub
+from t2vcli.weights.models import find_model
 
 MCM, STYLE, BASE = "yhzhai/mcm", "owner/style", "owner/base"
 
@@ -118,6 +122,47 @@ def test_pull_takes_a_lora_by_its_repository_and_a_preset_with_its_own(server: l
     offline: Outcome = t2v("pull", preset, "--offline")
     assert offline.code == 0
     assert "LoRA yhzhai/mcm/laion is here; nothing was downloaded or verified" in offline.stderr
+
+
+@pytest.mark.parametrize("name", ["ms-1.7b-mcm", "ms-turbo"])
+def test_pull_fetches_the_base_and_the_lora_of_a_preset_for_few_steps(
+    name: str,
+    server: loopback.Hub,
+    repositories: dict[str, Path],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    base = loopback.write_repository(tmp_path / "base")
+    for weights in loopback.WEIGHTS:
+        (base / weights).rename((base / weights).with_suffix(".fp16.safetensors"))
+    shutil.copytree(repositories[MCM] / "laion", tmp_path / "mcm" / "modelscopet2v-laion")
+    (tmp_path / "turbo").mkdir()
+    torch.save([torch.ones(2, 1), torch.ones(1, 2)], tmp_path / "turbo" / "unet_lora.pt")
+    values = load_preset(name).values
+    model = {key: values[key] for key in ("model", "revision", "variant")}
+    server.repositories |= {
+        values["model"]: base,
+        MCM: tmp_path / "mcm",
+        "jiachenli-ucsb/T2V-Turbo-MS": tmp_path / "turbo",
+    }
+    commit_of = server.commit
+    monkeypatch.setattr(
+        server, "commit", lambda each: values["revision"] if each == values["model"] else commit_of(each)
+    )
+
+    answer = json.loads(t2v("pull", name, "--json", "--quiet").stdout)
+    assert {key: answer[key] for key in model} == model
+    fp16 = [weights.replace(".safetensors", ".fp16.safetensors") for weights in loopback.WEIGHTS]
+    assert set(fp16) < set(answer["files"]) <= server.downloaded()
+    (lora,) = answer["loras"]
+    of_lora = {
+        "ms-1.7b-mcm": {f"modelscopet2v-laion/{file}" for file in ("adapter_model.safetensors", "adapter_config.json")},
+        "ms-turbo": {"unet_lora.pt"},
+    }
+    assert (set(lora["files"]), lora["verified"]) == (of_lora[name], True)
+    # The run that follows asks the network for nothing.
+    assert find_adapters(values["lora"], offline=True)[0].path.name in {Path(file).name for file in lora["files"]}
+    assert str(find_model(**model, offline=True).parts["unet"].parent) == answer["path"]
 
 
 def test_pull_takes_a_lora_at_a_revision_or_says_why_not(server: loopback.Hub) -> None:

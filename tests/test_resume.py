@@ -112,7 +112,7 @@ def models(monkeypatch: pytest.MonkeyPatch) -> None:
     """Loads each model once (jobs leave it as it was, on the CPU), and takes ffmpeg for granted."""
 
     def load(
-        files: ModelFiles, dtype: torch.dtype, shared: Mapping[str, Any], *, theirs: Collection[str], when_used: bool
+        files: ModelFiles, dtype: torch.dtype, shared: Mapping[str, Any], *, theirs: Collection[str], **how: Any
     ) -> Model:
         key = (files.weights["unet"], dtype, tuple(sorted(theirs)))
         if key not in _MODELS:
@@ -945,7 +945,7 @@ def spoiling(monkeypatch: pytest.MonkeyPatch, call: int) -> None:
     """Lets the UNet of the next models return a NaN in its `call`-th call."""
 
     def load(
-        files: ModelFiles, dtype: torch.dtype, shared: Mapping[str, Any], *, theirs: Collection[str], when_used: bool
+        files: ModelFiles, dtype: torch.dtype, shared: Mapping[str, Any], *, theirs: Collection[str], **how: Any
     ) -> Model:
         model, calls = load_model(files, dtype, theirs=theirs), 0
 
@@ -1014,7 +1014,7 @@ def test_a_vae_that_overflows_in_half_precision_is_run_in_float32(overflowing: P
 
 def test_a_vae_at_fault_in_float32_makes_no_video(small: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
     def load(
-        files: ModelFiles, dtype: torch.dtype, shared: Mapping[str, Any], *, theirs: Collection[str], when_used: bool
+        files: ModelFiles, dtype: torch.dtype, shared: Mapping[str, Any], *, theirs: Collection[str], **how: Any
     ) -> Model:
         model = load_model(files, dtype, theirs=theirs)
         torch.nn.init.constant_(model.vae.decoder.conv_out.bias, torch.inf)

@@ -56,7 +56,7 @@ _MODELS: dict[Any, Model] = {}  # loading one takes longer than running it
 @pytest.fixture(autouse=True)
 def _loaded_once(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
     def load(
-        files: ModelFiles, dtype: torch.dtype, shared: Mapping[str, Any], *, theirs: frozenset[str], when_used: bool
+        files: ModelFiles, dtype: torch.dtype, shared: Mapping[str, Any], *, theirs: frozenset[str], **how: Any
     ) -> Model:
         key = *files.weights["unet"], theirs
         if key not in _MODELS:

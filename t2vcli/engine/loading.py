@@ -14,7 +14,7 @@ import inspect
 import json
 import math
 import re
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
@@ -29,7 +29,7 @@ from t2vcli.engine.lora.condition import LAYER as CONDITION
 from t2vcli.engine.lora.condition import condition_width
 from t2vcli.engine.lora.merge import PARTS as LORA_PARTS
 from t2vcli.engine.lora.merge import Fitted, adding, changes_of, fitted
-from t2vcli.engine.lora.pairs import read_pairs
+from t2vcli.engine.lora.pairs import Held, read_pairs
 from t2vcli.engine.lora.places import Places
 from t2vcli.engine.picture_vae import PictureVAE
 from t2vcli.engine.sources import fill, put_off, read_ahead
@@ -152,6 +152,7 @@ def load_model(
     *,
     theirs: Collection[str] = THEIRS,
     when_used: bool = False,
+    loras: Sequence[Fitted] | None = None,
 ) -> Model:
     """Returns the text encoder, UNet and VAE in `dtype`, in host memory and in evaluation mode.
 
@@ -161,8 +162,11 @@ def load_model(
     classes, for whoever calls what only these do; the others of ours, where those know the config. Each part is built
     from its config without its weights, these are fitted in by name and shape, and the parts are tried out together
     before anything is converted. No library is left to look for files, or to do what a config says beyond the numbers of
-    the model. What the model's adapters change is added to each weight before it is converted.
+    the model. What the model's adapters change is added to each weight before it is converted: `loras`, as `fit_loras` has
+    found them together with `files`; None reads them here.
     """
+    if loras is None:
+        files, loras = fit_loras(files)
     built: dict[str, Any] = {}
     weights: dict[str, dict[str, torch.Tensor]] = {}
     for part in _BUILDERS:
@@ -172,7 +176,7 @@ def load_model(
         with reading(files.source, files):
             _try_out(**built)
         _tried.add(configs)
-    changes = changes_of(_loras(files, built))
+    changes = changes_of(loras)
     for part, module in built.items():
         if part in shared and not (part in theirs and isinstance(shared[part], VideoUNet | PictureVAE)):
             built[part] = shared[part]
@@ -189,39 +193,44 @@ def load_model(
     return Model(**built)
 
 
-def with_condition(files: ModelFiles) -> ModelFiles:
-    """Returns the files of a model whose UNet takes the guidance scale as a condition, if a LoRA has it do so.
+def fit_loras(files: ModelFiles) -> tuple[ModelFiles, list[Fitted]]:
+    """Returns a model's files as its LoRAs have them, and how each fits, before a weight is loaded. Each file is read here once.
 
-    The weight that the LoRA changes is in no file then, and zero: so without the LoRA the UNet is the plain one.
+    Where one has the UNet take the guidance scale as a condition, so does the config in these files. The weight that such a
+    LoRA changes is in no file, and zero: so without the LoRA the UNet is the plain one. Raises ModelError if one does not fit.
     """
+    if not files.adapters:
+        return files, []
+    held = [_held(adapter) for adapter in files.adapters]
+    parts = {part: _fitted(files, part, False)[0] for part in LORA_PARTS}
+    with_condition = _with_condition(files, held, parts)
+    if with_condition is not files:
+        files, parts["unet"] = with_condition, _fitted(with_condition, "unet", False)[0]
+    found = []
+    for adapter, pairs in zip(files.adapters, held, strict=True):
+        with _reading_lora(adapter):
+            found.append(fitted(adapter, pairs, parts, files.source))
+    return files, found
+
+
+def _held(adapter: Adapter) -> Held:
+    with _reading_lora(adapter):
+        return read_pairs(adapter)
+
+
+def _with_condition(files: ModelFiles, held: Sequence[Held], parts: Mapping[str, nn.Module]) -> ModelFiles:
     config = files.config("unet")
     if config.get("time_cond_proj_dim") is not None:
         return files
-    places = Places({part: _fitted(files, part, False)[0] for part in LORA_PARTS})
-    layers = sum(not layer.is_embedding for layer in places.layers["unet"])
+    layers = sum(not layer.is_embedding for layer in Places(parts).layers["unet"])
     channels = config.get("block_out_channels", [0])[0]
-    for adapter in files.adapters:
+    for adapter, pairs in zip(files.adapters, held, strict=True):
         with _reading_lora(adapter):
-            width = condition_width(read_pairs(adapter), layers, channels)
+            width = condition_width(pairs, layers, channels)
         if width is not None:
             unet = {**config, "time_cond_proj_dim": width}
             return replace(files, configs={**files.configs, "unet": unet}, zero=(f"{CONDITION}.weight",))
     return files
-
-
-def check_loras(files: ModelFiles) -> list[Fitted]:
-    """Returns how each LoRA of a model fits it, before anything is loaded. Raises ModelError if one does not."""
-    if not files.adapters:
-        return []
-    return _loras(files, {part: _fitted(files, part, False)[0] for part in LORA_PARTS})
-
-
-def _loras(files: ModelFiles, parts: Mapping[str, nn.Module]) -> list[Fitted]:
-    found = []
-    for adapter in files.adapters:
-        with _reading_lora(adapter):
-            found.append(fitted(adapter, parts, files.source))
-    return found
 
 
 # Building the parts. The settings that make them what they are; all else in a config is not for us.

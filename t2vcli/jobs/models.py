@@ -51,7 +51,12 @@ class Models:
             # On a CPU there is no other memory that a part could be brought to while it works.
             when_used = prepared.plan.device == "cpu" and prepared.plan.weights == "full"
             model = load_model(
-                prepared.files, prepared.dtype, shared, theirs=parts_of_diffusers(prepared), when_used=when_used
+                prepared.files,
+                prepared.dtype,
+                shared,
+                theirs=parts_of_diffusers(prepared),
+                when_used=when_used,
+                loras=prepared.loras,
             )
             if prepared.plan.weights == "fp8":
                 keep_in_fp8(model.unet)

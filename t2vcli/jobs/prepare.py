@@ -12,7 +12,8 @@ import torch
 from t2vcli import shell
 from t2vcli.engine.device import DTYPES, choose_device, free_device_bytes, has_nvidia_driver, why_no_cuda
 from t2vcli.engine.exchange import read_noise
-from t2vcli.engine.loading import check_loras, load_tokenizer, schedule_remark, vae_scale, with_condition
+from t2vcli.engine.loading import fit_loras, load_tokenizer, schedule_remark, vae_scale
+from t2vcli.engine.lora.merge import Fitted
 from t2vcli.engine.prompt import Tokens
 from t2vcli.engine.schedule import check_steps
 from t2vcli.engine.tokenizer import Tokenizer
@@ -43,6 +44,7 @@ class Prepared:
     """A request that is known to be right, and everything about it that is known before loading."""
 
     files: ModelFiles
+    loras: list[Fitted]  # read and checked; their weights are mapped from the disk
     plan: MemoryPlan
     below: list[MemoryPlan]  # what to fall back to, should memory run out all the same
     division: Division  # how the clip is divided
@@ -93,8 +95,9 @@ def prepare(
         say=report.say,
     )
     hold(request.model)
+    loras: list[Fitted] = []
     if request.lora:
-        files = with_loras(files, request, preset, report, offline=offline)
+        files, loras = with_loras(files, request, preset, report, offline=offline)
     if request.device == "auto" and device == "cpu" and not request.model.startswith(EMBEDDED_PREFIX):
         reason = why_no_cuda() if has_nvidia_driver() else "no GPU was found"
         report.warn(f"{reason}; a model of this size takes hours on the CPU (--device cpu: without this warning)")
@@ -126,6 +129,7 @@ def prepare(
     _check_noise(request, files, frames, report)
     return Prepared(
         files,
+        loras,
         way.plan,
         list(way.below),
         way.division,
@@ -140,8 +144,8 @@ def prepare(
 
 def with_loras(
     files: ModelFiles, request: Request, preset: Preset | None, report: Report, *, offline: bool
-) -> ModelFiles:
-    """Returns the model's files with those of the LoRAs, each of which is known to fit. Raises InputError or ModelError."""
+) -> tuple[ModelFiles, list[Fitted]]:
+    """Returns the model's files with those of the LoRAs, and how each of these fits. Raises InputError or ModelError."""
 
     def on_read(path: Path, size: int) -> None:
         report.say(f"reading {path.name} ({size_text(size)}), to know it again")
@@ -155,13 +159,13 @@ def with_loras(
     )
     for repository, _ in on_the_hub(request.lora):
         hold(repository)
-    files = with_condition(replace(files, adapters=adapters))
+    files, loras = fit_loras(replace(files, adapters=adapters))
     if files.zero:
         report.say(
             f"the LoRA has the UNet take the guidance scale as a number; the weight for it ({files.zero[0]}) is in no"
             " file but as the LoRA's change, and begins at zero"
         )
-    for each in check_loras(files):
+    for each in loras:
         report.say(each.told)
         if not each.alpha_known:
             report.warn(
@@ -181,7 +185,7 @@ def with_loras(
             f"--lora takes the place of {preset.name}'s own, which was made to go with its values: to have both, give"
             f" {' '.join(shell.command('--lora', each) for each in own)}, too"
         )
-    return files
+    return files, loras
 
 
 def group_of(

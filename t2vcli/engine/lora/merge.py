@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
-from t2vcli.engine.lora.pairs import Held, Pair, read_pairs
+from t2vcli.engine.lora.pairs import Held, Pair
 from t2vcli.engine.lora.places import Layer, Places
 from t2vcli.engine.sources import Convert
 from t2vcli.errors import ModelError
@@ -92,12 +92,11 @@ class Fitted:
         return f"LoRA {self.adapter.shown}{what}, times {self.adapter.scale:g}: {where}, {ranks_told}"
 
 
-def fitted(adapter: Adapter, parts: Mapping[str, nn.Module], source: str) -> Fitted:
-    """Returns where a LoRA changes the parts of a model, which need no storage.
+def fitted(adapter: Adapter, held: Held, parts: Mapping[str, nn.Module], source: str) -> Fitted:
+    """Returns where what the file of a LoRA holds changes the parts of a model, which need no storage.
 
     Raises ModelError, with the numbers, unless every pair has its layer.
     """
-    held = read_pairs(adapter)
     if held.made_for is not None:
         raise ModelError(
             f"{adapter.path} was made for {held.made_for}, as it says itself; {source} is another kind of model"
