@@ -8,6 +8,8 @@ from collections.abc import Mapping, Sequence
 
 MAX_TEXT = 20_000  # a prompt of that length still fits into an mp4, whatever its characters
 MAX_TEXTS = 100  # over time; each is encoded
+MOST_CHUNKS = 10
+"""Of a long prompt: at each of the UNet's attentions to the text, every pixel asks all of its tokens."""
 
 _AT = re.compile(r"\s*([0-9]{1,9})\s*:\s*(.*)", re.DOTALL)
 

@@ -17,7 +17,9 @@ from t2vcli.engine.estimate.kernels import CudaKernels, cuda_attention
 from t2vcli.engine.estimate.pretend import DEVICE, pretended_device
 from t2vcli.engine.estimate.stages import Stage
 from t2vcli.engine.estimate.tracker import EVERYTHING, Tracker
+from t2vcli.planning.forecast import text_bytes
 from t2vcli.planning.plan import MemoryPlan
+from t2vcli.planning.shape import Shape
 
 GIB = 1 << 30
 MIB = 1 << 20
@@ -255,6 +257,24 @@ def test_guidance_doubles_the_activations_unless_its_halves_run_one_after_the_ot
     apart = tiny(replace(plan, guidance_together=False), steps=1, only=["denoise"])["denoise"].live_bytes
     assert together > 1.7 * alone
     assert alone <= apart < 1.1 * alone
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("forward", ["diffusers", "layerwise"])
+def test_what_long_prompts_and_texts_over_time_take_is_in_the_plan(forward: Any) -> None:
+    # Wide enough for the peak to be where it is in the real models: in a feed-forward, not at the text
+    unet = TINY_UNET | {"block_out_channels": [320, 640], "cross_attention_dim": 1024}
+
+    def traced(**words: int) -> int:
+        configs = {"unet_config": unet, "vae_config": TINY_VAE, "text_config": TINY_TEXT}
+        clip = {"frames": 16, "height": 256, "width": 256, "guided": True, "encode_video": False, "steps": 1}
+        return estimate(**configs, **clip, **words, plan=plan, only=["denoise"])[0].live_bytes
+
+    plan = plan_of(forward=forward)
+    plain = traced()
+    for words in ({"text_chunks": 4}, {"texts": 3}, {"text_chunks": 10, "texts": 5}):
+        shape = Shape(frames=16, width=256, height=256, guided=True, encodes_video=False, **words)
+        assert text_bytes(unet, shape, plan) == pytest.approx(traced(**words) - plain, rel=0.01)
 
 
 @pytest.mark.slow

@@ -4,13 +4,18 @@ from __future__ import annotations
 
 from dataclasses import replace
 from itertools import pairwise
+from typing import Any
 
 import pytest
 
 from benchmarks.memory_table import PLAIN, SIZES, cells_of
+from t2vcli.asking.values import build
 from t2vcli.jobs.exact import exact_forecast
 from t2vcli.planning.forecast import architecture_of, configs_of, read_table, table_forecast, traffic
-from t2vcli.planning.shape import Shape
+from t2vcli.planning.plan import MemoryPlan
+from t2vcli.planning.shape import Shape, text_of
+from t2vcli.presets import load_preset
+from t2vcli.request import GenerateRequest
 from t2vcli.sizes import MIB
 
 
@@ -89,3 +94,34 @@ def test_what_is_streamed_crosses_once_a_forward_and_what_stays_does_not() -> No
     assert traffic("modelscope-1.7b", shape, kept).to_device_bytes == once - 2**30
     assert traffic("modelscope-1.7b", shape, replace(kept, dtype="fp32")).to_device_bytes == 2 * once - 2**30
     assert traffic("modelscope-1.7b", shape, PLAIN).total_bytes < 10 * MIB
+
+
+def test_what_keys_and_values_a_cpu_keeps_of_a_long_prompt_is_in_the_plan() -> None:
+    widths = 5 * 320 + 5 * 640 + 6 * 1280  # of the attentions to the text
+    shape = Shape(frames=16, width=256, height=256, guided=True, encodes_video=False, text_chunks=3)
+    more = 2 * 2 * 77 * (1024 + 2 * widths) * 4  # two halves, two chunks more, float32
+    plan = MemoryPlan(
+        device="cpu",
+        dtype="fp32",
+        offload="none",
+        decode_chunk=1,
+        vae_tiling=False,
+        forward_chunking=None,
+        forward="layerwise",
+    )
+    one = replace(shape, text_chunks=1)
+    long, short = (table_forecast("modelscope-1.7b", each)(plan) or () for each in (shape, one))
+    assert [a.live_bytes - b.live_bytes for a, b in zip(long, short, strict=True)] == [0, more, 0]
+
+
+def test_how_long_a_text_is_is_told_from_its_length() -> None:
+    preset = load_preset("ms-1.7b")
+
+    def told(**given: Any) -> tuple[int, int]:
+        return text_of(build(GenerateRequest, preset, {"prompt": "a panda eats bamboo", "seed": 0, **given}))
+
+    assert told() == told(prompt="a panda " * 100) == told(long_prompt=True) == (1, 1)
+    assert told(prompt="a panda " * 100, long_prompt=True) == (4, 1)
+    assert told(prompt="a panda BREAK bamboo", long_prompt=True) == (2, 1)
+    assert told(prompt_at=["8:a panda sleeps", "12:a panda eats"]) == (1, 3)
+    assert told(prompt_embeds="words.safetensors", prompt="") == (10, 1)

@@ -33,6 +33,8 @@ def exact_forecast(architecture: str, shape: Shape) -> Forecast:
                 guided=shape.guided,
                 encode_video=shape.encodes_video,
                 only=only,
+                text_chunks=shape.text_chunks,
+                texts=shape.texts,
             )
         ]
 

@@ -24,7 +24,7 @@ from t2vcli.planning.forecast import architecture_of, table_forecast, weight_byt
 from t2vcli.planning.hardware import free_host_bytes
 from t2vcli.planning.merging import merging_of
 from t2vcli.planning.plan import MemoryPlan, no_forecast, vram_budget
-from t2vcli.planning.shape import Shape, runs_both_halves, shape_of
+from t2vcli.planning.shape import Shape, runs_both_halves, shape_of, text_of
 from t2vcli.planning.windows import Division
 from t2vcli.presets import Preset
 from t2vcli.report import Report, told_in_megabytes
@@ -201,7 +201,7 @@ def group_of(
     values = {name: value for name, value in request.model_dump(mode="json").items() if decides_how_it_runs(name)}
     limits = None if preset is None else (preset.name, preset.trained, preset.longest_pass)
     where = files.source, files.revision, files.variant, device
-    return repr((type(request).__name__, values, where, frames, divided, limits))
+    return repr((type(request).__name__, values, text_of(request), where, frames, divided, limits))
 
 
 def decide_here(

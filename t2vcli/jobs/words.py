@@ -22,7 +22,7 @@ from t2vcli.engine.prompt import TextsOverTime, Tokens, Vectors, Words, encode_t
 from t2vcli.engine.tokenizer import Tokenizer
 from t2vcli.errors import UsageError
 from t2vcli.planning.shape import runs_both_halves
-from t2vcli.prompts import texts_at
+from t2vcli.prompts import MOST_CHUNKS, texts_at
 from t2vcli.report import Report, counted
 from t2vcli.request import GenerateRequest, Request
 from t2vcli.weights.models import ModelFiles
@@ -68,10 +68,6 @@ def words_of(
         over_time.append((frames, prompt))  # where the clip begins again
     _say_unknown_words(files, request, vectors, report)
     return Prompts(prompt, negative, tuple(over_time) if request.prompt_at else (), brought)
-
-
-MOST_CHUNKS = 10
-"""Of a long prompt: at each of the UNet's attentions to the text, every pixel asks all of its tokens."""
 
 
 def _learned_words(request: Request, files: ModelFiles, tokenizer: Tokenizer, report: Report) -> Vectors:

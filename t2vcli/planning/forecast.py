@@ -111,6 +111,34 @@ def cached_bytes(unet_config: Mapping[str, Any], vae_scale: int, shape: Shape, p
     return shape.blocks * halves * frames * values * (4 if plan.dtype == "fp32" else 2)
 
 
+TOKENS_A_CHUNK = 77  # with those that begin and end it
+
+
+def text_bytes(unet_config: Mapping[str, Any], shape: Shape, plan: MemoryPlan) -> int:
+    """Returns what the words take all the time that the UNet is at work, beyond one text of one chunk, which is traced.
+
+    Of several texts, these and one for each frame at hand; diffusers' forward repeats one for each frame in any case. Of one, a
+    CPU keeps the keys and values of all attentions, too.
+    """
+    width, frames = unet_config["cross_attention_dim"], shape.in_one_pass[0]
+    repeated = frames if plan.runs_diffusers_forward else 0
+    held = (shape.texts + frames if shape.texts > 1 else 1) + repeated
+    kept = 2 * _text_widths(unet_config) * (shape.text_chunks - 1) if plan.device == "cpu" and shape.texts == 1 else 0
+    halves = 2 if shape.guided else 1
+    values = TOKENS_A_CHUNK * halves * ((held * shape.text_chunks - 1 - repeated) * width + kept)
+    return int(values) * (4 if plan.dtype == "fp32" else 2)
+
+
+def _text_widths(unet_config: Mapping[str, Any]) -> int:
+    """Returns the sum of the widths of a UNet's attentions to the text."""
+    widths, layers = unet_config["block_out_channels"], unet_config["layers_per_block"]
+    down = zip(unet_config["down_block_types"], widths, strict=True)
+    up = zip(unet_config["up_block_types"], reversed(widths), strict=True)
+    asking = [(layers, width) for kind, width in down if kind.startswith("CrossAttn")]
+    asking += [(layers + 1, width) for kind, width in up if kind.startswith("CrossAttn")]
+    return int(widths[-1] + sum(count * width for count, width in asking))
+
+
 def table_forecast(architecture: str, shape: Shape) -> Forecast:
     """Returns the function from a plan to its stages' predicted peaks."""
     entry = read_table()["architectures"][architecture]
@@ -119,7 +147,8 @@ def table_forecast(architecture: str, shape: Shape) -> Forecast:
         element = 2 if plan.dtype == "fp32" else 1  # times the table's half precision
         weights: dict[str, int] = entry["weight_bytes"]
         whole_clip = whole_clip_bytes(architecture, shape, plan)
-        cached = cached_bytes(entry["configs"]["unet"], vae_scale_of(architecture), shape, plan)
+        unet_config = entry["configs"]["unet"]
+        more = cached_bytes(unet_config, vae_scale_of(architecture), shape, plan) + text_bytes(unet_config, shape, plan)
         stages = []
         for stage, variant, part, frames, pixels in _stages(plan, shape):
             grid = entry[stage][variant]
@@ -137,7 +166,7 @@ def table_forecast(architecture: str, shape: Shape) -> Forecast:
                     others -= own // 2
                     own //= 2
             held = "weights" if own > live / 2 else "activations"
-            latents = whole_clip.get(stage, 0) + (cached if part == "unet" else 0)
+            latents = whole_clip.get(stage, 0) + (more if part == "unet" else 0)
             stages.append(
                 StageForecast(
                     stage,

@@ -26,7 +26,7 @@ from t2vcli.engine.guidance import unet_prediction, with_guidance
 from t2vcli.engine.latents import encode_video, make_generator, noise_state
 from t2vcli.engine.loading import Model, vae_scale
 from t2vcli.engine.memory import PlacedModel
-from t2vcli.engine.prompt import encode_prompt
+from t2vcli.engine.prompt import TextsOverTime, encode_prompt
 from t2vcli.engine.text_encoder import CLIPText
 from t2vcli.planning.plan import MemoryPlan
 from t2vcli.planning.work import Work
@@ -77,13 +77,15 @@ def estimate(
     steps: int = 4,
     conv_workspace: ConvWorkspace = "nhwc",
     only: Collection[Stage] | None = None,
+    text_chunks: int = 1,
+    texts: int = 1,
 ) -> list[StageEstimate]:
     """Returns the stages' predicted memory for a job, from the checkpoint's config.json files. Nothing is allocated.
 
     `height` and `width` are in pixels. Runs the very functions that a real run does, so it takes seconds. `only` leaves
-    the other stages out.
+    the other stages out. The UNet is given `texts` over time, of `text_chunks` as many tokens as the text encoder has places.
     """
-    job = _Job(frames, height, width, guided, steps, vae_scale(dict(vae_config)))
+    job = _Job(frames, height, width, guided, steps, vae_scale(dict(vae_config)), text_chunks, texts)
     each_in_turn = plan.device == "cpu" and plan.offload == "none" and not plan.keeps_all_parts
     plan = replace(plan, device=DEVICE, offload="model" if each_in_turn else plan.offload)
     with pretended_device(cuda_attention):
@@ -159,6 +161,8 @@ class _Job:
     guided: bool
     steps: int
     scale: int
+    text_chunks: int = 1
+    texts: int = 1
 
     @property
     def rows(self) -> int:
@@ -251,8 +255,11 @@ def _denoise(placed: PlacedModel, job: _Job, tracker: Marks) -> list[int]:
     start = tracker.mark()
     plan, unet = _plan(placed), placed.model.unet
     dtype = DTYPES[plan.dtype]
-    length = placed.model.text_encoder.config.max_position_embeddings
-    embeds = torch.zeros(job.rows, length, unet.config.cross_attention_dim, device=DEVICE, dtype=dtype)
+    length = job.text_chunks * placed.model.text_encoder.config.max_position_embeddings
+    width = unet.config.cross_attention_dim
+    words = torch.zeros(job.rows, job.texts, length, width, device=DEVICE, dtype=dtype)
+    over_time = TextsOverTime(words, tuple(number * job.frames for number in range(job.texts)))
+    embeds = words[:, 0] if job.texts == 1 else lambda: over_time.of(range(job.frames))
     scheduler = _Scheduler(min(job.steps, TRACED_STEPS))
     generator = make_generator(0)
     shape = job.latents_shape(unet.config.in_channels)
