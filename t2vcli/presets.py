@@ -11,9 +11,10 @@ from __future__ import annotations
 
 import contextlib
 import difflib
+import itertools
 import os
-from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from types import MappingProxyType
 from typing import Annotated, Any, Literal
@@ -89,11 +90,14 @@ class Preset:
     sources: Mapping[str, str]
     longest_pass: int | None = None  # the most frames that are known to hold together in one pass
     upscaler: str | None = None  # the preset that enlarges its clips
+    speeds: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)  # what --speed NAME sets: all the same fields
+    speeds_measured: str | None = None  # where it is told what they leave of the quality; None: nobody has measured it
     time_cond_proj_dim: int | None = None  # how many numbers of the guidance scale its LoRA has the UNet take
 
     def __getstate__(self) -> dict[str, Any]:
         """Returns what is pickled: views of mappings cannot be."""
-        return {**vars(self), "values": dict(self.values), "sources": dict(self.sources)}
+        plain = {name: dict(getattr(self, name)) for name in ("values", "sources", "speeds")}
+        return {**vars(self), **plain}
 
     def values_for(self, kind: type[Request]) -> dict[str, Any]:
         """Returns the values that such a request has: an upscale takes no `frames`, a generation no `strength`."""
@@ -140,6 +144,32 @@ class _Trained(BaseModel):
     guidance_scale: Annotated[list[float], BeforeValidator(_check_range)] | None = None
 
 
+SET_BY_SPEED = (
+    "steps",
+    "guidance_scale",
+    "scheduler",
+    "spacing",
+    "timesteps",
+    "guidance_from",
+    "guidance_until",
+    "cache",
+    "cache_level",
+    "cache_first",
+)
+"""The fields that a speed may set."""
+
+
+def _check_speeds(value: object) -> object:
+    for name, fields in value.items() if isinstance(value, dict) else ():
+        if name not in ("fast", "turbo"):
+            raise ValueError(f"has {str(name)[:40]!r}, and may have fast and turbo; exact is the preset itself")
+        unknown = [str(field) for field in fields if field not in SET_BY_SPEED] if isinstance(fields, dict) else []
+        if unknown or not isinstance(fields, dict):
+            told = f"{name} sets {unknown[0][:40]!r}" if unknown else f"{name} must be a mapping"
+            raise ValueError(f"of {told}; a speed sets some of {', '.join(SET_BY_SPEED)}")
+    return value
+
+
 class _Header(BaseModel):
     """The keys of a preset that are no request fields. `extends` is taken out before."""
 
@@ -153,6 +183,8 @@ class _Header(BaseModel):
     trained: _Trained | None = None
     longest_pass: Annotated[int, Field(ge=1, le=MAX_FRAMES)] | None = None
     upscaler: Text | None = None
+    speeds: Annotated[dict[str, dict[str, Any]], BeforeValidator(_check_speeds)] | None = None
+    speeds_measured: Text | None = None
     time_cond_proj_dim: Annotated[int, Field(ge=1, le=65536)] | None = None
     notes: list[Text] = []
 
@@ -171,6 +203,12 @@ _PresetFile = create_model("_PresetFile", __base__=_Header, **_OPTIONAL)
 LISTS = frozenset({"lora"})  # the fields of a request that may be a list
 _KEYS = ("extends", *_Header.model_fields, *_REQUEST_FIELDS)
 
+
+_NO_SINGLE_VALUES: dict[str, tuple[type, str]] = {
+    "notes": (list, "a list of texts"),
+    "trained": (dict, "a mapping with frames, width and height"),
+    "speeds": (dict, "a mapping with fast and turbo"),
+}
 
 # Reading one file
 
@@ -238,9 +276,8 @@ def _read(path: Path) -> _Source:
     for key, value in raw.items():
         if key in LISTS and isinstance(value, list):
             continue
-        wanted = {"notes": list, "trained": dict}.get(key)
+        wanted, kind = _NO_SINGLE_VALUES.get(key, (None, ""))
         if wanted and value is not None and not isinstance(value, wanted):
-            kind = "a list of texts" if wanted is list else "a mapping with frames, width and height"
             raise InputError(f"{key} in {shown}:{lines[key]} must be {kind}")
         if not wanted and isinstance(value, list | dict | set):
             raise InputError(f"{key} in {shown}:{lines[key]} must be a single value, not a list or a mapping")
@@ -462,6 +499,7 @@ def list_presets() -> tuple[list[Preset], dict[str, T2VError]]:
 
 def _load(path: Path) -> Preset:
     chain = list(_follow(path))
+    layers = [source.values for source in chain]
     merged: dict[str, Any] = {}
     setter: dict[str, _Source] = {}
     for source in reversed(chain):
@@ -497,10 +535,32 @@ def _load(path: Path) -> Preset:
         sources=MappingProxyType({key: source.shown for key, source in setter.items()}),
         longest_pass=merged.get("longest_pass"),
         upscaler=merged.get("upscaler"),
+        speeds=_speeds(merged),
+        speeds_measured=None if _changed_since("speeds_measured", layers) else merged.get("speeds_measured"),
         time_cond_proj_dim=merged.get("time_cond_proj_dim"),
     )
-    _check_complete(preset, {key: source.where(key) for key, source in setter.items()}, shown)
+    where = {key: source.where(key) for key, source in setter.items()}
+    _check_complete(preset, where, shown)
+    if not _changed_since("speeds", layers):  # else it may be that one does not fit, which whoever takes it is told
+        _check_speeds_fit(preset, where)
     return preset
+
+
+def _speeds(merged: Mapping[str, Any]) -> Mapping[str, Mapping[str, Any]]:
+    """Returns the values of each speed, exact among them: each sets all fields that any of them sets."""
+    written: dict[str, dict[str, Any]] = merged.get("speeds") or {}
+    exact = {
+        name: merged.get(name, _REQUEST_FIELDS[name].default)
+        for name in SET_BY_SPEED
+        if any(name in fields for fields in written.values())
+    }
+    return MappingProxyType({name: {**exact, **fields} for name, fields in {"exact": {}, **written}.items()})
+
+
+def _changed_since(key: str, chain: Sequence[Mapping[str, Any]]) -> bool:
+    """Returns whether a file nearer than the one with `key` changes the model, or what a speed sets."""
+    nearer = itertools.takewhile(lambda values: key not in values, chain)  # the nearest first
+    return any(not {"model", "lora", "speeds", *SET_BY_SPEED}.isdisjoint(values) for values in nearer)
 
 
 def _follow(path: Path) -> Iterator[_Source]:
@@ -564,6 +624,17 @@ def _check_complete(preset: Preset, where: Mapping[str, str], shown: str) -> Non
             raise InputError(f"the preset {shown} lacks {', '.join(missing)}") from None
         sentences = [describe_problem(problem, values, where) for problem in problems]
         raise InputError(f"the preset {shown} cannot be used: {'; '.join(sentences)}") from None
+
+
+def _check_speeds_fit(preset: Preset, where: Mapping[str, str]) -> None:
+    """Raises InputError if one of a preset's speeds makes no valid request of it."""
+    kind = REQUESTS[preset.task]
+    for name, fields in preset.speeds.items():
+        try:
+            kind.model_validate({**preset.values_for(kind), **fields, "preset": preset.name, "seed": 0})
+        except ValidationError as error:
+            told = "; ".join(describe_problem(problem, fields, {}) for problem in error.errors())
+            raise InputError(f"speeds.{name} in {where['speeds']} cannot be used: {_shorten(told, most=400)}") from None
 
 
 def trained_range_warning(preset: Preset, *, frames: int, width: int, height: int) -> str | None:

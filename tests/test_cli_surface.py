@@ -276,6 +276,7 @@ NO_FIELDS = {
     "count",
     "sweep",
     "sheet",
+    "speed",
     "prompt_file",
     "source",
     "scale",
@@ -301,7 +302,7 @@ NO_FIELDS = {
     "as_json",
     "debug",
 }
-"""What is no part of the request: each has a test of its own, the last three in other files or above."""
+"""What is no part of the request: each has a test of its own, the last three and `speed` in other files or above."""
 
 Called = Callable[..., tuple[Any, dict[str, Any]]]
 

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from t2vcli.asking.job import Job
 from t2vcli.asking.larger import check_input, enlarged, nearest_side, second_stage, words_for
 from t2vcli.asking.misread import check_prompts, no_prompt, size_remarks
+from t2vcli.asking.speed import at_speed
 from t2vcli.asking.suited import named_or_suited
 from t2vcli.asking.values import build
 from t2vcli.asking.work import Stage, Work
@@ -42,7 +43,8 @@ def clip(job: Job, bases: Bases | None = None) -> Work:
     remarks = check_prompts(job)
     if job.extend is not None:
         return _extending(job.extend, job, remarks, bases)
-    preset = _preset_of(job, bases)
+    preset, of_speed = at_speed(_preset_of(job, bases), job)
+    remarks += of_speed
     if job.prompt is None and job.given("prompt_at"):
         job = job.model_copy(
             update={"prompt": texts_at(job.given("prompt_at"))[0][1]}
@@ -136,6 +138,7 @@ def _begun_with(path: Path, job: Job) -> Work:
             preset=job.preset or preset.name,
             prompt=job.prompt,
             allow_empty_prompt=job.allow_empty_prompt,
+            speed=job.speed,
             output=job.output,
             values={name: value for name, value in own.items() if value is not None},
         ),
@@ -157,6 +160,7 @@ def _extending(path: Path, job: Job, remarks: list[str], bases: Bases | None) ->
 
     named = bases.first if bases is not None else job.preset
     preset, whole, suits = named_or_suited(named, path, "generate")
+    preset, of_speed = at_speed(preset, job)
     # The flags, before the video is opened, if that was not needed to choose the preset
     given = {name: value for name, value in job.values.items() if name != "duration"}
     build(GenerateRequest, preset, {**given, "prompt": job.prompt or ""})
@@ -165,7 +169,7 @@ def _extending(path: Path, job: Job, remarks: list[str], bases: Bases | None) ->
     if job.given("duration") is not None:
         job = _in_frames(job, source.video.fps)
     words, video = words_for(source, job, after=True), source.video
-    remarks = [*suits, *remarks, *words.remarks, *remarks_on(path, video, Along(path))]
+    remarks = [*suits, *of_speed, *remarks, *words.remarks, *remarks_on(path, video, Along(path))]
     if video.has_sound:
         remarks.append(f"the sound of {path} is dropped: the clip gets longer than it")
     context = job.given("context")

@@ -14,6 +14,7 @@ from typing import Annotated, Any, Literal, get_origin
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 
 from t2vcli import embeddings, prompts
+from t2vcli.choices import Speed
 from t2vcli.errors import UsageError
 from t2vcli.loras import located
 from t2vcli.paths import ANY_NAME, expanded, expanded_model, output_path
@@ -54,6 +55,7 @@ class Job(BaseModel):
 
     command: Command = "generate"
     preset: str | None = None
+    speed: Speed | None = None
     prompt: str | None = None
     allow_empty_prompt: bool = False
     from_clip: PathText | None = None

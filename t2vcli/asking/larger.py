@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from t2vcli.asking.job import Job
 from t2vcli.asking.misread import check_enlarges, check_prompts, size_remarks
+from t2vcli.asking.speed import at_speed
 from t2vcli.asking.suited import named_or_suited
 from t2vcli.asking.values import build, changed
 from t2vcli.asking.work import Stage, Work, along_of
@@ -38,6 +39,7 @@ def enlarged(job: Job, whole: Source | None = None, *, bases: Bases | None = Non
     container = format_of(job.output) if job.output and not job.into else MP4
     named = bases.first if bases is not None else job.preset
     preset, whole, suits = named_or_suited(named, job.source, "upscale", whole)
+    preset, of_speed = at_speed(preset, job)
     check_enlarges(
         preset, job.given("strength"), better=_upscaler_of(preset), chosen_by="-p", strength_flag="--strength"
     )
@@ -60,6 +62,7 @@ def enlarged(job: Job, whole: Source | None = None, *, bases: Bases | None = Non
     size_given = not (width is None and height is None and job.scale is None)
     remarks = (
         *suits,
+        *of_speed,
         *size_remarks((video.width, video.height), sides, preset=preset.name, size_given=size_given),
         *prompt_remarks,
         *words.remarks,

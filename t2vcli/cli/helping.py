@@ -61,6 +61,7 @@ EXPERT = (
     "cfg_rescale",
     "apg",
     "freeu",
+    "speed",
     "guidance_from",
     "guidance_until",
     "cache",

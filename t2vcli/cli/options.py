@@ -11,7 +11,19 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-from t2vcli.choices import Blend, DType, Forward, Memory, Noise, Offload, PromptWeights, Schedule, Spacing, Weights
+from t2vcli.choices import (
+    Blend,
+    DType,
+    Forward,
+    Memory,
+    Noise,
+    Offload,
+    PromptWeights,
+    Schedule,
+    Spacing,
+    Speed,
+    Weights,
+)
 from t2vcli.cli import completing
 from t2vcli.cli.boundary import enable_debug
 from t2vcli.cli.console import speak_json, speak_less
@@ -276,6 +288,13 @@ GuidanceFromOpt = Annotated[
     float | None,
     typer.Option(
         "--guidance-from", metavar="SHARE", help="Guide from this share of the steps on, 0 to 1.", rich_help_panel=FEWER
+    ),
+]
+SpeedOpt = Annotated[
+    Speed | None,
+    typer.Option(
+        help="The preset's values for fewer operations, where it has some; exact, as without it: its own.",
+        rich_help_panel=FEWER,
     ),
 ]
 GuidanceUntilOpt = Annotated[
@@ -697,6 +716,7 @@ REQUEST_OPTIONS: Options = {
     "cfg_rescale": (CfgRescaleOpt, None),
     "apg": (ApgOpt, None),
     "freeu": (FreeUOpt, None),
+    "speed": (SpeedOpt, None),
     "guidance_from": (GuidanceFromOpt, None),
     "guidance_until": (GuidanceUntilOpt, None),
     "cache": (CacheOpt, None),

@@ -63,9 +63,20 @@ def show(
         "longest_pass": preset.longest_pass and f"{preset.longest_pass} frames",
         "upscaler": preset.upscaler,
     }
+    speeds = {name: dict(values) for name, values in preset.speeds.items() if values}
+    measured = preset.speeds_measured
     if as_json:
         values = {k: {"value": _plain(v), "source": preset.sources.get(k)} for k, v in preset.values.items()}
-        result_json({"name": preset.name, **facts, "notes": list(preset.notes), "values": values})
+        result_json(
+            {
+                "name": preset.name,
+                **facts,
+                "speeds": speeds,
+                "speeds_measured": measured,
+                "notes": list(preset.notes),
+                "values": values,
+            }
+        )
         return
     result(printable(f"{preset.name} ({preset.path})"))
     for key, value in facts.items():
@@ -74,6 +85,11 @@ def show(
     result("values:")
     for key, value in preset.values.items():
         result(printable(f"  {key:<18} {_shown(value):<42} {preset.sources.get(key, '')}"))
+    for name, of_speed in speeds.items():
+        told = ", ".join(f"{key} {_shown(value)}" for key, value in of_speed.items())
+        result(printable(f"--speed {name:<10} {told}"))
+    if speeds:
+        result(printable(f"speeds measured: {measured or 'not'}"))
     for note in preset.notes:
         result(printable(f"note: {note}"))
 
