@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import json
 import subprocess
 import sys
@@ -10,9 +11,14 @@ from pathlib import Path
 import pytest
 from commandline import LIMIT_S, environment
 
+from benchmarks.frontier import points_for, unet_operations
 from benchmarks.measure import Measured, Took, command, in_turn, machine, matmul_peak
 from benchmarks.report import Entry, add
 from benchmarks.rows import ROWS, decode_chunk
+from t2vcli.asking.values import build
+from t2vcli.planning.forecast import configs_of
+from t2vcli.presets import load_preset
+from t2vcli.request import GenerateRequest
 
 ROOT = Path(__file__).parent.parent
 
@@ -99,3 +105,28 @@ def test_the_peak_is_what_a_multiplication_does_in_a_second() -> None:
 def test_the_decoding_is_measured_as_a_run_on_a_cpu_decodes() -> None:
     assert decode_chunk(16, 64, 64) == 16
     assert decode_chunk(4, 256, 256) == 1
+
+
+def test_the_operations_of_a_run_are_those_of_the_rows_that_it_has() -> None:
+    preset, config = load_preset("demo"), configs_of("demo")["unet"]
+
+    def operations(**values: object) -> int:
+        request = build(GenerateRequest, preset, {"prompt": "", "seed": 1, "steps": 6, "guidance_scale": 2, **values})
+        return unet_operations(request, config, 8, frames=4)
+
+    whole = operations()
+    # The time embedding is made once a call, whatever its rows
+    assert operations(guidance_until=0.5) / whole == pytest.approx(9 / 12, rel=1e-3)
+    assert operations(guidance_scale=1) / whole == pytest.approx(1 / 2, rel=1e-3)
+    assert operations(steps=3) / whole == pytest.approx(1 / 2)
+    shallow = 2 * operations(cache=2) / whole - 1  # of a whole step
+    assert 0.1 < shallow < 0.5
+    assert operations(cache=3) / whole == pytest.approx((2 + 4 * shallow) / 6, rel=1e-3)
+
+
+def test_a_point_of_ones_own_is_read_as_a_job_is() -> None:
+    asked = argparse.Namespace(set=["cfg_rescale=0.5 freeu=1.2,1.4,0.9,0.2", "steps=4"], all=False)
+    freeu = {"cfg_rescale": 0.5, "freeu": "1.2,1.4,0.9,0.2"}
+    assert list(points_for(asked, load_preset("demo")).values()) == [freeu, {"steps": 4}]
+    with pytest.raises(SystemExit, match="did you mean 'steps'"):
+        points_for(argparse.Namespace(set=["step=4"], all=False), load_preset("demo"))
