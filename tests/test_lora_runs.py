@@ -25,6 +25,7 @@ from t2vcli.errors import InputError, UsageError
 from t2vcli.hashes import sha256
 from t2vcli.jobs.models import Models
 from t2vcli.jobs.prepare import host_bytes
+from t2vcli.loras import as_written
 from t2vcli.presets import load_preset
 from t2vcli.runs import folder_for
 from t2vcli.stopping import Stop
@@ -272,7 +273,7 @@ def test_a_lora_is_written_in_one_way() -> None:
     assert asked("owner/name:1.0") == asked("owner/name:1") == asked("owner/name") == ("owner/name",)
     assert asked("owner/name:0.50") == asked("owner/name:5e-1") == ("owner/name:0.5",)
     assert asked("owner/name:-2") == ("owner/name:-2",)
-    assert asked("a:7:1") == ("a:7:1",)
+    assert as_written("a:7:1") == ("a:7:1",)
     with pytest.raises(UsageError, match="must be a file, a folder or a repository"):  # and at once
         asked("owner/name:" + "1" * 300_000 + "x")
 
