@@ -8,7 +8,20 @@ from typing import TYPE_CHECKING, Any
 __version__ = "0.1.0"
 
 if TYPE_CHECKING:
-    from t2vcli.api import batch, compare, convert, gallery, generate, make, plan, read_recipe, resume, sheet, upscale
+    from t2vcli.api import (
+        batch,
+        compare,
+        convert,
+        differences,
+        gallery,
+        generate,
+        make,
+        plan,
+        read_recipe,
+        resume,
+        sheet,
+        upscale,
+    )
     from t2vcli.asking.job import Job, Policy
     from t2vcli.asking.result import Result
     from t2vcli.asking.work import Work, work_for
@@ -42,6 +55,7 @@ _HOMES = {
         "batch",
         "compare",
         "convert",
+        "differences",
         "gallery",
         "generate",
         "make",
@@ -110,6 +124,7 @@ __all__ = [
     "batch",
     "compare",
     "convert",
+    "differences",
     "gallery",
     "generate",
     "load_preset",

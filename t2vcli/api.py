@@ -32,7 +32,8 @@ from t2vcli.stopping import Stop
 if TYPE_CHECKING:
     from t2vcli.batches.loop import Tally
     from t2vcli.batches.loop import Watch as BatchWatch
-    from t2vcli.galleries.beside import Compared
+    from t2vcli.galleries.compare import Compared
+    from t2vcli.galleries.fields import Value
     from t2vcli.galleries.make import Gallery
     from t2vcli.jobs.around import Around, Seen
     from t2vcli.jobs.models import Models
@@ -187,7 +188,7 @@ def compare(
     overwrite: bool = False,
 ) -> Compared:
     """Writes one video that shows clips side by side, each with its label, as `t2v compare` does. Raises a T2VError."""
-    from t2vcli.galleries.beside import compare as make_video
+    from t2vcli.galleries.compare import compare as make_video
 
     return make_video(
         _paths(clips),
@@ -286,6 +287,18 @@ def read_recipe(path: PathText) -> dict[str, Any] | None:
     from t2vcli.asking.source import Source
 
     return Source.opened(expanded(path)).recipe
+
+
+def differences(clips: Iterable[PathText]) -> dict[str, tuple[Value | None, ...]]:
+    """Returns the fields in which clips differ (`steps`, `model.revision`, `video.frames`), with the value that each has.
+
+    None is one that a clip has not; those without a recipe are compared only in what they are. Raises InputError.
+    """
+    from t2vcli.asking.source import Source
+    from t2vcli.galleries.fields import differences as found
+    from t2vcli.video.reader import probe
+
+    return found([Source(path, probe(path)) for path in _paths(clips)])
 
 
 def _path(path: PathText | None) -> Path | None:

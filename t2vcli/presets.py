@@ -11,7 +11,9 @@ from __future__ import annotations
 
 import contextlib
 import difflib
+import hashlib
 import itertools
+import json
 import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -495,6 +497,12 @@ def list_presets() -> tuple[list[Preset], dict[str, T2VError]]:
         except T2VError as error:
             broken[name] = error
     return presets, broken
+
+
+def fingerprint() -> str:
+    """Returns a hash of the names and values of the presets in force. Raises InputError as `load_preset`."""
+    values = {preset.name: dict(preset.values) for preset in list_presets()[0]}
+    return hashlib.sha256(json.dumps(values, sort_keys=True, default=str).encode()).hexdigest()
 
 
 def _load(path: Path) -> Preset:

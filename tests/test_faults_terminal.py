@@ -230,9 +230,11 @@ def test_a_strangers_metadata_is_printed_inert(place: Path) -> None:
 def test_names_and_prompts_are_printed_inert(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(place)
     name = HOSTILE.replace("/", "!")  # the one thing that a name cannot hold
-    write(place / f"{name}.mp4")
+    write(place / f"{name}.mp4", {HOSTILE: HOSTILE})
+    write(place / "other.mp4", {HOSTILE: "x"})
     for arguments, code in [
         (["info", f"{name}.mp4"], 0),
+        (["info", f"{name}.mp4", "other.mp4"], 0),
         (["sheet", f"{name}.mp4"], 0),
         (["sheet", f"{name}.mp4"], 10),
         (["info", f"{name}2.mp4"], 4),
@@ -257,7 +259,7 @@ def test_names_and_prompts_are_printed_inert(place: Path, monkeypatch: pytest.Mo
         (f"--{HOSTILE}",),
         ("info", f"--{HOSTILE}"),
         ("generate", "x", "--offload", HOSTILE),
-        ("info", "a", HOSTILE),
+        ("gallery", "a", HOSTILE),
     ],
     ids=["command", "flag", "flag of a command", "choice", "too many"],
 )

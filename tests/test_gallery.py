@@ -7,6 +7,7 @@ import hashlib
 import io
 import json
 import os
+import subprocess
 from fractions import Fraction
 from html.parser import HTMLParser
 from pathlib import Path
@@ -19,8 +20,11 @@ from commandline import contents, sentence, t2v
 from PIL import Image
 
 import t2vcli
+from t2vcli.asking.values import build
 from t2vcli.galleries import found, make
-from t2vcli.galleries.clips import MAX_FIELDS, MAX_TEXT, flat
+from t2vcli.galleries.fields import MAX_FIELDS, MAX_TEXT, flat
+from t2vcli.presets import load_preset
+from t2vcli.request import GenerateRequest, Request, UpscaleRequest
 from t2vcli.video.writer import write_video
 
 HOSTILE = "</script><script>alert(1)</script><img src=x onerror=alert(2)> & \" ' \u2028 \u2029 {{BODY}} <!-- ${x} `"
@@ -66,9 +70,18 @@ class Page(HTMLParser):
         return [None if place < 0 else values[place] for place in which]
 
 
-def clip(path: Path, prompt: str | None = "a boat", *, frames: int = 3, width: int = 32, **request: object) -> Path:
+def clip(
+    path: Path,
+    prompt: str | None = "a boat",
+    *,
+    frames: int = 3,
+    width: int = 32,
+    of: dict[str, object] | None = None,
+    **request: object,
+) -> Path:
     path.parent.mkdir(parents=True, exist_ok=True)
-    recipe = None if prompt is None else {"format": 1, "command": "generate", "request": {"prompt": prompt, **request}}
+    whole = {"format": 1, "command": "generate", "request": {"prompt": prompt, **request}, **(of or {})}
+    recipe = None if prompt is None else whole
     write_video(
         path, ramp(frames, width=width, height=32), count=frames, width=width, height=32, fps=Fraction(8), metadata=recipe,
         comment="", overwrite=True,
@@ -101,6 +114,47 @@ def test_a_page_has_each_clip_with_its_recipe_and_a_small_picture(tmp_path: Path
     ]
     # From the middle of the clip: each frame of a ramp is lighter than the one before.
     assert [each.convert("L").getpixel((5, 5)) for each in pictures] == pytest.approx([19, 19, 120], abs=5)
+
+
+def whole(kind: type[Request], preset: str, **values: object) -> dict[str, object]:
+    """Returns what a recipe holds of a request that lacks nothing."""
+    return {"request": build(kind, load_preset(preset), {"seed": 5, **values}).model_dump(mode="json")}
+
+
+def test_the_command_that_makes_a_clip_is_for_a_shell_in_the_folder_of_the_clips(tmp_path: Path) -> None:
+    hostile = "it's $(rm -rf ~) `id` \\\nred\x1b[31m"
+    folder = tmp_path / "clips"
+    clip(folder / "a.mp4", of=whole(GenerateRequest, "demo", prompt=hostile, steps=9))
+    source = {"name": "-small; ls.mp4", "width": 32, "height": 32, "fps": "8", "frames": 3}
+    clip(folder / "of more" / "-small; ls.mp4", None)
+    large = whole(UpscaleRequest, "demo-XL", prompt="a boat", width=64, height=64)
+    clip(folder / "of more" / "large.mp4", of={**large, "command": "upscale", "source": source})
+    clip(folder / "z.mp4", of=whole(GenerateRequest, "demo", prompt="-"))
+    page = gallery(folder, "-o", tmp_path / "page.html")
+    commands = dict(zip(page.facts["name"], page.facts["command"], strict=True))
+    assert commands["of more/-small; ls.mp4"] == ""
+    assert commands["of more/large.mp4"].startswith("t2v upscale 'of more/-small; ls.mp4' --prompt 'a boat' -p demo-XL")
+    assert commands["z.mp4"] == "t2v generate --from z.mp4"
+    shell = ["bash", "-c", f"printf '%s\\0' {commands['a.mp4']}"]
+    words = subprocess.run(shell, capture_output=True, check=True).stdout.decode().split("\0")[:-1]
+    assert words == ["t2v", "generate", hostile, "-p", "demo", "--seed", "5", "--steps", "9"]
+    assert gallery(folder, "-o", tmp_path / "page.html", "--overwrite").text == page.text
+
+
+def test_a_command_is_not_taken_over_from_a_page_that_it_may_not_be_right_in(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    clip(tmp_path / "a.mp4", of=whole(GenerateRequest, "demo", prompt="a boat"))
+    page = gallery(tmp_path)
+    (command,) = page.facts["command"]
+    for other in ("rm -rf ~", f"{command}; ls", f"{command} $(ls)", "t2v pull x", "t2v"):
+        assert command in page.text
+        (tmp_path / "gallery.html").write_text(page.text.replace(command, other))
+        assert gallery(tmp_path, "--overwrite").facts["command"] == [command]
+    (tmp_path / "presets").mkdir()
+    (tmp_path / "presets" / "demo.yaml").write_text("extends: demo\nsteps: 7\n")
+    monkeypatch.setenv("T2V_PRESETS", str(tmp_path / "presets"))
+    assert gallery(tmp_path, "--overwrite").facts["command"] == [f"{command} --steps {page.field('steps')[0]}"]
 
 
 def test_nothing_in_a_clip_is_more_than_data(tmp_path: Path) -> None:

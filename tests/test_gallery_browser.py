@@ -12,9 +12,12 @@ from browser import launched
 from clips import ramp
 
 import t2vcli
+from t2vcli.asking.values import build
 from t2vcli.galleries import page as pages
 from t2vcli.galleries.clips import Clip
 from t2vcli.galleries.found import Found
+from t2vcli.presets import load_preset
+from t2vcli.request import GenerateRequest
 from t2vcli.video.writer import write_video
 
 HOSTILE = "</script><script>alert(1)</script><img src=x onerror=alert(2)> \u2028 '\" javascript:alert(3)"
@@ -22,7 +25,9 @@ HOSTILE_NAME = "javascript:alert(1) <img src=x onerror=alert(1)> #1?%&.mp4"
 
 CLIPS: dict[str, dict[str, Any] | None] = {
     "a.mp4": {"prompt": "a red boat", "seed": 10, "steps": 5, "preset": "demo"},
-    "b.mp4": {"prompt": "a blue boat", "seed": 9, "steps": 20, "preset": "demo"},
+    "b.mp4": build(GenerateRequest, load_preset("demo"), {"prompt": "a blue boat", "seed": 9, "steps": 20}).model_dump(
+        mode="json"
+    ),
     "c.webm": {"prompt": "a ball at night", "seed": 8, "steps": 20, "preset": "demo"},
     HOSTILE_NAME: {"prompt": HOSTILE, HOSTILE: HOSTILE, "seed": 7},
     "d.gif": {"prompt": "moving", "seed": 6},
@@ -190,6 +195,11 @@ def test_a_clip_is_opened_with_its_recipe_and_the_next_follows(page_of_clips: Pa
     page.click("text=Copy the prompt")
     page.wait_for_selector("text=Copied the prompt")
     assert page.evaluate("navigator.clipboard.readText()") == "a blue boat"
+    page.click("text=Copy the command")
+    page.wait_for_selector("text=Copied the command")
+    command = "t2v generate 'a blue boat' -p demo --seed 9 --steps 20"
+    assert page.evaluate("navigator.clipboard.readText()") == command
+    assert page.locator("#clip code").text_content() == command
     page.keyboard.press("Escape")
     card(page, "f.mp4").locator("p").click()
     assert "No recipe inside" in page.locator("#clip").text_content()
@@ -301,7 +311,7 @@ def test_thousands_of_clips_come_a_page_at_a_time(tmp_path: Path, opened: Open, 
         for number in range(2500)
     ]
     path = tmp_path / "many.html"
-    path.write_text("".join(pages.page("many", many, below="")), encoding="utf-8")
+    path.write_text("".join(pages.page("many", many, below="", presets="")), encoding="utf-8")
     page = opened(path)
     assert page.locator(".card").count() == 1000
     assert page.locator("#count").text_content() == "2,500 clips, 1 to 1,000 here"

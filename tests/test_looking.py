@@ -18,8 +18,9 @@ from commandline import contents, sentence, t2v
 from PIL import Image
 
 import t2vcli
-from t2vcli.galleries import beside, sheets
-from t2vcli.galleries.beside import LEAST_WIDTH, compare
+from t2vcli.galleries import compare as comparing
+from t2vcli.galleries import sheets
+from t2vcli.galleries.compare import LEAST_WIDTH, compare
 from t2vcli.galleries.sheets import free_name
 from t2vcli.galleries.together import opened_together
 from t2vcli.report import Silent
@@ -69,6 +70,70 @@ def picture(path: Path | str) -> Frame:
 
 def details(*names: str) -> list[tuple[str, ...]]:
     return [each.details for each in opened_together([Path(name) for name in names], Silent())]
+
+
+# What differs, in words
+
+
+def test_info_of_several_clips_prints_what_differs_and_no_more() -> None:
+    clip("a.mp4", request={"prompt": "a boat", "seed": 1, "steps": 10, "prompt_at": []}, versions={"torch": "2"})
+    clip("b.mp4", 6, request={"prompt": "a boat\x1b[31m", "seed": 1, "steps": 10}, versions={"torch": "2"})
+    clip("c.mp4")
+    shown = t2v("info", "a.mp4", "b.mp4", "c.mp4")
+    assert (shown.code, shown.stderr) == (0, "")
+    assert shown.stdout.splitlines() == [
+        "a.mp4: 4 frames of 64x48 at 8 fps (0.50 s), h264, yuv420p",
+        "b.mp4: 6 frames of 64x48 at 8 fps (0.75 s), h264, yuv420p",
+        "c.mp4: 4 frames of 64x48 at 8 fps (0.50 s), h264, yuv420p; no recipe inside",
+        "",
+        "video.frames:",
+        "  a.mp4  4",
+        "  b.mp4  6",
+        "  c.mp4  4",
+        "video.seconds:",
+        "  a.mp4  0.5",
+        "  b.mp4  0.75",
+        "  c.mp4  0.5",
+        "prompt:",
+        "  a.mp4  a boat",
+        r"  b.mp4  a boat\x1b[31m",
+        "  c.mp4  (no recipe)",
+    ]
+    told = json.loads(t2v("info", "a.mp4", "b.mp4", "--json").stdout)
+    assert told["differences"] == {
+        "video.frames": [4, 6],
+        "video.seconds": [0.5, 0.75],
+        "prompt": ["a boat", "a boat\x1b[31m"],
+    }
+    assert [each["path"] for each in told["files"]] == ["a.mp4", "b.mp4"]
+    assert [each["recipe"]["request"]["steps"] for each in told["files"]] == [10, 10]
+
+
+def test_long_texts_that_differ_at_their_end_differ_and_what_is_the_same_is_said_to_be() -> None:
+    for name, end in (("a.mp4", "x"), ("b.mp4", "y"), ("c.mp4", "y")):
+        clip(
+            name,
+            request={"prompt": "a" * 30_000 + end, "loop": name == "a.mp4", "fps": None if name == "a.mp4" else "8"},
+        )
+    assert t2vcli.differences(["a.mp4", "b.mp4"]) == {
+        "prompt": ("a" * 30_000 + "x", "a" * 30_000 + "y"),
+        "loop": (True, False),
+        "fps": (None, "8"),
+    }
+    assert t2v("info", "b.mp4", "c.mp4").stdout.splitlines()[-1].startswith("nothing that is known of them differs")
+
+
+def test_info_of_several_needs_finished_clips_and_not_too_many() -> None:
+    clip("a.mp4", 1)
+    Path("b.mp4.t2v-run").mkdir()
+    Path("b.mp4.t2v-run", "run.json").write_text("{}")
+    for names, code, said in (
+        (["a.mp4", "missing.mp4"], 4, "missing.mp4 does not exist"),
+        (["a.mp4", "b.mp4"], 4, "b.mp4 is an unfinished run, and only finished clips are compared: t2v info b.mp4"),
+        (["a.mp4"] * 26, 2, "26 files are given, and at most 25 are compared"),
+    ):
+        done = t2v("info", *names)
+        assert (done.code, said in sentence(done)) == (code, True), done.stderr
 
 
 # Labels
@@ -275,8 +340,8 @@ def test_memory_does_not_grow_with_the_length_of_the_clips() -> None:
     def peak(frames: int) -> int:
         names = [clip(f"{frames}-{number}.mkv", frames, size=(320, 240)) for number in (1, 2)]
         opened = opened_together(names, Silent())
-        grid = beside._grid_of(opened, None, 1)
-        made: Iterator[Frame] = beside._frames(opened, grid, Fraction(8), frames)
+        grid = comparing._grid_of(opened, None, 1)
+        made: Iterator[Frame] = comparing._frames(opened, grid, Fraction(8), frames)
         tracemalloc.start()
         assert sum(1 for _ in made) == frames
         sheets.make_sheet(names, Path(f"{frames}.png"), columns=2)

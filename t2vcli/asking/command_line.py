@@ -6,7 +6,9 @@ is left to the recipe itself: the command is then `t2v generate --from CLIP`.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator, Mapping
+from pathlib import Path
 from typing import Any
 
 from t2vcli.asking.clip import usual_context
@@ -27,37 +29,47 @@ _OF_THE_JOB = ("preset", "prompt", "seed", "model", "revision", "variant", "lora
 _SIZES, _TIMES, _WORDS = ("vram", "chunk_size"), ("start", "duration"), ("window", "forward_chunking")
 
 
-def command_line(recipe: Recipe, clip: str | None = None, *, encoding: str = "utf-8") -> str:
+def command_line(recipe: Recipe, *, within: Path | None = None, encoding: str = "utf-8") -> str:
     """Returns the command that makes a clip of this recipe, on one line, for a shell and an output of this encoding.
 
-    `clip` is how the clip is called in it, if it has to be, and its path if that is not said.
+    The shell is in the folder `within`, in this process's own if that is not said.
     """
-    job = job_of(recipe)
-    if job is None:
-        words = ["t2v", recipe.command, "--from", as_path(str(recipe.clip) if clip is None else clip)]
-    else:
-        words = ["t2v", *_words(job)]
-    return command(*words, encoding=encoding)
+    job = job_of(recipe, within=within)
+    words = (recipe.command, "--from", _path_from(within, recipe.clip)) if job is None else _words(job)
+    return command("t2v", *words, encoding=encoding)
 
 
-def job_of(recipe: Recipe) -> Job | None:
+def job_of(recipe: Recipe, *, within: Path | None = None) -> Job | None:
     """Returns the job whose requests are those of the recipe, as a command line has it; None if there is no such job."""
     try:
-        job = _upscale(recipe) if recipe.command == "upscale" else _generate(recipe)
+        job = _upscale(recipe, within) if recipe.command == "upscale" else _generate(recipe, within)
         return job if job is not None and _makes(job, recipe) else None
     except T2VError:  # a preset that is no good, or values that do not go together
         return None
 
 
-def _generate(recipe: Recipe) -> Job | None:
+def _path_from(within: Path | None, path: Path) -> str:
+    """Returns how a path is called in the folder `within`."""
+    return as_path(path if within is None else os.path.relpath(path, within))
+
+
+def _source_from(within: Path | None, recipe: Recipe) -> str | None:
+    """Returns how the input video is called in the folder `within`: its name alone where it is gone."""
+    here, name = recipe.source_here(), recipe.source_name
+    if here is not None:
+        return _path_from(within, here)
+    return None if name is None else as_path(name)
+
+
+def _generate(recipe: Recipe, within: Path | None) -> Job | None:
     first, preset = recipe.requests[0], _preset_of(recipe.requests[0])
     values = _differing(first, preset)
     job: dict[str, Any] = {}
     if recipe.extends:
-        source = recipe.source_here() or recipe.source_name
+        source = _source_from(within, recipe)
         if source is None or recipe.source_size() is None:
             return None
-        job["extend"] = as_path(str(source))
+        job["extend"] = source
         followed, dump = _as_the_source(recipe, preset), first.model_dump(mode="json")
         values = {name: value for name, value in values.items() if name not in (*followed, "fps")}
         values |= {name: dump[name] for name, usual in followed.items() if dump[name] != usual}
@@ -78,15 +90,15 @@ def _generate(recipe: Recipe) -> Job | None:
     return _job(recipe, preset, values, job)
 
 
-def _upscale(recipe: Recipe) -> Job | None:
+def _upscale(recipe: Recipe, within: Path | None) -> Job | None:
     first, preset = recipe.requests[0], _preset_of(recipe.requests[0])
-    source, size = recipe.source_here() or recipe.source_name, recipe.source_size()
+    source, size = _source_from(within, recipe), recipe.source_size()
     if source is None or size is None:
         return None
     values = {name: value for name, value in _differing(first, preset).items() if name not in ("width", "height")}
     if (first.width, first.height) != usual_size(size, preset):
         values |= {"width": first.width, "height": first.height}
-    return _job(recipe, preset, values, {"source": as_path(str(source))})
+    return _job(recipe, preset, values, {"source": source})
 
 
 def _job(recipe: Recipe, preset: Preset, values: Mapping[str, Any], own: Mapping[str, Any]) -> Job | None:

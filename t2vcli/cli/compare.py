@@ -41,7 +41,7 @@ def compare(
     except ValueError as error:
         raise UsageError(f"--fps {fps} {error}") from None
 
-    from t2vcli.galleries.beside import compare as make
+    from t2vcli.galleries.compare import compare as make
 
     with choose_report() as report:
         done = make(clips, output, columns=columns, scale=scale, fps=rate, overwrite=overwrite, report=report)

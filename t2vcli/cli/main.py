@@ -49,7 +49,7 @@ COMMANDS = {
     ),
     "info": Entry(
         "info:info",
-        "Print what a video is, and the recipe inside it if t2v made it; of an unfinished run, how far it is.",
+        "Print what a video is, and its recipe if t2v made it; of several, what differs; of an unfinished run, how far it is.",
     ),
     "sheet": Entry("sheet:sheet", "Lay out the frames of a clip in one PNG; of several clips, a labelled row each."),
     "compare": Entry("compare:compare", "Put clips side by side into one video, each with a label."),

@@ -12,6 +12,7 @@ from t2vcli.errors import OutputError, UsageError
 from t2vcli.galleries.clips import Clip, read_all
 from t2vcli.galleries.found import MOST, Found, videos_in
 from t2vcli.galleries.page import address, clips_in, page
+from t2vcli.presets import fingerprint
 from t2vcli.report import Report, Silent
 from t2vcli.strangers import UnreadableError, read_text
 from t2vcli.video.ffmpeg import shown
@@ -53,16 +54,17 @@ def make_gallery(
     videos = videos_in(folder, newest=newest, warn=report.warn)
     check_parent(output, output.parent)
     check_target(output, overwrite=overwrite)
-    clips = _read(folder, videos, _known(output), report)
-    _write(output, folder, clips, overwrite=overwrite)
+    presets = fingerprint()
+    clips = _read(folder, videos, _known(output, presets), report)
+    _write(output, folder, clips, presets, overwrite=overwrite)
     problems = tuple((shown(clip.found.name), clip.problem) for clip in clips if clip.problem)
     return Gallery(output, len(clips), problems)
 
 
-def _known(output: Path) -> dict[str, Clip]:
+def _known(output: Path, presets: str) -> dict[str, Clip]:
     """Returns what the page that is replaced knows of its clips, by their addresses below the folder."""
     with contextlib.suppress(FileNotFoundError, UnreadableError):
-        return dict(clips_in(read_text(output, MAX_PAGE_BYTES)))
+        return dict(clips_in(read_text(output, MAX_PAGE_BYTES), presets))
     return {}
 
 
@@ -81,13 +83,14 @@ def _read(folder: Path, videos: Sequence[Found], known: dict[str, Clip], report:
     return [clip for clip in clips if clip is not None]
 
 
-def _write(output: Path, folder: Path, clips: Sequence[Clip], *, overwrite: bool) -> None:
+def _write(output: Path, folder: Path, clips: Sequence[Clip], presets: str, *, overwrite: bool) -> None:
     with explained(output):
         here, there = output.parent.resolve(strict=True), folder.resolve(strict=True)
         below = os.path.relpath(there, here)
         sweep(output.parent)
         with reserved(output.parent, "html") as (temporary, handle):
-            for piece in page(shown(there.name or there), clips, below="" if below == "." else below):
+            title, below = shown(there.name or there), "" if below == "." else below
+            for piece in page(title, clips, below=below, presets=presets):
                 handle.write(piece.encode("utf-8"))
             handle.flush()
             os.fsync(handle.fileno())

@@ -330,7 +330,7 @@
       make("div", { className: "bar" },
         make("button", { type: "button", disabled: place <= 0, onclick: () => step(-1) }, "← Before"),
         make("button", { type: "button", disabled: place < 0 || place === shown.length - 1, onclick: () => step(1) }, "Next →"),
-        ...(command ? [make("button", { type: "button", className: "strong", onclick: () => copy(command, "command") }, "Copy the command")] : []),
+        ...(command ? [make("button", { type: "button", className: "strong", title: "For a shell in the folder of the clips", onclick: () => copy(command, "command") }, "Copy the command")] : []),
         ...(prompt ? [make("button", { type: "button", onclick: () => copy(prompt, "prompt") }, "Copy the prompt")] : []),
         make("button", { type: "button", onclick: () => copy(all.name[clip], "name") }, "Copy the name"),
         make("button", { type: "button", "aria-pressed": String(picked.has(clip)), onclick: (event) => { pick(clip, !picked.has(clip)); event.target.setAttribute("aria-pressed", String(picked.has(clip))); event.target.textContent = pickText(clip); } }, pickText(clip)),

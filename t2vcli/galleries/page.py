@@ -12,17 +12,20 @@ import html
 import json
 import os
 import re
+import shlex
 import urllib.parse
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from importlib import resources
 from typing import Any
 
-from t2vcli import __version__
-from t2vcli.galleries.clips import Clip, Value
+from t2vcli import __version__, shell
+from t2vcli.galleries.clips import Clip
+from t2vcli.galleries.fields import Value
 from t2vcli.galleries.found import Found
+from t2vcli.presets import REQUESTS
 from t2vcli.video.ffmpeg import shown
 
-FORMAT = 1
+FORMAT = 2
 SHOWN_AT_ONCE = 1000
 """How many clips are one page of the page; the small pictures come in blocks of as many."""
 
@@ -30,10 +33,10 @@ _POSTER = re.compile(r"[A-Za-z0-9+/]*={0,2}")
 _BLOCK = re.compile(r'<script type="application/json" id="(facts|posters-\d+)">([^<]*)</script>')
 
 
-def page(title: str, clips: Sequence[Clip], *, below: str) -> Iterator[str]:
+def page(title: str, clips: Sequence[Clip], *, below: str, presets: str) -> Iterator[str]:
     """Yields the HTML file in pieces. `below` is the path from the page's folder to that of the clips, "" for the same.
 
-    What is needed to show the first clips comes first.
+    `presets` identifies those that the commands are for. What is needed to show the first clips comes first.
     """
     style, script = _asset("page.css"), _asset("page.js")
     values = {
@@ -44,7 +47,7 @@ def page(title: str, clips: Sequence[Clip], *, below: str) -> Iterator[str]:
     }
     before, after = _asset("page.html").split("{{BODY}}")
     yield _filled(before, values)
-    yield _block("facts", {"title": title, **_columns(clips, below)})
+    yield _block("facts", {"title": title, "presets": presets, **_columns(clips, below)})
     pages = range(0, len(clips), SHOWN_AT_ONCE)
     for number, begin in enumerate(pages):
         yield _block(f"posters-{number}", [clip.poster for clip in clips[begin : begin + SHOWN_AT_ONCE]])
@@ -123,22 +126,27 @@ def _fields(clips: Sequence[Clip]) -> list[tuple[str, list[Value], list[int]]]:
     return [(name, [value for _, value in places], column) for name, (places, column) in known.items()]
 
 
-def clips_in(text: str) -> Iterable[tuple[str, Clip]]:
-    """Yields the clips of a page that this version wrote, by `at`; none of what is something else, or was changed."""
+def clips_in(text: str, presets: str) -> Iterable[tuple[str, Clip]]:
+    """Yields the clips of a page that this version wrote with the same presets, by `at`; none of what is something else.
+
+    What was changed in it since is not believed: pictures are pictures, and commands are of t2v.
+    """
     try:
-        yield from _clips_in(text)
+        yield from _clips_in(text, presets)
     except (ValueError, TypeError, KeyError, IndexError, AttributeError, RecursionError):
         return
 
 
-def _clips_in(text: str) -> Iterator[tuple[str, Clip]]:
+def _clips_in(text: str, presets: str) -> Iterator[tuple[str, Clip]]:
     blocks = {found[1]: json.loads(found[2]) for found in _BLOCK.finditer(text)}
     facts = blocks["facts"]
-    if (facts["format"], facts["t2v"], facts["paged"]) != (FORMAT, __version__, SHOWN_AT_ONCE):
+    written = tuple(facts[name] for name in ("format", "t2v", "paged", "presets"))
+    if written != (FORMAT, __version__, SHOWN_AT_ONCE, presets):
         return
     for number, name in enumerate(facts["at"]):
         poster = blocks[f"posters-{number // SHOWN_AT_ONCE}"][number % SHOWN_AT_ONCE]
-        if not _POSTER.fullmatch(poster) or facts["problem"][number]:
+        command = facts["command"][number]
+        if not _POSTER.fullmatch(poster) or facts["problem"][number] or not _makes_a_clip(command):
             continue
         yield (
             name,
@@ -152,6 +160,12 @@ def _clips_in(text: str) -> Iterator[tuple[str, Clip]]:
                 fields={
                     each: values[column[number]] for each, values, column in facts["fields"] if column[number] >= 0
                 },
-                command=str(facts["command"][number]),
+                command=command,
             ),
         )
+
+
+def _makes_a_clip(command: str) -> bool:
+    """Returns whether a command is none at all, or one of t2v's, of which a shell obeys nothing else."""
+    words = shlex.split(command)
+    return not words or (shell.command(*words) == command and words[0] == "t2v" and words[1] in REQUESTS)

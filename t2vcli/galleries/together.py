@@ -68,7 +68,10 @@ def differing(told: Sequence[Mapping[str, str] | None]) -> list[tuple[str, ...]]
 
 
 def _telling(recipe: Mapping[str, Any]) -> dict[str, str]:
-    """Returns what of a recipe decides the frames, as short texts: those of the second of two stages as "upscale steps"."""
+    """Returns what of a recipe decides the frames, as short texts: those of the second of two stages as "upscale steps".
+
+    What is empty is left out.
+    """
     upscale, source = recipe.get("upscale"), recipe.get("source")
     stages = {"": recipe, "upscale ": upscale if isinstance(upscale, Mapping) else {}}
     found: dict[str, str] = {}
@@ -79,14 +82,14 @@ def _telling(recipe: Mapping[str, Any]) -> dict[str, str]:
         if not isinstance(request, Mapping):
             continue
         for name, traits in TRAITS.items():
-            if name in request and (traits.decides or name == "preset"):
+            if request.get(name) not in (None, "", []) and (traits.decides or name == "preset"):
                 found[before + name] = _text(request[name])
     return found
 
 
 def _text(value: object) -> str:
-    if value is None or isinstance(value, bool):
-        return {None: "none", True: "on", False: "off"}[value]
+    if isinstance(value, bool):
+        return "on" if value else "off"
     text = value if isinstance(value, str) else f"{value:g}" if isinstance(value, float) else json.dumps(value)
     text = shown(text[: MAX_VALUE + 1])
     return text if len(text) <= MAX_VALUE else text[: MAX_VALUE - 3] + "..."
