@@ -363,6 +363,7 @@ def test_a_recipe_that_is_none_is_told_and_no_command_is_made_up(recipe: Any, sa
         ({"device": "gpu; rm -rf ~"}, "device"),
         ({"seed": -1}, "seed"),
         ({"tile": {"a": 1}}, "tile"),
+        ({"model": "https://huggingface.co/a/b"}, "a model is named by its repository, a/b"),
     ],
 )
 def test_values_that_are_wrong_are_told_with_the_version_they_are_from(values: dict[str, Any], said: str) -> None:
@@ -572,6 +573,28 @@ def test_an_input_that_is_gone_or_another_is_told(source: Path, place: Path) -> 
     assert f"another input: {other}" in instead.remarks[0]
 
 
+def test_generate_makes_again_what_it_began_with_a_video(source: Path, place: Path) -> None:
+    begun = {"prompt": "a ball", "init_video": str(source), "preset": "demo", "seed": 3, "strength": 0.4, "frames": 2}
+    work = unnamed(Job.read(begun))
+    assert work.source is not None
+    told(
+        source.parent / "begun.mp4",
+        recipe_of("upscale", *requests_of(work), source=work.source.described),
+    )
+    clip = str(source.parent / "begun.mp4")
+    again, as_upscale = (unnamed(Job.read({"command": name, "from_clip": clip})) for name in ("generate", "upscale"))
+    for made in (again, as_upscale):
+        assert made.command == "upscale"
+        assert requests_of(made) == requests_of(work)
+        assert made.source is not None
+        assert made.source.described == work.source.described
+        assert made.remarks[0] == f"from {clip}, the same again"
+    other = make_clip(place / "other.mp4", ramp(4, width=96, height=32), rate="8")
+    changed = unnamed(Job.read({"from_clip": clip, "init_video": str(other), "frames": 3, "strength": 0.9}))
+    assert (changed.frames, changed.last.strength, changed.last.prompt) == (3, 0.9, "a ball")  # type: ignore[union-attr]
+    assert f"another input: {other}" in changed.remarks[0]
+
+
 @pytest.mark.parametrize("name", ["../x.mp4", "/etc/hostname", "..", "", "a\0b", 7, None])
 def test_an_input_is_looked_for_by_a_name_alone(name: Any, place: Path) -> None:
     request = request_of(UpscaleRequest, "demo-XL", prompt="x")
@@ -592,7 +615,10 @@ def test_an_input_is_looked_for_by_a_name_alone(name: Any, place: Path) -> None:
         (("generate", "--from", "newer.mp4"), 4, "has format 2, and this t2v reads format 1 (it was made by t2v 3.0"),
         (("generate", "--from", "odd.mp4"), 4, "holds what this t2v does not know: 'warp' (it was made by t2v 3.0"),
         (("upscale", "--from", "boat.mp4"), 2, "boat.mp4 was made by generate, not by upscale: t2v generate --from"),
-        (("generate", "--from", "boat.mp4", "--init-video", "plain.mp4"), 2, "--from does not go with --init-video"),
+        (("generate", "--from", "boat.mp4", "--init-video", "plain.mp4"), 2, "--from boat.mp4, which was not begun with a video"),
+        (("generate", "--from", "large.mp4"), 4, "the input of large.mp4 is neither beside it nor here"),
+        (("generate", "--from", "large.mp4", "--extend", "plain.mp4"), 2, "--extend does not go with --from large.mp4"),
+        (("generate", "--from", "large.mp4", "--upscale", "auto"), 2, "--upscale does not go with --from large.mp4"),
         (("generate", "--from", "boat.mp4", "--steps", "0"), 2, "--steps 0 must be"),
         (("generate", "--from", "boat.mp4", "--width", "33"), 2, "--width 33 must be a multiple of 8"),
         (("generate", "--from", "boat.mp4", "--cache", "9"), 2, "--cache 9 must be at most the number of steps"),
@@ -610,6 +636,7 @@ def test_what_cannot_be_made_again_is_refused_with_nothing_written(
     told("newer.mp4", {**recipe, "format": 2})
     recipe["request"]["warp"] = 1
     told("odd.mp4", recipe)
+    told("large.mp4", recipe_of("upscale", request_of(UpscaleRequest, "demo-XL", prompt="a boat")))
     make_clip(place / "plain.mp4", ramp(2))
     Path("text.mp4").write_text("no video")
     before = contents(place)

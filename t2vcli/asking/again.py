@@ -61,16 +61,21 @@ def again(job: Job) -> Again:
     assert job.from_clip is not None
     recipe = Recipe.inside(job.from_clip)
     clip, first = shown(recipe.clip), recipe.requests[0]
-    if job.command != recipe.command:
+    begun = job.command == "generate" and recipe.command == "upscale"  # with a video: --init-video
+    if job.command != recipe.command and not begun:
         way_out = shell.command("t2v", recipe.command, "--from", shell.as_path(recipe.clip))
         raise UsageError(
             f"{clip} was made by {recipe.command}, not by {job.command}: {way_out}"
             f" (in a list: command: {recipe.command})"
         )
-    if job.init_video is not None:
+    if job.init_video is not None and not begun:
         raise UsageError(
-            "--from does not go with --init-video; use t2v upscale, which takes a prompt and a preset, too"
+            f"--init-video does not go with --from {clip}, which was not begun with a video;"
+            " use t2v upscale, which takes a prompt and a preset, too"
         )
+    if begun and (job.extend is not None or job.upscale is not None):
+        flag = "--extend" if job.extend is not None else "--upscale"
+        raise UsageError(f"{flag} does not go with --from {clip}, which was made from another video; make it first")
     replaced = job.preset is not None or job.given("model") is not None or job.given("lora") is not None
     loras = first.lora if replaced else recipe.loras_here(0)
     base, remarks = _base(recipe, 0, job.preset, loras)
@@ -81,10 +86,11 @@ def again(job: Job) -> Again:
         "preset": base.name,
     }
     values = _over_the_environment(recipe)
-    if recipe.source is not None or job.extend is not None:
-        given = job.source if recipe.command == "upscale" else job.extend
+    if recipe.source is not None or job.extend is not None or begun:
+        field = "init_video" if begun else "source" if recipe.command == "upscale" else "extend"
+        given = getattr(job, field)
         own = given is None
-        changes["source" if recipe.command == "upscale" else "extend"] = _source(recipe) if own else given
+        changes[field] = _source(recipe) if own else given
         sized = job.scale is not None or not {"width", "height"}.isdisjoint(job.values)
         if own and not sized and (recipe.extends or job.preset is None):
             values |= {"width": first.width, "height": first.height}

@@ -35,7 +35,7 @@ def clip(job: Job, bases: Bases | None = None) -> Work:
     """
     _refuse_what_does_not_go_together(job)
     if job.init_video is not None:
-        return _begun_with(job.init_video, job)
+        return _begun_with(job.init_video, job, bases)
     if job.given("duration") is not None and job.extend is None:
         rest = {name: value for name, value in job.values.items() if name != "duration"}
         preset = _preset_of(job, bases)
@@ -121,12 +121,14 @@ def usual_context(preset: Preset, frames: int) -> int:
     return max(1, min(most, frames))
 
 
-def _begun_with(path: Path, job: Job) -> Work:
+def _begun_with(path: Path, job: Job, bases: Bases | None) -> Work:
     """Returns the work for a video made anew at the preset's size, frame by frame, as `t2v upscale` would."""
-    preset, whole, remarks = named_or_suited(job.preset, path, "generate")
     own: dict[str, Any] = {name: value for name, value in job.values.items() if name not in ("frames", "context")}
-    for side in ("width", "height"):
-        own.setdefault(side, preset.values.get(side))
+    named = bases.first if bases is not None else job.preset
+    preset, whole, remarks = named_or_suited(named, path, "generate")
+    if bases is None:  # whose sizes are the clip's
+        for side in ("width", "height"):
+            own.setdefault(side, preset.values.get(side))
     own.setdefault("strength", preset.values.get("strength", DEFAULT_STRENGTH))
     frames = job.given("frames")
     if frames is not None:
@@ -143,6 +145,7 @@ def _begun_with(path: Path, job: Job) -> Work:
             values={name: value for name, value in own.items() if value is not None},
         ),
         whole,
+        bases=bases,
     )
     if frames is not None and work.frames < frames:
         raise UsageError(

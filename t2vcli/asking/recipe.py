@@ -19,6 +19,7 @@ from t2vcli.asking.job import Command
 from t2vcli.asking.misread import shortened
 from t2vcli.errors import InputError, UsageError
 from t2vcli.metadata import FORMAT
+from t2vcli.paths import expanded_model
 from t2vcli.presets import REQUESTS
 from t2vcli.record import division_in
 from t2vcli.request import Request, UpscaleRequest, build_request, flag_name
@@ -196,6 +197,10 @@ def _request(kind: type[Request], values: object, where: str, by: str) -> Reques
         request = build_request(kind, values, dict.fromkeys(kind.model_fields, where))
     except UsageError as error:
         raise InputError(shortened(str(error), MAX_TOLD) + by) from None
+    try:
+        expanded_model(request.model)
+    except UsageError as error:
+        raise InputError(shortened(f"{where}: {error}", MAX_TOLD) + by) from None
     for name, path in inputs.saved_by(request):
         raise InputError(
             f"{where} names a file to be written ({flag_name(name)} {shown(path)}), which t2v never keeps in one"
