@@ -1,6 +1,8 @@
 """A batch in a process of its own whose clips are pretended: a text with the job's hash, and no model.
 
 python tests/batch_process.py LIST FOLDER [--share] [--die-after N] [--ray WORKERS|HOST:PORT] [--job-timeout S]
+
+With `--real LOG` Ray's workers make clips, and note in LOG who has loaded a model.
 """
 
 from __future__ import annotations
@@ -109,6 +111,21 @@ class Actor(Worker):
         return _answer(job, text)
 
 
+class Loading(Worker):
+    """A worker of Ray's as it is; its process's number is noted for each model that it loads."""
+
+    def stage(
+        self, name: str, total: int | None = None, unit: str = "frame", *, begun: int = 0, told: str = ""
+    ) -> None:
+        super().stage(name, total, unit, begun=begun, told=told)
+        if name == "load":
+            with Path(os.environ[LOADS]).open("a", encoding="ascii") as log:
+                log.write(f"{os.getpid()}\n")
+
+
+LOADS = "T2V_TEST_LOADS"
+
+
 def _answer(job: dict[str, Any], text: str) -> dict[str, Any]:
     content = text.encode()
     made = Made(job["output"], len(content), 0, hashlib.sha256(content).hexdigest(), 8, "v")
@@ -135,21 +152,24 @@ class Told(Unwatched):
         print(line, file=sys.stderr, flush=True)
 
 
-def over_ray(where: str) -> batch.MakeWorkers:
+def over_ray(where: str, actor: type[Worker]) -> batch.MakeWorkers:
     cluster = Cluster(where, in_place=False) if ":" in where else Cluster(workers=int(where), in_place=False)
 
     def made(folder: Path, policy: Policy, watch: Watch, stop: Stop) -> Workers:
         from t2vcli.batches.over_ray import RayWorkers
 
-        return RayWorkers(cluster, folder, policy, watch, stop, actor=Actor)
+        return RayWorkers(cluster, folder, policy, watch, stop, actor=actor)
 
     return made
 
 
 def main() -> int:
     source, folder, *rest = sys.argv[1:]
-    batch.recipe_is = recipe_is
     given = dict(zip(rest, [*rest[1:], ""], strict=False))
+    if "--real" in given:
+        os.environ[LOADS] = given["--real"]  # what Ray starts has it, too
+    else:
+        batch.recipe_is = recipe_is
     limit_s = float(given["--job-timeout"]) if "--job-timeout" in given else None
     settings = batch.Settings(
         defaults={"preset": "demo"}, rules=Rules(share="--share" in given, poll_s=0.05, job_timeout_s=limit_s)
@@ -168,7 +188,7 @@ def main() -> int:
             Path(source),
             Path(folder),
             settings,
-            workers=over_ray(given["--ray"]),
+            workers=over_ray(given["--ray"], Loading if "--real" in given else Actor),
             watch=Told(),
             stop=stopping.by_signals(),
         )

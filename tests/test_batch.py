@@ -61,8 +61,6 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
 
 def test_the_frames_of_a_job_are_those_of_the_same_command(made: tuple[Path, Path], tmp_path: Path) -> None:
     _, folder = made
-    small = [word.replace("--set", "").replace("=", " ") for word in SMALL]
-    flags = [word if word.startswith("--") else f"--{word}" for word in " ".join(small).split() if word]
     flags = ["--preset", "demo", "--steps", "2", "--frames", "4", "--width", "32", "--height", "32"]
     for name, prompt, seed in (("boat", "a red boat", "3"), ("cat", "a green cat", "5")):
         alone = tmp_path / f"{name}.mp4"

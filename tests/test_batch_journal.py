@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -196,6 +197,17 @@ def test_a_clip_that_changed_or_whose_job_did_is_looked_into(tmp_path: Path) -> 
     assert state_of(changed, tmp_path, Ledger(tmp_path), lambda job, path: True) == "made"
     (tmp_path / "a.mp4").write_bytes(b"cut")
     assert state_of(planned(), tmp_path, Ledger(tmp_path), lambda job, path: False) == "strangers"
+
+
+def test_a_clip_without_the_files_that_its_job_saves_beside_it_is_made_again(tmp_path: Path) -> None:
+    saved = tmp_path / "a.safetensors"
+    saving = replace(planned(), fields={"prompt": "a", "save_latents": str(saved)})
+    (tmp_path / "a.mp4").write_bytes(b"clip")
+    assert state_of(saving, tmp_path, Ledger(tmp_path), lambda job, path: True) == "ours"
+    written(tmp_path / journal_name(), as_it_is(tmp_path))
+    assert state_of(saving, tmp_path, Ledger(tmp_path), never) == "ours"
+    saved.write_bytes(b"latents")
+    assert state_of(saving, tmp_path, Ledger(tmp_path), never) == "made"
 
 
 def test_the_last_record_of_a_job_counts_whichever_journal_it_is_in(tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import json
 import re
 import signal
@@ -12,13 +13,22 @@ import sys
 import tempfile
 import threading
 from collections.abc import Callable, Iterator
+from dataclasses import asdict
 from pathlib import Path
 
 import pytest
-from commandline import LIMIT_S, ROOT, environment, sentence, t2v
+from commandline import LIMIT_S, ROOT, command, environment, sentence, t2v
 
+from t2vcli.asking.job import Policy
 from t2vcli.batches import over_ray
+from t2vcli.batches.cluster import Cluster
+from t2vcli.batches.joblist import Planned
 from t2vcli.batches.journal import Reader, Record
+from t2vcli.batches.loop import Unwatched
+from t2vcli.batches.workers import Failed, Finished, Made, Ready, Task, Unfit
+from t2vcli.errors import DeviceError
+from t2vcli.metadata import versions
+from t2vcli.stopping import Stop
 
 
 def written(path: Path, text: str) -> Path:
@@ -114,6 +124,58 @@ def test_without_ray_the_way_to_get_it_is_told(tmp_path: Path, monkeypatch: pyte
     done = t2v("batch", jobs, "-o", tmp_path / "out", "-p", "demo", "--quiet", "--workers", "2")
     assert done.code == 6
     assert "pip install 't2v[ray]'" in sentence(done)
+
+
+def workers_of(folder: Path) -> over_ray.RayWorkers:
+    return over_ray.RayWorkers(Cluster(workers=1), folder, Policy(), Unwatched(), Stop())
+
+
+def test_a_file_that_a_worker_saved_on_its_own_disk_is_told(tmp_path: Path) -> None:
+    path = tmp_path / "l.safetensors"
+    job = Planned(1, 1, "a", "a.mp4", "ab" * 32, 0, {"prompt": "a", "save_latents": str(path)})
+    answer = {"made": asdict(Made("a.mp4", 4, 0, hashlib.sha256(b"clip").hexdigest())), "content": b"clip"}
+    workers = workers_of(tmp_path)
+    workers._tasks["w1"] = Task(job)
+    failed = workers._answered("w1", answer)
+    assert isinstance(failed, Failed)
+    assert f"{path} is not here: its worker wrote it on its own disk" in failed.error
+    path.write_bytes(b"latents")
+    workers._tasks["w1"] = Task(job)
+    assert isinstance(workers._answered("w1", answer), Finished)
+
+
+def test_a_worker_with_other_versions_or_another_device_is_named_and_not_used(tmp_path: Path) -> None:
+    workers = workers_of(tmp_path)
+    alike = {"versions": versions(), "gpu": "H100", "threads": 2, "node": "gpu-3", "pid": 1}
+    assert workers._greeted("w1", alike) == Ready("w1")
+    for changed, said in (
+        ({"versions": {**versions(), "torch": "1.0"}}, "on gpu-4 it has torch 1.0, and this machine"),
+        ({"gpu": ""}, "on gpu-4 it has GPU none, and w1 H100"),
+        ({"threads": 8}, "on gpu-4 it has threads 8, and w1 2"),
+    ):
+        unfit = workers._greeted("w2", {**alike, "node": "gpu-4", **changed})
+        assert isinstance(unfit, Unfit)
+        assert (unfit.exit_code, said in unfit.reason) == (6, True), unfit.reason
+
+
+@pytest.mark.parametrize(
+    "said",
+    [
+        "Failed to connect to GCS. Please check GCS server is running.",
+        "Version mismatch: The cluster was started with: Ray: 2.61.0 Python: 3.12.1",
+    ],
+)
+def test_a_cluster_that_lets_nobody_in_is_told_with_its_reason_and_how_to_give_a_token(said: str) -> None:
+    def refusing() -> None:
+        raise ConnectionError(said)
+
+    with pytest.raises(DeviceError) as refused:
+        over_ray._within(60, refusing, "the Ray cluster at host:1")
+    assert str(refused.value).startswith(f"the Ray cluster at host:1 could not be used: {said}; if it asks for a token")
+    never = threading.Event()
+    with pytest.raises(DeviceError, match="did not let t2v join within 0 s"):
+        over_ray._within(0.01, never.wait, "the Ray cluster at host:1")
+    never.set()
 
 
 # With Ray. Each in a process of its own, as people run it: Ray is of a process.
@@ -219,6 +281,24 @@ def test_workers_that_die_hang_or_fail_lose_nothing_and_leave_nothing(short: Pat
     assert not [line for line in ours if re.search(r"\b[0-9a-f]{64}\b", line)]
     assert not [line for line in ours if "dashboard/dashboard.py" in line and "--disable-frontend" not in line]
     assert not list((short / "out").glob("*.part"))
+
+
+@pytest.mark.slow
+def test_clips_over_ray_are_those_of_one_process_and_each_worker_loads_its_model_once(short: Path) -> None:
+    jobs = "".join(f"a red boat {n} --steps 1 --frames 2 --width 32 --height 32\n" for n in range(8))
+    batch = Batch(short, jobs, "--ray", "2", "--real", str(short / "loads.log"))
+    code, ended, err = batch.finished()
+    assert (code, set(ended.values())) == (0, {"done"}), err
+    loads = (short / "loads.log").read_text().split()
+    assert len(loads) == len(set(loads)) <= 2
+    alone = subprocess.run(
+        command("batch", short / "jobs.txt", "-o", short / "alone", "-p", "demo", "-q"),
+        env=environment(OMP_NUM_THREADS="3"), capture_output=True, check=False, timeout=LIMIT_S,
+    )  # fmt: skip
+    assert alone.returncode == 0, alone.stderr
+    for record in batch.records.values():
+        one, other = (short / folder / record.output for folder in ("out", "alone"))
+        assert one.read_bytes() == other.read_bytes()
 
 
 @pytest.mark.slow

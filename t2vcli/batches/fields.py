@@ -7,11 +7,14 @@ import json
 import re
 import types
 import typing
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from pathlib import Path
 from typing import Any
 
 from t2vcli.asking.job import Job, nearest
+from t2vcli.paths import expanded
 from t2vcli.presets import REQUESTS
+from t2vcli.request import TRAITS
 
 OF_THE_LIST = ("id", "custom_id", "count", "sweep", "meta")
 """Names that are the list's own; a job is made without them."""
@@ -25,6 +28,9 @@ KNOWN: Mapping[str, Any] = {
     "meta": dict,
     **{name: field.annotation for name, field in {**_OF_REQUESTS, **_OF_A_JOB}.items()},
 }
+
+
+_SAVED = [name for name, traits in TRAITS.items() if traits.is_output]
 
 
 def unknown(name: str) -> str:
@@ -49,6 +55,11 @@ def is_several(name: str) -> bool:
 def is_number(name: str) -> bool:
     """Returns whether a field may be a number."""
     return not _kinds(KNOWN[name]).isdisjoint((int, float))
+
+
+def saved_paths(fields: Mapping[str, Any]) -> Iterator[Path]:
+    """Returns where each file is that a job's fields ask to have written beside its clip."""
+    return (expanded(fields[name]) for name in _SAVED if fields.get(name) is not None)
 
 
 def from_text(name: str, text: str) -> object:

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
+from t2vcli.batches.fields import saved_paths
 from t2vcli.batches.joblist import Planned
 from t2vcli.batches.journal import Reader, Record, journals_in
 
@@ -134,7 +135,8 @@ def _mark(text: str) -> int:
 def state_of(job: Planned, folder: Path, ledger: Ledger, recipe_is: RecipeIs, *, verify: bool = False) -> State:
     """Returns how it stands with a job: missing, made, an older clip of ours, or a file that a stranger put there.
 
-    With `verify` every file is opened, whatever the journal says of it.
+    A clip without the files that its job writes beside it is an older one, too. With `verify` every file is opened, whatever
+    the journal says of it.
     """
     path = folder / job.output
     found = stat_of(path)
@@ -142,8 +144,9 @@ def state_of(job: Planned, folder: Path, ledger: Ledger, recipe_is: RecipeIs, *,
         return "missing"
     known = ledger.known(job.id)
     as_left = known is not None and known.done and (known.size, known.mtime_ns) == found
+    whole: State = "made" if all(map(os.path.exists, saved_paths(job.fields))) else "ours"
     if as_left and not verify and known is not None and known.hash == short_hash(job.hash):
-        return "made"
+        return whole
     if recipe_is(job, path):
-        return "made"
+        return whole
     return "ours" if as_left else "strangers"

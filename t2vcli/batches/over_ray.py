@@ -27,11 +27,12 @@ from typing import TYPE_CHECKING, Any, Literal
 from t2vcli import metadata, stopping
 from t2vcli.asking.job import Policy
 from t2vcli.batches.cluster import Cluster
+from t2vcli.batches.fields import saved_paths
 from t2vcli.batches.here import MODELS_KEPT, described, explained, make
 from t2vcli.batches.joblist import Planned
 from t2vcli.batches.loop import Watch
 from t2vcli.batches.workers import Died, Event, Failed, Finished, Made, Ready, Stopped, Task, Unfit
-from t2vcli.errors import DeviceError, Interrupted, OutputError, T2VError
+from t2vcli.errors import DeviceError, Interrupted, OutputError, T2VError, UsageError
 from t2vcli.report import Ahead
 
 if TYPE_CHECKING:
@@ -46,6 +47,10 @@ STORE_BYTES = 200 * 2**20
 NO_ROOM = (
     "the clip is made, but neither Ray's object store nor the disk of its node has room for it on the way back; make room"
     " there, or share a folder with the workers and add --in-place"
+)
+NOT_HERE = (
+    "the clip is made, but {} is not here: its worker wrote it on its own disk; give a path in a folder that this machine"
+    " shares with the workers"
 )
 LOOK_EVERY_S = 1.0
 LOOK_SELDOM_S, MANY = 5.0, 100
@@ -356,6 +361,9 @@ class RayWorkers:
         made = Made(**answer["made"])
         if answer["content"] is not None:
             made = self._put(task, made, answer["content"])
+        elsewhere = [path for path in saved_paths(task.job.fields) if not os.path.exists(path)]
+        if elsewhere:
+            return Failed(worker, UsageError.exit_code, NOT_HERE.format(elsewhere[0]))
         return Finished(worker, made)
 
     def _put(self, task: Task, made: Made, content: bytes) -> Made:
