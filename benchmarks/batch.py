@@ -1,4 +1,4 @@
-"""Measures `t2v batch` beside the bare loop and beside commands of their own, and its journal and list at 100,000 jobs.
+"""Measures `t2v batch` beside a bare loop of the engine and beside commands of their own, and with a list of 100,000 jobs.
 
     python -m benchmarks.batch [--jobs 60]
 
@@ -8,21 +8,27 @@ CPU seconds, this process's and its children's, so that what else the machine do
 from __future__ import annotations
 
 import argparse
-import io
+import contextlib
+import functools
 import json
 import subprocess
 import sys
 import tempfile
 import time
-import tracemalloc
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
 from benchmarks.measure import cpu_s, timed
+from t2vcli.asking.job import Job, Policy
+from t2vcli.batches.loop import Unwatched, Watch
+from t2vcli.batches.run import run_batch
+from t2vcli.batches.workers import Event, Finished, Made, Ready, Task
+from t2vcli.stopping import Stop
 
-FIELDS = {"preset": "demo", "frames": 8, "steps": 2}
 PROMPTS = ("a red boat", "a yellow star", "a blue ball", "a green fish", "a white square", "a purple triangle")
+FIELDS = {"preset": "demo", "frames": 8}
+MOST_AT_ONCE = 1_000
 
 
 def measured(work: Callable[[], object]) -> float:
@@ -30,28 +36,69 @@ def measured(work: Callable[[], object]) -> float:
 
 
 def listed(count: int) -> list[dict[str, Any]]:
-    return [{**FIELDS, "prompt": PROMPTS[n % len(PROMPTS)], "seed": n, "id": f"job-{n}"} for n in range(count)]
+    return [{**FIELDS, "prompt": PROMPTS[n % len(PROMPTS)], "seed": n, "output": f"{n}.mp4"} for n in range(count)]
 
 
-def bare_loop(folder: Path, count: int) -> list[float]:
-    """Returns the CPU seconds of each of `count` runs, one after the other with one loaded model, and nothing around."""
-    from t2vcli.asking.job import Job
-    from t2vcli.asking.work import work_for
-    from t2vcli.jobs.around import Around
-    from t2vcli.jobs.models import Models
-    from t2vcli.jobs.run import run
+class Bare:
+    """The engine's own loop over one loaded model: words, noise, steps, frames, a verified file; nothing around it.
 
-    around = Around(models=Models(most=2))
-    took = []
-    for job in listed(count):
-        fields = {name: value for name, value in job.items() if name != "id"}
-        output = str(folder / f"{job['id']}.mp4")
-        took.append(measured(lambda: run(work_for(Job.read({**fields, "output": output})), around=around)))  # noqa: B023
-    return took
+    As in a batch, a prompt is encoded once, and the model stays as it is set up.
+    """
+
+    def __init__(self) -> None:
+        from t2vcli.asking.work import work_for
+        from t2vcli.engine.loading import load_model, load_tokenizer
+        from t2vcli.engine.memory import PlacedModel
+        from t2vcli.engine.prompt import encode_tokens, tokenize
+        from t2vcli.jobs.around import Around
+        from t2vcli.jobs.run import prepared_stages
+
+        work = work_for(Job.read({**FIELDS, "prompt": "a boat"}), take_up=False)
+        (self.prepared,) = prepared_stages(work, Policy(), Around())
+        self.request, self.fps = work.first, work.fps
+        self.placed = PlacedModel(load_model(self.prepared.files, self.prepared.dtype, theirs=()))
+        self.placed.place(self.prepared.plan)
+        tokenizer = load_tokenizer(self.prepared.files)
+
+        @functools.cache
+        def encoded(text: str) -> Any:
+            with self.placed.text_encoder() as encoder:
+                return encode_tokens(encoder, tokenize(tokenizer, text), device=self.prepared.plan.device)
+
+        self.encoded = encoded
+
+    def make(self, job: dict[str, Any], path: Path) -> None:
+        import torch
+
+        from t2vcli.engine.denoise import denoise
+        from t2vcli.engine.guidance import unet_prediction, with_guidance
+        from t2vcli.engine.latents import make_generator, noise_state
+        from t2vcli.engine.schedule import laid_out
+        from t2vcli.jobs.sample import decoded_frames
+        from t2vcli.video.writer import write_video
+
+        request, device = self.request, self.prepared.plan.device
+        embeds = torch.cat([self.encoded(request.negative_prompt), self.encoded(job["prompt"])])
+        generator, scheduler = make_generator(job["seed"]), laid_out(request, self.prepared.files, device)
+        shape = 1, 4, job["frames"], request.height // 8, request.width // 8
+        state = noise_state(scheduler, generator, shape=shape, dtype=self.prepared.dtype, device=device)
+        with self.placed.unet() as forward:
+            predict = with_guidance(unet_prediction(forward, embeds), request.guidance_scale)
+            *_, last = denoise(predict, scheduler, state, generator)
+        write_video(
+            path,
+            decoded_frames(self.placed, last.latents),
+            count=job["frames"],
+            width=request.width,
+            height=request.height,
+            fps=self.fps,
+            metadata=None,
+            comment="",
+        )
 
 
-class Clock:
-    """Watches a batch, and notes the CPU seconds that have gone by at the end of each job."""
+class Clock(Unwatched):
+    """Notes the CPU seconds that have gone by at the end of each job of a batch."""
 
     def __init__(self) -> None:
         self.at: list[float] = []
@@ -59,18 +106,19 @@ class Clock:
     def ended(self, *_: object) -> None:
         self.at.append(cpu_s())
 
-    def __getattr__(self, name: str) -> Callable[..., None]:
-        return lambda *_: None
-
 
 def batch(folder: Path, count: int) -> list[float]:
     """Returns the CPU seconds of each job of a batch in this process."""
-    from t2vcli.batches.run import run_batch
-
     clock = Clock()
     before = cpu_s()
     run_batch(listed(count), folder, watch=clock)
     return [later - earlier for earlier, later in zip([before, *clock.at], clock.at, strict=False)]
+
+
+def frames_of(path: Path) -> list[bytes]:
+    from t2vcli.video.reader import probe, read_frames
+
+    return [frame.tobytes() for frame in read_frames(path, probe(path))]
 
 
 def processes(folder: Path, count: int) -> float:
@@ -78,87 +126,132 @@ def processes(folder: Path, count: int) -> float:
 
     def each() -> None:
         for job in listed(count):
-            command = [sys.executable, "-m", "t2vcli", "generate", job["prompt"], "--quiet", "-p", "demo"]
-            flags = [
-                "--frames",
-                "8",
-                "--steps",
-                "2",
-                "--seed",
-                str(job["seed"]),
-                "-o",
-                str(folder / f"{job['id']}.mp4"),
-            ]
-            subprocess.run([*command, *flags], check=True, stdout=subprocess.DEVNULL)
+            command = [sys.executable, "-m", "t2vcli", "generate", job["prompt"], "--quiet", "-p", job["preset"]]
+            values = ["--frames", str(job["frames"]), "--seed", str(job["seed"]), "-o", str(folder / job["output"])]
+            subprocess.run([*command, *values], check=True, stdout=subprocess.DEVNULL)
 
     return measured(each) / count
 
 
-def a_long_list(count: int) -> tuple[float, float]:
-    """Returns the CPU seconds that a list of so many lines takes to be checked, and the MiB that it then takes."""
-    from t2vcli import presets
-    from t2vcli.batches.joblist import read_list
-    from t2vcli.batches.wanted import decide
-
-    text = io.BytesIO(
-        b"".join(json.dumps({**FIELDS, "prompt": f"a red boat {n}"}).encode() + b"\n" for n in range(count))
-    )
-    with presets.read_once():
-        read_list(io.BytesIO(text.getvalue()[:1000].rpartition(b"\n")[0]), "jobs", "jsonl", decide)  # what is imported
-        took_s = measured(lambda: read_list(text, "jobs", "jsonl", decide))
-        text.seek(0)
-        tracemalloc.start()
-        few = read_list(io.BytesIO(text.getvalue()[:100_000].rpartition(b"\n")[0]), "jobs", "jsonl", decide)
-        held = tracemalloc.get_traced_memory()[0]
-        tracemalloc.stop()
-    return took_s, held / len(few) * count / 2**20
+# A long list, in a process of its own, whose memory is then its alone
 
 
-def a_long_journal(folder: Path, count: int) -> float:
-    """Returns the CPU seconds that a journal of so many records takes to be read."""
-    from t2vcli.batches.journal import Journal, Record
+class Idle:
+    """Workers that say at once that they have made their clips."""
+
+    def __init__(self) -> None:
+        self._done: list[Event] = [Ready(f"w{number}") for number in range(MOST_AT_ONCE)]
+
+    def start(self) -> int:
+        return MOST_AT_ONCE
+
+    def give(self, worker: str, task: Task) -> None:
+        self._done.append(Finished(worker, Made(task.job.output, 10, 20, "0" * 64)))
+
+    def events(self, timeout_s: float) -> Iterable[Event]:
+        done, self._done = self._done, []
+        return done
+
+    def replace(self, worker: str) -> bool:
+        raise AssertionError
+
+    def end(self, worker: str, reason: str) -> None:
+        raise AssertionError
+
+    def stop(self) -> None: ...
+
+    def close(self) -> None: ...
+
+
+def driven(folder: Path, count: int) -> dict[str, float]:
+    """Drives a batch of so many jobs, and returns the CPU seconds until the first begins and after it, and the most memory."""
+    import resource
+
+    jobs = folder / "jobs.jsonl"
+    with jobs.open("w", encoding="utf-8") as file:
+        file.writelines(json.dumps({**FIELDS, "prompt": f"a red boat {n}"}) + "\n" for n in range(count))
+    began: list[float] = []
+
+    def idle(folder: Path, policy: Policy, watch: Watch, stop: Stop) -> Idle:
+        began.append(cpu_s())
+        return Idle()
+
+    before = cpu_s()
+    run_batch(jobs, folder, workers=idle)
+    most = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+    return {"read_s": began[0] - before, "driven_s": cpu_s() - began[0], "most_mib": most / 2**20}
+
+
+def read_again(folder: Path) -> dict[str, float]:
+    """Returns the CPU seconds that the journal in a folder takes to be read."""
     from t2vcli.batches.made import Ledger
 
-    journal = Journal.open(folder / "journal.jsonl", sync=False)
-    journal.add(
-        Record(f"a-red-boat-{n}", "done", f"{n:064x}", output=f"{n}.mp4", size=n, mtime_ns=n) for n in range(count)
-    )
-    journal.close()
-    return measured(lambda: Ledger(folder))
+    return {"journal_s": measured(lambda: Ledger(folder))}
+
+
+def alone(name: str, folder: Path, count: int) -> dict[str, float]:
+    """Returns what `driven` or `read_again` returns in a process of its own."""
+    command = [sys.executable, "-m", "benchmarks.batch", "--alone", name, str(folder), str(count)]
+    done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)
+    found: dict[str, float] = json.loads(done.stdout)
+    return found
+
+
+@contextlib.contextmanager
+def folders(*names: str) -> Iterator[list[Path]]:
+    with tempfile.TemporaryDirectory() as folder:
+        made = [Path(folder) / name for name in names]
+        for each in made:
+            each.mkdir()
+        yield made
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--jobs", type=int, default=60)
+    parser.add_argument("--jobs", type=int, default=60, help="how many jobs, 4 at the least")
     parser.add_argument("--processes", type=int, default=3, help="how many jobs are made as commands of their own")
     parser.add_argument("--lines", type=int, default=100_000)
+    parser.add_argument("--alone", nargs=3, help=argparse.SUPPRESS)
     given = parser.parse_args()
-    started_s = time.time()
-    with tempfile.TemporaryDirectory() as folder:
-        places = [Path(folder) / name for name in ("warm", "bare", "batch", "alone", "journal")]
-        for place in places:
-            place.mkdir()
-        warm, bare_at, batch_at, alone_at, journal_at = places
-        start = sum(bare_loop(warm, 1))
-        first_half = bare_loop(bare_at, given.jobs // 2)
+    if given.alone:
+        name, folder, count = given.alone
+        print(json.dumps(driven(Path(folder), int(count)) if name == "driven" else read_again(Path(folder))))
+        return
+    started_s, jobs = time.time(), listed(given.jobs)
+    with folders("bare", "batch", "alone", "few", "many") as (bare_at, batch_at, alone_at, few_at, many_at):
+        bare: list[float] = []
+        engine = None
+
+        def loop(part: list[dict[str, Any]]) -> None:
+            assert engine is not None
+            for job in part:
+                bare.append(measured(functools.partial(engine.make, job, bare_at / job["output"])))
+
+        def begin() -> None:
+            nonlocal engine
+            engine = Bare()
+
+        load_s = measured(begin)
+        loop(jobs[: given.jobs // 2])
         ours = batch(batch_at, given.jobs)
-        for path in bare_at.iterdir():
-            path.unlink()
-        second_half = bare_loop(bare_at, given.jobs - given.jobs // 2)
-        bare = sum(first_half[1:] + second_half[1:]) / (given.jobs - 2)
-        later = sum(ours[1:]) / (given.jobs - 1)
-        alone = processes(alone_at, given.processes)
-        checked_s, held_mib = a_long_list(given.lines)
-        read_s = a_long_journal(journal_at, given.lines)
-    print(f"the first run, which loads the model             {start:6.2f} CPU s")
-    print(f"a job of the bare loop, {given.jobs} jobs                  {bare:6.3f} CPU s")
-    print(f"a job of a batch                                 {later:6.3f} CPU s   {later / bare:.3f} of the bare loop")
+        loop(jobs[given.jobs // 2 :])
+        same = sum(frames_of(batch_at / job["output"]) == frames_of(bare_at / job["output"]) for job in jobs[:6])
+        by_command = processes(alone_at, given.processes)
+        few, many = (alone("driven", at, count) for at, count in ((few_at, 10), (many_at, given.lines)))
+        journal_s = alone("read_again", many_at, given.lines)["journal_s"]
+    each, later = sum(bare[1:]) / (given.jobs - 1), sum(ours[1:]) / (given.jobs - 1)
+    print(f"imports and one loaded model                     {load_s:6.2f} CPU s")
+    print(f"a job of the engine's bare loop, {given.jobs} jobs         {each:6.3f} CPU s")
+    print(f"a job of a batch                                 {later:6.3f} CPU s   {later / each:.3f} of the bare loop")
+    print(f"the same frames                                  {same} of {len(jobs[:6])} looked at")
     print(f"the second job of a batch against the first      {ours[1]:6.3f} CPU s   {ours[1] / ours[0]:.2f}")
     print(
-        f"a job as a command of its own                    {alone:6.2f} CPU s   a batch's takes {later / alone:.2f} of it"
+        f"a job as a command of its own                    {by_command:6.2f} CPU s   a batch's: {later / by_command:.2f}"
     )
-    print(f"a list of {given.lines:,} lines checked                {checked_s:6.1f} CPU s, {held_mib:.0f} MiB held")
-    print(f"a journal of {given.lines:,} records read              {read_s:6.2f} CPU s")
+    print(f"a list of {given.lines:,} lines checked                {many['read_s']:6.1f} CPU s")
+    print(f"its jobs given out, and journaled                {many['driven_s']:6.1f} CPU s")
+    print(f"the driver's memory, above that of 10 jobs       {many['most_mib'] - few['most_mib']:6.1f} MiB")
+    print(f"its journal read                                 {journal_s:6.2f} CPU s")
     print(f"in {time.time() - started_s:.0f} s of wall time")
 
 
