@@ -709,10 +709,16 @@ def test_any_description_of_an_input_is_borne_with(command: str, described: dict
     "name", ["$(touch x).mp4", "-a 'b'.mp4", "a\nb.mp4", "~.mp4", 'a"`touch x`.mp4', "a\udcff.mp4"]
 )
 def test_the_way_out_that_is_printed_names_the_clip_whatever_it_is_called(name: str) -> None:
-    request = request_of(UpscaleRequest, "demo-XL", prompt="x")
-    told(name, recipe_of("upscale", request, source={"name": "gone.mp4", "width": 64, "height": 64}))
-    for command, printed in (("upscale", "t2v upscale IN --from "), ("generate", "t2v upscale --from ")):
-        said = sentence(t2v(command, f"--from=./{name}")).partition(" (in a list")[0]
+    larger, new = request_of(UpscaleRequest, "demo-XL", prompt="x"), request_of(GenerateRequest, "demo", prompt="x")
+    for recipe, printed in (
+        (
+            recipe_of("upscale", larger, source={"name": "gone.mp4", "width": 64, "height": 64}),
+            "t2v upscale IN --from ",
+        ),
+        (recipe_of("generate", new), "t2v generate --from "),
+    ):
+        told(name, recipe)
+        said = sentence(t2v("upscale", f"--from=./{name}")).partition(" (in a list")[0]
         *_, clip = words_of(printed + said.partition(printed)[2])
         assert Path(clip) == Path(name)
     assert not Path("x").exists()

@@ -15,6 +15,7 @@ import threading
 from collections.abc import Callable, Iterator
 from dataclasses import asdict
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from commandline import LIMIT_S, ROOT, command, environment, sentence, t2v
@@ -156,6 +157,45 @@ def test_a_worker_with_other_versions_or_another_device_is_named_and_not_used(tm
         unfit = workers._greeted("w2", {**alike, "node": "gpu-4", **changed})
         assert isinstance(unfit, Unfit)
         assert (unfit.exit_code, said in unfit.reason) == (6, True), unfit.reason
+
+
+@pytest.mark.parametrize(
+    ("resources", "wanted", "begun", "said"),
+    [
+        ({"CPU": 8.0}, 3, 3, "Ray's cluster has no GPU; its workers run on CPUs, slowly"),
+        ({"CPU": 8.0, "GPU": 4.0}, None, 4, ""),
+        ({"CPU": 8.0, "GPU": 4.0}, 5, 0, "5 workers need 5 GPUs, and Ray's cluster has 4; take --workers 4 at most"),
+        ({"CPU": 2.0}, 3, 0, "3 workers need 3 CPUs, and Ray's cluster has 2"),
+        ({}, None, 0, "Ray's cluster has no CPU that a worker could use"),
+    ],
+)
+def test_there_is_a_worker_for_each_gpu_and_no_gpu_is_said(
+    resources: dict[str, float],
+    wanted: int | None,
+    begun: int,
+    said: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    told: list[str] = []
+    started: list[object] = []
+
+    def connect(workers: over_ray.RayWorkers) -> None:
+        workers._ray = SimpleNamespace(cluster_resources=lambda: resources)
+
+    monkeypatch.setattr(Unwatched, "say", lambda self, line: told.append(line))
+    monkeypatch.setattr(over_ray.RayWorkers, "_connect", connect)
+    monkeypatch.setattr(over_ray.RayWorkers, "_begin", started.append)
+    with contextlib.closing(
+        over_ray.RayWorkers(Cluster(workers=wanted), tmp_path, Policy(), Unwatched(), Stop())
+    ) as workers:
+        if begun:
+            assert workers.start() == len(started) == begun
+        else:
+            with pytest.raises(DeviceError) as refused:
+                workers.start()
+            told.append(str(refused.value))
+    assert said in " ".join(told)
 
 
 @pytest.mark.parametrize(
