@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import platform
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
@@ -54,7 +55,12 @@ def _stage(request: Request, model: ModelFiles, division: Division) -> dict[str,
 
 
 def versions() -> dict[str, str]:
-    """Returns the versions of t2v, Python and the packages that decide the numbers."""
+    """Returns the versions of t2v, Python and the packages that decide the numbers, as this process began with them."""
+    return dict(_versions())
+
+
+@functools.cache
+def _versions() -> dict[str, str]:
     found = {"t2v": __version__, "python": platform.python_version()}
     for name in _RECORDED_PACKAGES:
         found[name] = metadata.version(name)

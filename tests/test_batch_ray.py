@@ -185,7 +185,7 @@ def test_there_is_a_worker_for_each_gpu_and_no_gpu_is_said(
 
     monkeypatch.setattr(Unwatched, "say", lambda self, line: told.append(line))
     monkeypatch.setattr(over_ray.RayWorkers, "_connect", connect)
-    monkeypatch.setattr(over_ray.RayWorkers, "_begin", started.append)
+    monkeypatch.setattr(over_ray.RayWorkers, "_begin", lambda workers: started.append(workers))
     with contextlib.closing(
         over_ray.RayWorkers(Cluster(workers=wanted), tmp_path, Policy(), Unwatched(), Stop())
     ) as workers:
