@@ -96,7 +96,7 @@ class Pace:
         return None if left_s is None or each_s is None else left_s + self.later * (self.total or 0) * each_s
 
     def __str__(self) -> str:
-        """Returns "13 of 40, 15 s left" until the end of all, and at the end "40 of 40 in 46 s, 1.15 s/step"."""
+        """Returns "13 of 40, 15 s left" (until the clip is written), and at the end "40 of 40 in 46 s, 1.15 s/step"."""
         if not self.total:
             return clock(self.elapsed_s)
         far = f"{self.done:,} of {self.total:,}"

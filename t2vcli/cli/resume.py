@@ -60,10 +60,11 @@ def resume(
         return
     from t2vcli.asking.job import Policy
     from t2vcli.cli.previewing import Looking
+    from t2vcli.runs import SUFFIX
 
     folder = _checked(run)
     looking = Looking(preview, preview_file)
-    looking.check(output=folder.with_name(_video_of(folder)), overwrite=overwrite)
+    looking.check(output=folder.with_name(folder.name.removesuffix(SUFFIX)), overwrite=overwrite)
 
     def make(around: Around) -> Result:
         from t2vcli.jobs.run import resume as go_on
