@@ -26,8 +26,12 @@ from standins import SCHEDULER, TEXT, TEXT_ENCODER, _byte_pairs, _write_json, _w
 from test_fuzz import bounded, limits
 from transformers import CLIPTextConfig, CLIPTextModel
 
-from t2vcli.engine.loading import Model, load_model, load_tokenizer, make_scheduler
+from t2vcli.engine.loading import Model, _is_known, _try_out, load_model, load_tokenizer, make_scheduler
+from t2vcli.engine.picture_vae import PictureVAE
+from t2vcli.engine.text_encoder import CLIPText
+from t2vcli.engine.video_unet import VideoUNet
 from t2vcli.errors import EXIT_CODES, ModelError
+from t2vcli.planning.forecast import configs_of
 from t2vcli.weights.models import ModelFiles, find_model, read_config, used_files
 from t2vcli.weights.weightfiles import choose
 
@@ -488,3 +492,35 @@ def test_a_config_of_any_form_is_an_error_of_the_model(tmp_path: Path) -> None:
         path.write_text(content)
         with pytest.raises(ModelError, match="cannot be read: "):
             read_config(path)
+
+
+def without_weights(architecture: str, **changed: dict[str, Any]) -> dict[str, Any]:
+    """Returns the parts of an architecture of the table, with what is `changed` in the config of a part."""
+    kinds = {"text_encoder": CLIPText, "unet": VideoUNet, "vae": PictureVAE}
+    with torch.device("meta"):
+        return {
+            part: kind({**configs_of(architecture)[part], **changed.get(part, {})}).eval()  # type: ignore[arg-type]
+            for part, kind in kinds.items()
+        }
+
+
+@pytest.mark.parametrize(
+    "changed",
+    [
+        {"vae": {"scaling_factor": 0}},
+        {"vae": {"out_channels": 4}},
+        {"vae": {"use_quant_conv": False}},
+        {"text_encoder": {"num_hidden_layers": 1}},
+        {"unet": {"out_channels": 5}},
+        {"unet": {"time_cond_proj_dim": 8}},
+    ],
+)
+def test_only_parts_with_the_settings_of_a_known_model_need_no_trial(changed: dict[str, dict[str, Any]]) -> None:
+    assert _is_known(without_weights("demo", unet={"sample_size": 99}))
+    assert not _is_known(without_weights("demo", **changed))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("architecture", ["modelscope-1.7b", "demo", "demo-XL"])
+def test_the_parts_of_each_known_model_go_together(architecture: str) -> None:
+    _try_out(**without_weights(architecture))

@@ -23,7 +23,7 @@ import torch
 from torch import nn
 
 from t2vcli.choices import Spacing
-from t2vcli.engine import dpm_solver, picture_vae, video_unet
+from t2vcli.engine import dpm_solver, picture_vae, text_encoder, video_unet
 from t2vcli.engine.layerwise.unet import LayerwiseUNet
 from t2vcli.engine.lora.condition import LAYER as CONDITION
 from t2vcli.engine.lora.condition import condition_width
@@ -32,6 +32,7 @@ from t2vcli.engine.lora.merge import Fitted, adding, changes_of, fitted
 from t2vcli.engine.lora.pairs import Held, read_pairs
 from t2vcli.engine.lora.places import Places
 from t2vcli.engine.picture_vae import PictureVAE
+from t2vcli.engine.settings import Settings
 from t2vcli.engine.sources import fill, put_off, read_ahead
 from t2vcli.engine.tensors import read_tensors, without_storage
 from t2vcli.engine.text_encoder import CLIPText
@@ -39,6 +40,7 @@ from t2vcli.engine.tokenizer import Tokenizer, read_tokenizer
 from t2vcli.engine.video_unet import VideoUNet
 from t2vcli.errors import ModelError, OutOfMemoryError, T2VError
 from t2vcli.limits import refuse_limit
+from t2vcli.planning.forecast import architecture_of, configs_of
 from t2vcli.quiet import keep_quiet
 from t2vcli.schedulers import SCHEDULERS
 from t2vcli.weights.models import Adapter, ModelFiles
@@ -161,9 +163,9 @@ def load_model(
     Those in `shared` are loaded already, as parts of a model that has the same. Those in `theirs` are of diffusers'
     classes, for whoever calls what only these do; the others of ours, where those know the config. Each part is built
     from its config without its weights, these are fitted in by name and shape, and the parts are tried out together
-    before anything is converted. No library is left to look for files, or to do what a config says beyond the numbers of
-    the model. What the model's adapters change is added to each weight before it is converted: `loras`, as `fit_loras` has
-    found them together with `files`; None reads them here.
+    before anything is converted, if it is not known that they go together. No library is left to look for files, or to do
+    what a config says beyond the numbers of the model. What the model's adapters change is added to each weight before it
+    is converted: `loras`, as `fit_loras` has found them together with `files`; None reads them here.
     """
     if loras is None:
         files, loras = fit_loras(files)
@@ -172,7 +174,7 @@ def load_model(
     for part in _BUILDERS:
         built[part], weights[part] = _fitted(files, part, part in theirs)
     configs = json.dumps({part: files.config(part) for part in _BUILDERS}, sort_keys=True)
-    if not files.is_embedded and configs not in _tried:
+    if not files.is_embedded and not _is_known(built) and configs not in _tried:
         with reading(files.source, files):
             _try_out(**built)
         _tried.add(configs)
@@ -308,6 +310,36 @@ def _present_name(name: str, wanted: Mapping[str, object]) -> str:
         if candidate in wanted:
             return candidate
     return name
+
+
+_OURS: dict[str, tuple[type[nn.Module], Mapping[str, Any]]] = {
+    "text_encoder": (CLIPText, text_encoder.DEFAULTS),
+    "unet": (VideoUNet, video_unet.DEFAULTS),
+    "vae": (PictureVAE, picture_vae.DEFAULTS),
+}
+"""The class of each part, and the settings that it has by default."""
+
+
+def _is_known(built: Mapping[str, Any]) -> bool:
+    """Returns whether the parts are, setting for setting, those of an architecture that the table of predictions is made of.
+
+    The table's making ran them, and trying them out takes a fifth of the time to the first step.
+    """
+    if not all(isinstance(built[part], kind) for part, (kind, _) in _OURS.items()):
+        return False
+    architecture = architecture_of(built["unet"].config)
+    if architecture is None:
+        return False
+    configs = configs_of(architecture)
+    return all(
+        _numbers(built[part].config) == _numbers(Settings.of(configs[part], defaults))
+        for part, (_, defaults) in _OURS.items()
+    )
+
+
+def _numbers(settings: Mapping[str, Any]) -> str:
+    """Returns the settings as text, in which true is not 1, without the size that a picture has by default."""
+    return json.dumps({**settings, "sample_size": None}, sort_keys=True)
 
 
 _tried: set[str] = set()  # configs that go together

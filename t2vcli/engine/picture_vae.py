@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
     VAE: TypeAlias = "PictureVAE | AutoencoderKL"
 
-_DEFAULTS: dict[str, Any] = {
+DEFAULTS: dict[str, Any] = {
     "in_channels": 3,
     "out_channels": 3,
     "down_block_types": ["DownEncoderBlock2D"],
@@ -51,7 +51,7 @@ EPS = 1e-6
 
 def knows(config: Mapping[str, Any]) -> bool:
     """Returns whether `PictureVAE` is what diffusers' class is with this config, but for tiles."""
-    whole = {name: config.get(name, value) for name, value in _DEFAULTS.items()}
+    whole = Settings.of(config, DEFAULTS)
     channels = whole["block_out_channels"]
     downs, ups = whole["down_block_types"], whole["up_block_types"]
     return (
@@ -95,7 +95,7 @@ class PictureVAE(nn.Module):
         super().__init__()
         if not knows(config):
             raise ValueError("a config that only diffusers' own class knows")
-        self.config = settings = Settings({name: config.get(name, value) for name, value in _DEFAULTS.items()})
+        self.config = settings = Settings.of(config, DEFAULTS)
         latents = settings.latent_channels
         self.encoder = Encoder(settings)
         self.decoder = Decoder(settings)

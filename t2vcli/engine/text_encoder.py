@@ -17,7 +17,7 @@ from torch import nn
 
 from t2vcli.engine.settings import Settings
 
-_DEFAULTS: dict[str, Any] = {
+DEFAULTS: dict[str, Any] = {
     "vocab_size": 49408,
     "hidden_size": 512,
     "intermediate_size": 2048,
@@ -76,9 +76,9 @@ class CLIPText(nn.Module):
     def __init__(self, config: Mapping[str, Any]) -> None:
         """Raises ValueError for settings that describe no text encoder."""
         super().__init__()
-        self.config = settings = Settings({name: config.get(name, value) for name, value in _DEFAULTS.items()})
+        self.config = settings = Settings.of(config, DEFAULTS)
         for name, value in settings.items():
-            if isinstance(_DEFAULTS[name], int) and (type(value) is not int or value < 1):
+            if isinstance(DEFAULTS[name], int) and (type(value) is not int or value < 1):
                 raise ValueError(f"{name} is {value!r:.80}, not a number of 1 or more")
         if settings.hidden_act not in list(_ACTIVATIONS):
             raise ValueError(f"hidden_act is {settings.hidden_act!r:.80}; known are {', '.join(_ACTIVATIONS)}")

@@ -17,7 +17,7 @@ from torch import nn
 
 from t2vcli.engine.settings import Settings
 
-_DEFAULTS: dict[str, Any] = {
+DEFAULTS: dict[str, Any] = {
     "sample_size": None,
     "in_channels": 4,
     "out_channels": 4,
@@ -63,7 +63,7 @@ FRAMES_HEADS = 8
 
 def knows(config: Mapping[str, Any]) -> bool:
     """Returns whether `VideoUNet` is what diffusers' class is with this config."""
-    whole = {name: config.get(name, value) for name, value in _DEFAULTS.items()}
+    whole = Settings.of(config, DEFAULTS)
     channels, downs, ups = (whole[name] for name in ("block_out_channels", "down_block_types", "up_block_types"))
     return (
         all(_is_count(whole[name]) for name in _COUNTS)
@@ -91,7 +91,7 @@ class VideoUNet(nn.Module):
         super().__init__()
         if not knows(config):
             raise ValueError("a config that only diffusers' own class knows")
-        self.config = settings = Settings({name: config.get(name, value) for name, value in _DEFAULTS.items()})
+        self.config = settings = Settings.of(config, DEFAULTS)
         widths, groups = list(settings.block_out_channels), settings.norm_num_groups
         eps = settings.norm_eps
         time_width = 4 * widths[0]
