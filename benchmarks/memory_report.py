@@ -134,9 +134,14 @@ Written by `make memory-report`, the figures from the table of predictions; do n
 
     t2v plan generate "a boat" --preset zeroscope-XL --frames 24 --vram 6GB
 
-prints, in a second and before anything is loaded or downloaded, how the command would run: the predicted peak of every stage, the
-plan that was chosen, and every other way with its memory, what it moves, and the smallest card that it fits. `--dry-run` of
-`generate` and `upscale` does the same. `--json` is for scripts. `--exact` traces the very request.
+prints, in a second and before anything is loaded or downloaded, how the command would run: the predicted peak and time of every
+stage, how often the UNet runs, the plan that was chosen, and every other way with the flags that choose it, its memory, what it
+moves, its time, and the smallest card that it fits. `--json` is for scripts. `--exact` traces the very request. `--dry-run` of
+`generate` and `upscale` prints the same for the device that they would run on, after every warning of the run itself.
+
+Times leave out loading the model. They are predicted for the card that is here, as its driver describes it, or for a usual card
+of that size, which is named. Once a clip was made here with the same model, size and device, they go by what that took; it is
+remembered in `t2v/times.json` of the cache folder (`$XDG_CACHE_HOME`, or `~/.cache`), which can be removed at any time.
 
 By itself (`--memory auto`) t2v takes the fastest way that is predicted to fit the memory that is free, says so in one line, and keeps
 the choice in the video's recipe. If memory runs out all the same, it goes on one way lower from the last step, not from the start.

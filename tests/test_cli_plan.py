@@ -14,6 +14,7 @@ import pytest
 from clips import make_clip, ramp
 from commandline import environment, sentence, t2v
 
+from t2vcli.errors import ModelError
 from t2vcli.sizes import GIB
 
 XL = ("plan", "generate", "a boat", "--preset", "zeroscope-XL", "--frames", "24")
@@ -148,6 +149,53 @@ def test_a_dry_run_says_the_same_and_writes_nothing(tmp_path: Path) -> None:
         assert outlook["chosen"]["plan"]["level"] == "low"
         assert outlook["chosen"]["plan"]["device"] == "cpu"
     assert os.listdir(tmp_path) == []
+
+
+@pytest.mark.parametrize(
+    ("flags", "words"),
+    [
+        (
+            ("--vram", "6GiB", "--offload", "group", "--no-metadata", "--noise", "freenoise", "--cache-first", "2"),
+            [
+                "--vram has no effect",
+                "--offload group has no",
+                "--no-metadata",
+                "freenoise",
+                "--cache-first",
+                "100 tokens",
+            ],
+        ),
+        (
+            ("--guidance-scale", "1", "-n", "blurry", "--width", "256", "--frames", "40"),
+            ["negative prompt has no", "outside what demo was trained on", "made in windows"],
+        ),
+    ],
+    ids=["without effect", "outside"],
+)
+def test_a_dry_run_warns_of_what_the_run_warns_of(
+    flags: tuple[str, ...], words: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def stop(*_: object, **__: object) -> None:
+        raise ModelError("that is as far as a dry run goes")
+
+    monkeypatch.setattr("t2vcli.jobs.models.load_model", stop)
+    asked = ("generate", " ".join(["ball"] * 100), "--preset", "demo", "--device", "cpu", "--seed", "1", *flags)
+    rehearsed, real = t2v(*asked, "--dry-run"), t2v(*asked)
+    assert (rehearsed.code, real.code) == (0, 5), rehearsed.stderr
+    warned = [[line for line in each.stderr.splitlines() if line.startswith("warning")] for each in (rehearsed, real)]
+    assert warned[0] == warned[1]
+    for each in words:
+        assert any(each in line for line in warned[0]), each
+
+
+def test_of_a_model_that_is_not_here_a_dry_run_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HF_HOME", str(tmp_path))
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    outcome = t2v("generate", "x", "--dry-run", "--device", "cpu", "--vram", "6GiB")
+    assert outcome.code == 0, outcome.stderr
+    assert "is not all here; what depends on its files is told when it is: t2v pull" in outcome.stderr
+    assert "--vram has no effect on the CPU" in outcome.stderr
+    assert " on cpu" in outcome.stdout
 
 
 def test_torch_is_not_imported() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -19,6 +20,7 @@ from t2vcli.request import Request, flag_name
 if TYPE_CHECKING:
     from t2vcli.asking.again import Bases
     from t2vcli.asking.source import Source
+    from t2vcli.planning.decide import Memory
     from t2vcli.planning.outlook import ForecastOf, Outlook
     from t2vcli.planning.windows import Division
     from t2vcli.presets import Preset
@@ -257,13 +259,15 @@ def _check_saved(work: Work, *, overwrite: bool) -> None:
         check_target(path, overwrite=overwrite, option=flag_name(name))
 
 
-def planned(work: Work, forecast_of: ForecastOf | None = None) -> list[Outlook]:
-    """Returns how each stage would run here, and in what other ways. Raises UsageError."""
+def planned(work: Work, forecast_of: ForecastOf | None = None, memories: Sequence[Memory | None] = ()) -> list[Outlook]:
+    """Returns how each stage would run here, and in what other ways; in `memories`, where those are known. Raises UsageError."""
     from t2vcli.planning.forecast import table_forecast
     from t2vcli.planning.outlook import outlook_for
 
     return [
-        outlook_for(stage.request, stage.preset, frames=work.frames, forecast_of=forecast_of or table_forecast)
-        for stage in work.stages
+        outlook_for(
+            stage.request, stage.preset, frames=work.frames, forecast_of=forecast_of or table_forecast, memory=memory
+        )
+        for stage, memory in itertools.zip_longest(work.stages, memories)
         if stage.preset is not None
     ]

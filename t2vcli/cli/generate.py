@@ -54,7 +54,7 @@ def generate(
     if dry_run:
         from t2vcli.cli.plan import show_plans
 
-        show_plans(job, several, exact=False, as_json=as_json)
+        show_plans(job, several, as_json=as_json, policy=policy)
     else:
         from t2vcli.cli.previewing import Looking
         from t2vcli.cli.running import run_and_report

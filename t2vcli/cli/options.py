@@ -452,7 +452,7 @@ DryRunOpt = Annotated[
     bool,
     typer.Option(
         "--dry-run",
-        help="Print the plan, as `t2v plan` does, and stop.",
+        help="Print the plan and every warning, and stop before the model is loaded.",
         rich_help_panel=MEMORY,
     ),
 ]

@@ -15,20 +15,27 @@ from t2vcli.report import counted
 from t2vcli.sizes import size_text
 
 if TYPE_CHECKING:
-    from t2vcli.asking.job import Job
+    from t2vcli.asking.job import Job, Policy
     from t2vcli.planning.outlook import Alternative, Outlook
     from t2vcli.request import Request
 
 
-def show_plans(job: Job, several: dict[str, Any], *, exact: bool, as_json: bool) -> None:
-    """Prints how a job would run, and each of its variants that may run in another way."""
+def show_plans(
+    job: Job,
+    several: dict[str, Any],
+    *,
+    as_json: bool,
+    exact: bool = False,
+    policy: Policy | None = None,
+) -> None:
+    """Prints how a job would run, and each of its variants that may run in another way; with `policy`, as its run begins."""
     from t2vcli.asking.job import Job as ReadJob
     from t2vcli.batches.variants import only_one, spread_for, variants_of
     from t2vcli.request import decides_how_it_runs
 
     spread = spread_for(job, several)
     if len(spread) == 1:
-        show_plan(only_one(job, spread), exact=exact, as_json=as_json)
+        show_plan(only_one(job, spread), exact=exact, as_json=as_json, policy=policy)
         return
     shown: set[str] = set()
     with variants_of(job, spread) as variants:
@@ -39,15 +46,24 @@ def show_plans(job: Job, several: dict[str, Any], *, exact: bool, as_json: bool)
                     result("")
                 shown.add(alike)
                 say(f"for {variants.label(each)}:")
-                show_plan(ReadJob.read(each.fields), exact=exact, as_json=as_json)
+                show_plan(ReadJob.read(each.fields), exact=exact, as_json=as_json, policy=policy)
 
 
-def show_plan(job: Job, *, exact: bool, as_json: bool) -> None:
-    """Prints how each stage of a job would run. Raises OutOfMemoryError, after printing, if no plan fits."""
+def show_plan(job: Job, *, exact: bool, as_json: bool, policy: Policy | None = None) -> None:
+    """Prints how each stage of a job would run. Raises OutOfMemoryError, after printing, if no plan fits.
+
+    With `policy` its run is begun, with all that it warns of, but for what only shows when a model is loaded.
+    """
     from t2vcli.asking.work import planned, work_for
 
-    with late_report():
+    rehearsal = None
+    with late_report() as report:
         work = work_for(job, take_up=False)
+        if policy is not None:
+            from t2vcli.jobs.around import Around
+            from t2vcli.jobs.run import rehearse
+
+            rehearsal = rehearse(work, policy, Around(report=report))
     forecast_of = None
     if exact:
         if any(stage.request.weights == "fp8" for stage in work.stages):
@@ -55,9 +71,11 @@ def show_plan(job: Job, *, exact: bool, as_json: bool) -> None:
         from t2vcli.jobs.exact import exact_forecast
 
         forecast_of = exact_forecast
-    outlooks = planned(work, forecast_of)
-    warnings = (f"warning: {remark}" for outlook in outlooks for remark in outlook.remarks)
-    for line in (*work.remarks, *warnings):
+    outlooks = planned(work, forecast_of, rehearsal.memories if rehearsal else ())
+    told = [] if rehearsal else list(work.remarks)
+    if rehearsal is None or not rehearsal.told:
+        told += (f"warning: {remark}" for outlook in outlooks for remark in outlook.remarks)
+    for line in told:
         say(line)
     if as_json:
         first, *second = (_as_json(outlook) for outlook in outlooks)
@@ -72,6 +90,8 @@ def show_plan(job: Job, *, exact: bool, as_json: bool) -> None:
                 request,
                 f"{request.preset}, {counted(work.frames, 'frame')} of {request.width}x{request.height}",
             )
+    if rehearsal is not None and rehearsal.problem is not None:
+        raise rehearsal.problem
     for outlook in outlooks:
         if outlook.problem is not None:
             raise OutOfMemoryError(outlook.problem)

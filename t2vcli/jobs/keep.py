@@ -390,16 +390,22 @@ def finished_before(
     An earlier process made it and may have been stopped before it could remove its folder, which is done here, or say
     so.
     """
-    target = work.target
-    saved = (path for stage in work.stages for _, path in inputs.saved_by(stage.request))
-    missing = not all(map(os.path.exists, saved))
-    made = None if policy.overwrite or missing or not os.path.exists(target) else finished(work)
+    made = already_made(work, policy, report)
     if made is None:
         return None
     if run is not None and run.began:
         with contextlib.suppress(InputError):
             if work.made_by(runs.read_record(run.folder).requests):
                 run.remove()
-    sweep(target.parent)  # of its other name, which the file may still have had
-    report.say(f"{shown(target)} is complete already; --overwrite makes it again")
+    sweep(work.target.parent)  # of its other name, which the file may still have had
+    return made
+
+
+def already_made(work: Work, policy: Policy, report: Report) -> tuple[VideoInfo, dict[str, Any]] | None:
+    """Returns what the output is and its recipe, if it is the finished video of this very work, and says so; else None."""
+    saved = (path for stage in work.stages for _, path in inputs.saved_by(stage.request))
+    missing = not all(map(os.path.exists, saved))
+    made = None if policy.overwrite or missing or not os.path.exists(work.target) else finished(work)
+    if made is not None:
+        report.say(f"{shown(work.target)} is complete already; --overwrite makes it again")
     return made

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 
@@ -24,12 +23,12 @@ from t2vcli.planning.forecast import architecture_of, table_forecast, weight_byt
 from t2vcli.planning.hardware import free_host_bytes
 from t2vcli.planning.merging import merging_of
 from t2vcli.planning.plan import MemoryPlan, no_forecast, vram_budget
-from t2vcli.planning.shape import Shape, runs_both_halves, shape_of, text_of
+from t2vcli.planning.remarks import remarks_on
+from t2vcli.planning.shape import Shape, shape_of, text_of
 from t2vcli.planning.windows import Division
 from t2vcli.presets import Preset
 from t2vcli.report import Report, told_in_megabytes
 from t2vcli.request import Request, decides_how_it_runs
-from t2vcli.schedulers import SCHEDULERS
 from t2vcli.sizes import size_text
 from t2vcli.weights.adapters import find_adapters, on_the_hub
 from t2vcli.weights.cached import hold
@@ -84,7 +83,7 @@ def prepare(
     two stages, whose tokenizer may be the same; `models`, those that are loaded, which know how runs of the same shape go.
     """
     report.stage("find")
-    device = choose_device(request.device)
+    device = device_for(request, report)
     files = find_model(
         request.model,
         revision=request.revision,
@@ -98,10 +97,6 @@ def prepare(
     loras: list[Fitted] = []
     if request.lora:
         files, loras = with_loras(files, request, preset, report, offline=offline)
-    if request.device == "auto" and device == "cpu" and not request.model.startswith(EMBEDDED_PREFIX):
-        reason = why_no_cuda() if has_nvidia_driver() else "no GPU was found"
-        report.warn(f"{reason}; a model of this size takes hours on the CPU (--device cpu: without this warning)")
-
     check_steps(request.scheduler, files, request.steps, request.spacing, request.timesteps)
     if off := schedule_remark(request.scheduler, files):
         report.warn(off)
@@ -117,11 +112,7 @@ def prepare(
     for remark in way.remarks:
         report.warn(remark)
     report.say("; ".join([way.plan.summary(), *way.plan.reasons]))
-    if device == "cpu" and request.offload not in (None, "none"):
-        report.warn(f"--offload {request.offload} has no effect on {device}: its memory is the host's")
-    if device == "cpu" and request.vram is not None:
-        report.warn("--vram has no effect on the CPU: it says how much of a GPU's memory to use")
-    for remark in _flags_without_effect(request, files.config("unet")):
+    for remark in remarks_on(request, device=device, unet_config=files.config("unet")):
         report.warn(remark)
     shared = first is not None and same_tokenizer(first.files, files)
     tokenizer = first.tokenizer if first is not None and shared else load_tokenizer(files)
@@ -140,6 +131,26 @@ def prepare(
         way.remarks,
         words.brought,
     )
+
+
+def device_for(request: Request, report: Report) -> str:
+    """Returns the device that a request runs on, and warns of one that is slow for it. Raises DeviceError."""
+    device = choose_device(request.device)
+    if request.device == "auto" and device == "cpu" and not request.model.startswith(EMBEDDED_PREFIX):
+        reason = why_no_cuda() if has_nvidia_driver() else "no GPU was found"
+        report.warn(f"{reason}; a model of this size takes hours on the CPU (--device cpu: without this warning)")
+    return device
+
+
+def memory_for(request: Request, device: str) -> Memory:
+    """Returns how much of the device's memory a request may use, and in words where the figure comes from."""
+    if device == "cpu":
+        free = free_host_bytes()
+        return Memory(device, free, "" if free is None else f"{size_text(free)} of memory free")
+    if request.vram is not None:
+        return Memory(device, *vram_budget(request.vram))
+    free = free_device_bytes(device)
+    return Memory(device, free, "" if free is None else f"{size_text(free)} free on {device}")
 
 
 def with_loras(
@@ -222,21 +233,10 @@ def decide_here(
         frames=frames,
         vae_scale=vae_scale(files.config("vae")),
         unet_config=unet_config,
-        memory=Memory(device, *_free_memory(request, device)),
+        memory=memory_for(request, device),
         forecast_of=lambda shape: no_forecast if architecture is None else table_forecast(architecture, shape),
         divided=divided,
     )
-
-
-def _free_memory(request: Request, device: str) -> tuple[int | None, str]:
-    """Returns how much of the device's memory may be used, and in words where the figure comes from."""
-    if device == "cpu":
-        free = free_host_bytes()
-        return free, "" if free is None else f"{size_text(free)} of memory free"
-    if request.vram is not None:
-        return vram_budget(request.vram)
-    free = free_device_bytes(device)
-    return free, "" if free is None else f"{size_text(free)} free on {device}"
 
 
 def check_host_memory(plan: MemoryPlan, files: ModelFiles) -> None:
@@ -264,32 +264,6 @@ def host_bytes(plan: MemoryPlan, files: ModelFiles) -> int:
     else:
         sizes = {part: size * (2 if plan.dtype == "fp32" else 1) for part, size in weight_bytes(architecture).items()}
     return sum(sizes.values()) + (merging.host_bytes if merging else 0)
-
-
-def _flags_without_effect(request: Request, unet_config: Mapping[str, Any]) -> list[str]:
-    remarks = []
-    inside = unet_config.get("time_cond_proj_dim") is not None
-    if not runs_both_halves(request, unet_config):
-        why = (
-            "with this model, which has its guidance inside"
-            if inside
-            else f"at --guidance-scale {request.guidance_scale:g}"
-        )
-        if request.negative_prompt:
-            remarks.append(f"the negative prompt has no effect {why}" + ("" if inside else "; use more than 1"))
-        if (request.guidance_from, request.guidance_until) != (0, 1):
-            remarks.append(f"the interval of guidance has no effect {why}")
-        if request.cfg_rescale or request.apg is not None:
-            flags = " and ".join(["--cfg-rescale"] * bool(request.cfg_rescale) + ["--apg"] * (request.apg is not None))
-            remarks.append(f"{flags} {'have' if ' and ' in flags else 'has'} no effect {why}")
-    elif SCHEDULERS[request.scheduler].consistency:
-        remarks.append(
-            f"with --scheduler {request.scheduler}, --guidance-scale {request.guidance_scale:g} burns colours in: models"
-            " for it have their guidance inside, and are made for --guidance-scale 1"
-        )
-    if request.cache == 1 and (request.cache_level, request.cache_first) != (0, 1):
-        remarks.append("--cache-level and --cache-first have no effect without --cache")
-    return remarks
 
 
 def _check_noise(request: Request, files: ModelFiles, frames: int, report: Report) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -22,12 +22,13 @@ from t2vcli.asking.work import Work, check_place
 from t2vcli.engine.device import DTYPES, choose_device
 from t2vcli.engine.exchange import LATENTS, NOISE
 from t2vcli.engine.memory import PlacedModel
-from t2vcli.errors import DeviceError, ExistsError, InputError
+from t2vcli.errors import DeviceError, ExistsError, InputError, OutOfMemoryError
 from t2vcli.jobs.around import Around
 from t2vcli.jobs.course import course_of
 from t2vcli.jobs.keep import (
     Book,
     Keeper,
+    already_made,
     expected_of,
     finished_before,
     identity_of,
@@ -35,17 +36,21 @@ from t2vcli.jobs.keep import (
     kept_record,
     with_kept_plan,
 )
-from t2vcli.jobs.prepare import Prepared, prepare
+from t2vcli.jobs.prepare import Prepared, device_for, memory_for, prepare
 from t2vcli.jobs.sample import noise_begun_with, save, write_video
 from t2vcli.jobs.stages import Made, Origin, from_prompt, from_video
 from t2vcli.jobs.took import Steps, remember_run
 from t2vcli.jobs.two_stages import in_two_stages
 from t2vcli.metadata import build_recipe, made_by_model_alone
+from t2vcli.planning.decide import Memory
 from t2vcli.record import RunRecord
-from t2vcli.request import AnyRequest, GenerateRequest, UpscaleRequest
+from t2vcli.report import Report
+from t2vcli.request import AnyRequest, GenerateRequest, Request, UpscaleRequest
 from t2vcli.video.ffmpeg import shown
 from t2vcli.video.formats import format_of
 from t2vcli.video.marking import CHANGED_BY_MODEL, MADE_BY_MODEL
+from t2vcli.weights.adapters import adapters_here
+from t2vcli.weights.models import model_here, pull_command
 
 UNMARKED = (
     "with --no-metadata nothing in the file says how it was made, or that a model made it; where you publish it, to mark"
@@ -68,13 +73,9 @@ def run(
         if before is not None:
             return Result(work.output, *before)
         record = kept_record(work, policy)
-        check_place(work, overwrite=policy.overwrite, draft=record is None)
         if problem is not None:
             report.warn(f"the run cannot be kept{problem}")
-        for remark in work.remarks:
-            report.say(remark)
-        if policy.bare:
-            report.warn(UNMARKED)
+        check_and_warn(work, policy, report, draft=record is None)
 
         # 2. The models' files, what of the requests depends on them, and what an earlier process has left of this run
         prepared = prepared_stages(work, policy, around, record)
@@ -82,6 +83,52 @@ def run(
             result = _made_and_written(work, prepared, policy, around, kept)
             kept.finished()
     return result
+
+
+def check_and_warn(work: Work, policy: Policy, report: Report, *, draft: bool = True) -> None:
+    """Tells what is to be said of a work before its models are looked at. Raises a T2VError if its output cannot be written."""
+    check_place(work, overwrite=policy.overwrite, draft=draft)
+    for remark in work.remarks:
+        report.say(remark)
+    if policy.bare:
+        report.warn(UNMARKED)
+
+
+@dataclass(frozen=True)
+class Rehearsal:
+    """What the beginning of a run has shown: each stage's memory, whether its warnings are told, and what stopped it."""
+
+    memories: tuple[Memory, ...]
+    told: bool
+    problem: OutOfMemoryError | None = None
+
+
+def rehearse(work: Work, policy: Policy, around: Around) -> Rehearsal:
+    """Begins a run as `run` does, with all its warnings, up to where it would load a model. Downloads and writes nothing.
+
+    Of a model that is not here yet only that is told: what depends on its files shows when they are here.
+    """
+    report, requests = around.report, [stage.request for stage in work.stages]
+    if already_made(work, policy, report) is None:
+        check_and_warn(work, policy, report)
+    absent = [each for each in requests if not _is_here(each)]
+    if absent:
+        for each in absent:
+            command = pull_command(each.model, revision=each.revision, variant=each.variant)
+            report.warn(f"{each.model} is not all here; what depends on its files is told when it is: {command}")
+        return Rehearsal(tuple(memory_for(each, device_for(each, report)) for each in requests), told=False)
+    problem = None
+    try:
+        prepared_stages(work, replace(policy, offline=True), around)
+    except OutOfMemoryError as error:
+        problem = error
+    devices = [choose_device(each.device) for each in requests]
+    return Rehearsal(tuple(map(memory_for, requests, devices)), told=True, problem=problem)
+
+
+def _is_here(request: Request) -> bool:
+    here = model_here(request.model, revision=request.revision, variant=request.variant)
+    return here is not None and adapters_here(request.lora) is not None
 
 
 def resume(folder: Path, policy: Policy | None = None, around: Around | None = None) -> Result:

@@ -33,6 +33,7 @@ from t2vcli.planning.plan import (
     vram_budget,
     with_prediction,
 )
+from t2vcli.planning.remarks import remarks_on
 from t2vcli.planning.shape import Shape, shape_of
 from t2vcli.planning.speeds import speeds_here
 from t2vcli.planning.times import Times, times_of
@@ -96,16 +97,23 @@ ForecastOf = Callable[[str, Shape], Forecast]
 """(architecture, shape) -> the function from a plan to its stages' peaks"""
 
 
-def outlook_for(request: Request, preset: Preset, *, frames: int, forecast_of: ForecastOf = table_forecast) -> Outlook:
+def outlook_for(
+    request: Request,
+    preset: Preset,
+    *,
+    frames: int,
+    forecast_of: ForecastOf = table_forecast,
+    memory: Memory | None = None,
+) -> Outlook:
     """Returns the outlook of a request's clip of `frames`, decided as the run would. Raises UsageError.
 
-    Where nothing fits, the ways are those of the clip as it is asked for.
+    Where nothing fits, the ways are those of the clip as it is asked for. `memory`: that of the run, where torch was asked.
     """
     architecture = architecture_for(request, preset)
     scale, unet_config = vae_scale_of(architecture), configs_of(architecture)["unet"]
     if preset.time_cond_proj_dim is not None and request.lora == tuple(preset.values.get("lora", ())):
         unet_config = {**unet_config, "time_cond_proj_dim": preset.time_cond_proj_dim}
-    memory, loras = planned_memory(request), adapters_here(request.lora)
+    memory, loras = memory or planned_memory(request), adapters_here(request.lora)
     forecast = functools.cache(lambda shape: forecast_of(architecture, shape))
     decided, problem = None, None
     try:
@@ -147,7 +155,11 @@ def outlook_for(request: Request, preset: Preset, *, frames: int, forecast_of: F
         problem,
         division,
         shape,
-        (*remarks, *([ABSENT] if loras is None else [])),
+        (
+            *remarks,
+            *remarks_on(request, device=memory.device, unet_config=unet_config),
+            *([ABSENT] if loras is None else []),
+        ),
         merging_of(loras or (), unet_config, weight_bytes(architecture)),
     )
 
