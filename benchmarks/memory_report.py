@@ -140,8 +140,9 @@ moves, its time, and the smallest card that it fits. `--json` is for scripts. `-
 `generate` and `upscale` prints the same for the device that they would run on, after every warning of the run itself.
 
 Times leave out loading the model. They are predicted for the card that is here, as its driver describes it, or for a usual card
-of that size, which is named. Once a clip was made here with the same model, size and device, they go by what that took; it is
-remembered in `t2v/times.json` of the cache folder (`$XDG_CACHE_HOME`, or `~/.cache`), which can be removed at any time.
+of that size, which is named. What `--cache` saves is not counted, nor that `heun` and `dpm2` run the UNet twice a step. Once a
+clip of two steps or more was made here with the same model, size and device, they go by what that took, which is remembered in
+`t2v/times.json` of the cache folder (`$XDG_CACHE_HOME`, or `~/.cache`). That file can be removed at any time.
 
 By itself (`--memory auto`) t2v takes the fastest way that is predicted to fit the memory that is free, says so in one line, and keeps
 the choice in the video's recipe. If memory runs out all the same, it goes on one way lower from the last step, not from the start.

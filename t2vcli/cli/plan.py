@@ -128,7 +128,9 @@ def _print(outlook: Outlook, request: Request, title: str) -> None:
         stages = Table(box=None, pad_edge=False)
         for column in ("stage", "tensors", "allocator", "what holds it", "time", "spent on"):
             stages.add_column(column, justify="right" if column in ("tensors", "allocator", "time") else "left")
-        for stage, took in zip(chosen.stages, chosen.times.stages, strict=True):
+        taken = {each.name: each for each in chosen.times.stages}
+        for stage in chosen.stages:
+            took = taken[stage.name]
             sizes = size_text(stage.live_bytes), size_text(stage.reserved_bytes)
             stages.add_row(stage.name, *sizes, stage.holds, seconds_text(took.total_s), took.bound)
         console.print(stages)

@@ -6,12 +6,14 @@ NVIDIA's white papers on each architecture. What of these peaks a model sustains
 
 from __future__ import annotations
 
+import functools
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
 
 from t2vcli.planning.hardware import Limits, card_limits, find_card
+from t2vcli.report import counted
 from t2vcli.sizes import GIB
 
 SHARE_OF_FLOPS, SHARE_OF_BYTES, SHARE_OF_LINK = 0.5, 0.75, 0.75
@@ -104,8 +106,12 @@ ASSUMED_SHARES = f"at {SHARE_OF_FLOPS:.0%} of its arithmetic and {SHARE_OF_BYTES
 CPU_CORE_FLOPS_PER_S, CPU_CORE_BYTES_PER_S, CPU_MOST_BYTES_PER_S, CPU_LAUNCH_S = 48e9, 8e9, 40e9, 8e-6
 
 
+@functools.cache
 def speeds_here(device: str, vram_bytes: int | None) -> Speeds:
-    """Returns the speeds of a device, which is this machine's where it has one; else that of a card with so much memory."""
+    """Returns the speeds of a device, which is this machine's where it has one; else that of a card with so much memory.
+
+    Asked once a process: a batch has many runs, and a driver takes its time.
+    """
     card = find_card(int(device.partition(":")[2] or 0)) if device.startswith("cuda") else None
     return speeds_of(device, vram_bytes, None if card is None else card.name)
 
@@ -118,13 +124,13 @@ def speeds_of(device: str, memory_bytes: int | None = None, card_name: str | Non
     if device == "cpu":
         cores = _cores()
         return Speeds(
-            f"{cores} cores",
+            counted(cores, "core"),
             cores * CPU_CORE_FLOPS_PER_S,
             cores * CPU_CORE_FLOPS_PER_S,
             min(cores * CPU_CORE_BYTES_PER_S, CPU_MOST_BYTES_PER_S),
             None,
             CPU_LAUNCH_S,
-            f"{cores} {'core' if cores == 1 else 'cores'}, assumed to do {CPU_CORE_FLOPS_PER_S / 1e9:.0f} GFLOP/s each",
+            f"{counted(cores, 'core')}, assumed to do {CPU_CORE_FLOPS_PER_S / 1e9:.0f} GFLOP/s each",
         )
     if device == "mps":
         return Speeds("mps", 4e12, 3e12, 100e9, None, LAUNCH_S, "Apple M2 (assumed), 100 GB/s and 4 TFLOP/s")
