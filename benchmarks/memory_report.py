@@ -168,6 +168,9 @@ The choices behind them can be set one by one:
 | `--weights fp8` | keeps the UNet's weights in 8 bits | yes |
 | `--dtype fp16`, `bf16`, `fp32` | the type of weights and activations; fp16 on a GPU and fp32 on a CPU if not given | yes |
 
+Of several cards, `--device cuda:1` takes the second: the run makes nothing on another, not even a context
+(`tests/test_gpu.py`, on pretended cards). A model is not spread over two cards.
+
 There is no attention slicing: with the attention of today's torch it saves nothing.
 
 ## Predictions
