@@ -30,7 +30,7 @@ from t2vcli.stopping import Stop
 from t2vcli.video.reader import read_frames, read_metadata
 
 Made = Callable[..., tuple[Path, dict[str, torch.Tensor]]]
-SIZE = ("--width", "32", "--height", "32", "--steps", "3", "--device", "cpu", "-q")
+SIZE = ("--width", "32", "--height", "32", "--steps", "3", "--device", "cpu", "-qq")
 
 
 @pytest.fixture
