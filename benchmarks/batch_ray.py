@@ -15,11 +15,11 @@ from pathlib import Path
 from typing import Any
 
 import t2vcli
+from benchmarks.batch import listed
 from t2vcli.batches.joblist import Planned
 from t2vcli.batches.journal import Record
 from t2vcli.batches.loop import Tally, Unwatched
 
-PROMPTS = ("a red boat", "a yellow star", "a blue ball", "a green fish", "a white square", "a purple triangle")
 TICK_S = 1 / os.sysconf("SC_CLK_TCK")
 
 
@@ -85,10 +85,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--jobs", type=int, default=60)
     given = parser.parse_args()
-    jobs = [
-        {"preset": "demo", "frames": 8, "steps": 2, "seed": number, "prompt": PROMPTS[number % len(PROMPTS)]}
-        for number in range(given.jobs)
-    ]
+    jobs = listed(given.jobs)
     with tempfile.TemporaryDirectory(dir="/tmp") as folder:
         *_, bare = measured(jobs, Path(folder) / "bare", None)
         wall_s, start_cpu_s, start_mib, ray = measured(jobs, Path(folder) / "ray", 1)

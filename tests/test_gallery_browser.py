@@ -16,7 +16,7 @@ from t2vcli.asking.values import build
 from t2vcli.galleries import page as pages
 from t2vcli.galleries.clips import Clip
 from t2vcli.galleries.found import Found
-from t2vcli.presets import load_preset
+from t2vcli.presets import fingerprint, load_preset
 from t2vcli.request import GenerateRequest
 from t2vcli.video.writer import write_video
 
@@ -303,7 +303,8 @@ def test_a_file_that_is_gone_or_no_browser_plays_says_so(page_of_clips: Path, op
 
 
 def test_thousands_of_clips_come_a_page_at_a_time(tmp_path: Path, opened: Open, page_of_clips: Path) -> None:
-    (poster, *_) = [clip.poster for _, clip in pages.clips_in(page_of_clips.read_text(encoding="utf-8"))]
+    known = pages.clips_in(page_of_clips.read_text(encoding="utf-8"), fingerprint())
+    (poster, *_) = [clip.poster for _, clip in known]
     many = [
         Clip(
             Found(f"{number}.mp4", 1, number), 64, 64, 8.0, 8, poster, {"prompt": f"clip {number}", "steps": number % 7}
