@@ -119,6 +119,6 @@ def test_make_has_each_target_and_python_each_module(document: str) -> None:
 def test_each_picture_is_made_by_a_command_that_a_document_shows() -> None:
     text = "\n".join(map(text_of, DOCUMENTS))
     for picture in (ROOT / "docs").glob("*.png"):
-        by_hand = re.search(rf"(?:-o|--sheet) docs/{re.escape(picture.name)}\b", text)
+        by_hand = re.search(rf"(?:-o|--sheet|--plot) docs/{re.escape(picture.name)}\b", text)
         assert by_hand or picture.name == "memory.png", f"no command says that it writes docs/{picture.name}"
     assert "`make memory-report`" in text  # writes memory.png
