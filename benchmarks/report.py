@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import statistics
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -107,7 +108,7 @@ def _time_line(row: Row, measured: Measured, entry: Entry) -> str:
         told = spread(measured.ratios(of))
         return f"**{told.replace(' ', '** ', 1) if ' ' in told else told + '**'}" if row.by == of else told
 
-    bar = "" if row.bar is None else f"{row.bar:.2f} of {UNITS[row.by]}"
+    bar = _bar(row, measured)
     share, apart, others = measured.share_of_peak, measured.apart, measured.others
     cells = [
         row.name,
@@ -130,13 +131,20 @@ def _memory_line(row: Row, measured: Measured, entry: Entry) -> str:
         row.name.partition(": ")[2],
         row.baseline,
         f"**{spread(measured.ratios('peak_bytes'))}**",
-        "" if row.bar is None else f"{row.bar:.2f}",
+        _bar(row, measured),
         f"{measured.median('peak_bytes') / MIB:.0f} MiB",
         f"{measured.median('cpu_s'):.1f} s",
         str(len(measured.ours)),
         _when(entry),
     ]
     return f"| {' | '.join(cells)} |"
+
+
+def _bar(row: Row, measured: Measured) -> str:
+    if row.bar is None:
+        return ""
+    reached = statistics.median(measured.ratios(row.by)) <= row.bar
+    return f"{row.bar:.2f} of {UNITS[row.by]}, {'met' if reached else 'missed'}"
 
 
 def _when(entry: Entry) -> str:

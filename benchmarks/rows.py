@@ -241,7 +241,7 @@ def _with_operations(
     return measured
 
 
-def _vae(full: bool) -> Any:
+def vae_of(*, full: bool) -> Any:
     """Returns the VAE, ours: that of the embedded model, or one of full size with random weights."""
     import torch
 
@@ -265,7 +265,7 @@ def _decode(full: bool) -> Callable[[Effort], Measured]:
 
         from t2vcli.engine.decode import decode_latents
 
-        vae = _vae(full)
+        vae = vae_of(full=full)
         theirs = AutoencoderKL.from_config(dict(vae.config)).eval()
         theirs.load_state_dict(vae.state_dict())
         frames, cells = (4, 32) if full else (16, 8)
@@ -315,7 +315,7 @@ def _written(frames: int, side: int) -> Callable[[Effort], Measured]:
         from t2vcli.video.writer import write_video
 
         count = 2 if effort.quick else frames
-        vae, chunk = _vae(full=False), decode_chunk(count, side, side)
+        vae, chunk = vae_of(full=False), decode_chunk(count, side, side)
         torch.manual_seed(0)
         latents = torch.randn(1, vae.config.latent_channels, count, side // 8, side // 8)
 

@@ -89,6 +89,7 @@ def test_the_report_has_the_latest_of_each_row_on_this_processor_alone(tmp_path:
     report = (tmp_path / "REPORT.md").read_text(encoding="utf-8")
     assert "0.22 (0.22 to 0.22)" in report.replace("**", "")
     assert "0.44 (0.44 to 0.44)" in report.replace("**", "")
+    assert f"{ROWS[0].bar:.2f} of CPU time, met" in report
     assert "0.11 (" not in report.replace("**", "")
     assert "0.33 (" not in report.replace("**", "")
 

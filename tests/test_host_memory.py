@@ -22,7 +22,8 @@ from t2vcli.engine.memory import PlacedModel, keep_in_fp8
 from t2vcli.errors import OutOfMemoryError
 from t2vcli.jobs import prepare as preparing
 from t2vcli.jobs.prepare import check_host_memory, decide_here, host_bytes
-from t2vcli.planning.hardware import free_host_bytes
+from t2vcli.planning.hardware import free_host_bytes, multiplies_bf16
+from t2vcli.report import Silent
 from t2vcli.sizes import MIB
 from t2vcli.weights.models import files_in_folder, find_model
 
@@ -220,3 +221,33 @@ def test_fp8_halves_the_weights_and_changes_the_result(few_layers: Path) -> None
     assert after < 0.3 * before  # a quarter of float32
     difference = (fp8 - full).abs().max() / full.std()
     assert 1e-3 < difference < 1
+
+
+@pytest.mark.parametrize(
+    ("told", "able"),
+    [
+        ("processor\t: 0\nflags\t\t: fpu avx512f avx512_bf16\nbugs\t: x\n", True),
+        ("flags\t\t: fpu avx512f\n", False),
+        ("Features\t: fp asimd i8mm bf16\n", True),
+        ("model name\t: bf16\n", False),
+    ],
+)
+def test_what_the_system_tells_of_the_processor(told: str, able: bool, tmp_path: Path) -> None:
+    (tmp_path / "cpuinfo").write_text(told, encoding="utf-8")
+    assert multiplies_bf16(tmp_path / "cpuinfo") is able
+    assert not multiplies_bf16(tmp_path / "nothing")
+
+
+@pytest.mark.parametrize(
+    ("able", "dtype", "offered"), [(True, "auto", True), (False, "auto", False), (True, "fp32", False)]
+)
+def test_bf16_is_offered_where_the_processor_has_it_and_nobody_chose(
+    able: bool, dtype: str, offered: bool, few_layers: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    said: list[str] = []
+    report = Silent()
+    monkeypatch.setattr(report, "say", said.append)
+    monkeypatch.setattr(preparing, "multiplies_bf16", lambda: able)
+    request = generate_request(few_layers, dtype=dtype, device="cpu")
+    preparing.prepare(request, None, frames=request.frames or 1, report=report)
+    assert any("--dtype bf16" in line for line in said) is offered

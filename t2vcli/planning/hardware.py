@@ -200,3 +200,13 @@ def _control_group_room() -> int | None:
     if limit == "max":
         return None
     return max(0, int(limit) - used + int(stat.get("inactive_file", "0")))
+
+
+def multiplies_bf16(told: Path = Path("/proc/cpuinfo")) -> bool:
+    """Returns whether the processor has instructions for products in bf16, as far as the system tells (Linux alone does)."""
+    try:
+        lines = told.read_text(encoding="utf-8", errors="replace").splitlines()
+    except OSError:
+        return False
+    able = next((line.partition(":")[2].split() for line in lines if line.startswith(("flags", "Features"))), [])
+    return not {"avx512_bf16", "amx_bf16", "bf16"}.isdisjoint(able)
