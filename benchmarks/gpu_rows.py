@@ -114,11 +114,11 @@ def random_model(configs: dict[str, dict[str, Any]], dtype: torch.dtype, device:
     return Model(**parts)
 
 
-def scheduler_for(device: str) -> Any:
+def a_scheduler() -> Any:
     scheduler = DDIMScheduler(
         beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear", clip_sample=False, set_alpha_to_one=False
     )
-    scheduler.set_timesteps(STEPS, device=device)
+    scheduler.set_timesteps(STEPS)
     return scheduler
 
 
@@ -277,7 +277,7 @@ def stepped(
     """Returns the latents (1, C, F, h, w) after STEPS steps as planned; `clock` is marked before each and after the last."""
     plan = placed.plan
     assert plan is not None
-    scheduler = scheduler_for(bench.device)
+    scheduler = a_scheduler()
     first = bench.first_state(placed.model, scheduler, shape, plan.dtype)
     latents = first.latents
     with guided(placed, embeds) as predict:
@@ -380,14 +380,14 @@ def resumed(bench: Bench) -> dict[str, Any]:
         whole = stepped(bench, placed, embeds, shape)
         path = Path(folder) / "state.pt"
         with guided(placed, embeds) as predict:
-            scheduler = scheduler_for(bench.device)
+            scheduler = a_scheduler()
             first = bench.first_state(placed.model, scheduler, shape, dtype)
             halfway = next(itertools.islice(denoise(predict, scheduler, first, make_generator(1)), STEPS // 2, None))
             written = io.BytesIO()
             write_state(written, halfway)
             path.write_bytes(written.getvalue())
             read = read_state(path).on(bench.device)
-            *_, last = denoise(predict, scheduler_for(bench.device), read, make_generator(1))
+            *_, last = denoise(predict, a_scheduler(), read, make_generator(1))
         return {"ok": bool(torch.equal(last.latents, whole)), "apart": apart(last.latents.float(), whole.float())}
 
 
@@ -546,7 +546,7 @@ def plain_script(bench: Bench, job: str) -> dict[str, Any]:
     with lent(model.unet, bench.device), lent(model.vae, bench.device):
         # The text encoder has done its part; the pipeline asks only where it is
         pipe = TextToVideoSDPipeline(
-            vae=model.vae, text_encoder=None, tokenizer=None, unet=model.unet, scheduler=scheduler_for(bench.device)
+            vae=model.vae, text_encoder=None, tokenizer=None, unet=model.unet, scheduler=a_scheduler()
         )
         pipe.set_progress_bar_config(disable=True)
         bench.begin_stage()

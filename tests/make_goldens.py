@@ -262,7 +262,7 @@ def run_once(
     guided = runs_both_halves(request, prepared.files.config("unet"))
     embeds = encode_words(attempts.placed, prepared, guided=guided, clip_skip=request.clip_skip)
     generator = make_generator(request.seed)
-    scheduler = laid_out(request, prepared.files, plan.device)
+    scheduler = laid_out(request, prepared.files)
     if isinstance(request, GenerateRequest):
         scale = model.vae_scale
         shape = (1, model.unet.config.in_channels, request.frames, request.height // scale, request.width // scale)

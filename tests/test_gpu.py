@@ -131,6 +131,26 @@ def test_what_names_no_card_is_on_the_one_that_the_work_is_on() -> None:
         assert cards.current == 0  # whoever calls t2v works on as before
 
 
+STEPPING: dict[str, tuple[dict[str, Any], int]] = {
+    "ddim, streamed": ({**WAYS["low"], "scheduler": "ddim"}, 1),
+    # What an ancestral scheduler draws at a step, it draws on the host, so that every device has the same
+    "ddpm, looped windows": ({"offload": "none", "scheduler": "ddpm", "loop": True, "window": 2, "overlap": 1}, 2),
+}
+
+
+@pytest.mark.parametrize("case", STEPPING)
+def test_a_step_waits_for_the_card_once(case: str, few_layers: Path, tmp_path: Path) -> None:
+    asked, waits = STEPPING[case]
+    counts: list[int] = []
+    with PretendedCards() as cards:
+        around = Around(report=Told(), watch=lambda seen: counts.append(len(cards.waits)))
+        request = a_request(few_layers, dtype="fp32", device="cuda:0", **asked)
+        run(work_of(request, tmp_path / "a.mkv"), Policy(keep=False, overwrite=True), around)
+    # To see that all is finite. What is made once for all steps is made in the first.
+    assert np.diff(counts).tolist() == [waits] * (len(counts) - 1)
+    assert len(counts) == 3
+
+
 @pytest.mark.parametrize("way", ["sequential", "lowest"])
 def test_a_clip_is_enlarged_in_the_same_way(way: str, card: Place, few_layers: Path, tmp_path: Path) -> None:
     frames_of(a_request(few_layers, dtype="fp32", device="cpu"), tmp_path / "source.mkv")

@@ -17,7 +17,9 @@ from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_iter
 
+from t2vcli.engine.layerwise.transfers import LayerWeights, weights_of
 from t2vcli.engine.layerwise.unet import LayerwiseUNet
+from t2vcli.engine.tensors import without_storage
 
 KIB = 2**10
 CHUNK = 32 * KIB  # several pieces in most layers
@@ -297,3 +299,11 @@ def test_parked_skips_leave_the_device_once_each(unet: UNet3DConditionModel, cal
     frame = 3 * 8 * 8 * 4  # bytes of one channel at full size
     skips = [16, 16, 16, 16 / 4, 32 / 4, 32 / 4, 32 / 16, 64 / 16, 64 / 16, 64 / 64, 64 / 64, 64 / 64]
     assert counts[1] - counts[0] == Counter(int(frame * channels) for channels in skips)
+
+
+def test_weights_that_come_and_go_do_not_count_as_those_of_a_model_that_is_being_made() -> None:
+    layer = nn.Linear(2, 2)
+    weights = LayerWeights([weights_of([layer])], device="cpu", resident_bytes=0)
+    with without_storage(most_parameters=0), weights.present(0):
+        pass
+    weights.close()

@@ -6,6 +6,7 @@ the same noisy latents are averaged, here with weights that fall off towards a b
 
 from __future__ import annotations
 
+import functools
 import itertools
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -14,7 +15,7 @@ import torch
 
 from t2vcli.engine.guidance import PredictNoise
 from t2vcli.engine.wrapping import Spot
-from t2vcli.planning.windows import UNDIVIDED, Axis, Division
+from t2vcli.planning.windows import Axis, Division
 
 
 def step_numbers(timesteps: torch.Tensor) -> dict[float, int]:
@@ -40,9 +41,26 @@ def in_parts(
     numbers = step_numbers(timesteps)
     spot = spot or Spot()
 
+    # A copy to the device has the host wait for it: each of these is made once.
+    @functools.cache
+    def positions(span: tuple[int, ...], device: torch.device) -> torch.Tensor:
+        return torch.tensor(span, device=device)
+
+    @functools.cache
+    def weights_of(sizes: tuple[int, ...], device: torch.device) -> list[torch.Tensor]:
+        axes = (division.time, division.rows, division.columns)
+        return [
+            torch.tensor(_weights(axis, size, division), device=device) for axis, size in zip(axes, sizes, strict=True)
+        ]
+
+    def summed(spans: Sequence[Sequence[int]], weight: torch.Tensor, size: int) -> torch.Tensor:
+        """Returns the sum (size,) of the weights of all spans at each position."""
+        total = torch.zeros(size, device=weight.device)
+        for span in spans:
+            total.index_add_(0, positions(tuple(span), weight.device), weight)
+        return total
+
     def place(timestep: torch.Tensor) -> int:
-        if division == UNDIVIDED:
-            return 0  # looking would make the device wait
         return numbers[timestep.item()] if places is None else places[spot.step]
 
     def predict(latents: torch.Tensor, timestep: torch.Tensor) -> torch.Tensor:
@@ -52,14 +70,11 @@ def in_parts(
             noise_pred = predict_noise(latents, timestep)
             on_block()
             return noise_pred
-        weights = [
-            torch.tensor(_weights(axis, size, division), device=latents.device)
-            for axis, size in zip((division.time, division.rows, division.columns), latents.shape[-3:], strict=True)
-        ]
+        weights = weights_of(tuple(latents.shape[-3:]), latents.device)
         ramp = weights[0][:, None, None] * weights[1][:, None] * weights[2]  # (f, h, w), the same for every block
         total = torch.zeros(latents.shape, dtype=torch.float32, device=latents.device)
         for frames, rows, columns in itertools.product(*axes):
-            index = torch.tensor(frames, device=latents.device)
+            index = positions(tuple(frames), latents.device)
             top, left = slice(rows[0], rows[-1] + 1), slice(columns[0], columns[-1] + 1)
             _point(spot, frames, rows, columns)
             part = latents[..., top, left].index_select(2, index)
@@ -67,7 +82,7 @@ def in_parts(
             on_block()
         # The blocks are all combinations of three lists of spans, so the weights' sum is a product of three sums.
         for dim, (spans, weight) in enumerate(zip(axes, weights, strict=True), start=2):
-            total /= _summed(spans, weight, latents.shape[dim]).view([-1] + [1] * (4 - dim))
+            total /= summed(spans, weight, latents.shape[dim]).view([-1] + [1] * (4 - dim))
         return total.to(latents.dtype)
 
     return predict
@@ -80,14 +95,6 @@ def _point(spot: Spot, frames: Sequence[int], rows: Sequence[int], columns: Sequ
 
 def _weights(axis: Axis | None, size: int, division: Division) -> list[float]:
     return [1.0] * size if axis is None else axis.weights(size, division.blend)
-
-
-def _summed(spans: Sequence[Sequence[int]], weight: torch.Tensor, size: int) -> torch.Tensor:
-    """Returns the sum (size,) of the weights of all spans at each position."""
-    total = torch.zeros(size, device=weight.device)
-    for span in spans:
-        total.index_add_(0, torch.tensor(span, device=weight.device), weight)
-    return total
 
 
 def blocks_per_step(

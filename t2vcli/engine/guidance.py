@@ -69,6 +69,7 @@ def unet_prediction(
     def predict_noise(latents: torch.Tensor, timestep: torch.Tensor) -> torch.Tensor:
         # (rows, texts of a row, L, D)
         texts = embeds[:, None] if isinstance(embeds, torch.Tensor) else embeds()
+        timestep = _brought(timestep, latents.device)
         if len(texts) == 1 or together:
             on_half(None)
             sample = latents if len(texts) == 1 else torch.cat([latents] * len(texts))
@@ -80,6 +81,13 @@ def unet_prediction(
         return torch.cat(rows)
 
     return predict_noise
+
+
+def _brought(timestep: torch.Tensor, device: torch.device) -> torch.Tensor:
+    """Returns a timestep of the host on a device, as an argument of a kernel there: for a copy the host would wait."""
+    if timestep.device == device:
+        return timestep
+    return torch.full((), timestep.item(), dtype=timestep.dtype, device=device)
 
 
 def with_guidance(

@@ -18,17 +18,17 @@ AYS = (999, 850, 736, 645, 545, 455, 343, 233, 124, 24, 0)
 """The timesteps of ten steps, and where they end, of Align Your Steps (arXiv:2404.14507) for Stable Diffusion 1.5."""
 
 
-def laid_out(request: Request, files: ModelFiles, device: str | None = None) -> Any:
-    """Returns the scheduler of a request with its timesteps set."""
+def laid_out(request: Request, files: ModelFiles) -> Any:
+    """Returns the scheduler of a request with its timesteps set, on the host: a device would be waited for at each look."""
     scheduler = make_scheduler(request.scheduler, files, request.spacing, timestep_scaling=request.timestep_scaling)
-    set_timesteps(scheduler, request.steps, request.timesteps, device)
+    set_timesteps(scheduler, request.steps, request.timesteps)
     return scheduler
 
 
-def set_timesteps(scheduler: Any, steps: int, timesteps: str = "auto", device: str | None = None) -> None:
+def set_timesteps(scheduler: Any, steps: int, timesteps: str = "auto") -> None:
     """Lays out a schedule of so many steps. Raises UsageError for a table that has fewer."""
     if timesteps == "auto":
-        scheduler.set_timesteps(steps, device=device)
+        scheduler.set_timesteps(steps)
         return
     if timesteps == "ays":
         chosen = aligned(noise_levels(scheduler), steps)
@@ -36,7 +36,7 @@ def set_timesteps(scheduler: Any, steps: int, timesteps: str = "auto", device: s
         chosen = evenly(scheduler.config.num_train_timesteps, scheduler.config.original_inference_steps, steps)
     else:
         chosen = list(timesteps_named(timesteps))
-    scheduler.set_timesteps(timesteps=chosen, device=device)
+    scheduler.set_timesteps(timesteps=chosen)
 
 
 def noise_levels(scheduler: Any) -> np.ndarray:

@@ -90,7 +90,7 @@ class Expected:
         return shapes
 
     def _scheduler(self) -> Any:
-        return laid_out(self.request, self.prepared.files, self.prepared.plan.device)
+        return laid_out(self.request, self.prepared.files)
 
     @property
     def _most_bytes(self) -> int:

@@ -70,10 +70,7 @@ def made_latents(
     # 3. Words to conditioning, and what the command begins with
     around.report.stage("encode", frames_to_encode)
     embeds = conditioning(attempts, prepared, request, overwrite=kept.policy.overwrite)
-    generator = make_generator(request.seed)
-    scheduler = attempts.run(
-        "preparing the schedule", lambda placed: laid_out(request, prepared.files, prepared.plan.device)
-    )
+    generator, scheduler = make_generator(request.seed), laid_out(request, prepared.files)
 
     # 4. Noise to latents, with no name here for the state that it begins with
     return denoised_latents(

@@ -241,7 +241,7 @@ class LayerWeights:
             if isinstance(weight.tensor, nn.Parameter):
                 # torch chooses kernels by requires_grad too, so it stays as it is
                 tensor = nn.Parameter(tensor, requires_grad=weight.tensor.requires_grad)
-            setattr(weight.owner, weight.name, tensor)
+            _put(weight, tensor)
 
 
 # Pinned memory
@@ -341,7 +341,16 @@ def _that_fit(sizes: Sequence[int], budget: int) -> frozenset[int]:
 
 def _restore(weights: Sequence[Weight]) -> None:
     for weight in weights:
-        setattr(weight.owner, weight.name, weight.tensor)
+        _put(weight, weight.tensor)
+
+
+def _put(weight: Weight, tensor: torch.Tensor) -> None:
+    """Has the module hold this tensor under the weight's name.
+
+    Not by setattr: that calls the hooks of whoever counts the parameters of a model that is being made meanwhile.
+    """
+    owner = weight.owner
+    (owner._parameters if weight.name in owner._parameters else owner._buffers)[weight.name] = tensor
 
 
 # Skip tensors
