@@ -310,7 +310,7 @@ def _written(frames: int, side: int) -> Callable[[Effort], Measured]:
 
         import torch
 
-        from t2vcli.engine.decode import decode_latents, to_frames
+        from t2vcli.engine.decode import as_frames, decode_latents
         from t2vcli.video import Frame
         from t2vcli.video.writer import write_video
 
@@ -320,7 +320,8 @@ def _written(frames: int, side: int) -> Callable[[Effort], Measured]:
         latents = torch.randn(1, vae.config.latent_channels, count, side // 8, side // 8)
 
         def decoded() -> Iterator[Frame]:
-            return to_frames(decode_latents(vae, latents, chunk=chunk, device="cpu"))
+            for some in decode_latents(vae, latents, chunk=chunk, device="cpu", convert=as_frames):
+                yield from some.numpy()
 
         ready = list(decoded())
 

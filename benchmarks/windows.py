@@ -25,7 +25,7 @@ from scipy import ndimage
 
 from t2vcli.asking.job import Policy
 from t2vcli.asking.source import Source
-from t2vcli.engine.decode import decode_latents, to_frames
+from t2vcli.engine.decode import as_frames, decode_latents
 from t2vcli.engine.latents import encode_video
 from t2vcli.engine.loading import load_model
 from t2vcli.engine.memory import PlacedModel
@@ -436,11 +436,11 @@ def _differences(
     whole_latents: torch.Tensor, whole: torch.Tensor, latents: torch.Tensor, picture: torch.Tensor
 ) -> Measures:
     levels, cells = (picture - whole) * 255, latents - whole_latents
-    rounded, rounded_whole = (next(to_frames(iter([each]))) for each in (picture, whole))
+    rounded, rounded_whole = (as_frames(each) for each in (picture, whole))
     return {
         "decoded, largest": float(levels.abs().max()),
         "decoded, RMS": float(levels.square().mean().sqrt()),
-        "values that differ, %": float((rounded != rounded_whole).mean() * 100),
+        "values that differ, %": float((rounded != rounded_whole).float().mean() * 100),
         "encoded, largest": float(cells.abs().max()),
         "encoded, RMS": float(cells.square().mean().sqrt()),
     }

@@ -452,6 +452,12 @@ class PretendedCards(TorchFunctionMode):
         self._used([target], card)
         return target
 
+    def _to_be_written(self, target: torch.Tensor, source: torch.Tensor, card: int) -> torch.Tensor:
+        """Returns memory of the host that a card has yet to write."""
+        target.fill_(float("nan") if target.is_floating_point() else target.dtype is not torch.bool and 255)
+        self.unwritten[plain_address(target)] = target, source, self.computing[card].clock
+        return target
+
     def _pinned_copy(self, tensor: torch.Tensor) -> torch.Tensor:
         if self.refuse_to_pin:
             raise RuntimeError("CUDA error: out of memory")
@@ -493,10 +499,12 @@ class PretendedCards(TorchFunctionMode):
         if isinstance(tensor, OnCard):
             assert device.type == "cpu", "from card to card"
             self._used([tensor], tensor._card)
-            if not non_blocking:
-                self.waits.append("to")
-                self.synchronize()
-            return torch.Tensor.to(tensor, *rest, copy=True, **options).as_subclass(torch.Tensor)
+            made = torch.Tensor.to(tensor, *rest, copy=True, **options).as_subclass(torch.Tensor)
+            if non_blocking:  # into pinned memory, which torch sees to
+                return self._to_be_written(made, made.clone(), tensor._card)
+            self.waits.append("to")
+            self.synchronize()
+            return made
         assert device.index is not None
         assert device.index < self.count, "a card that is not there"
         made = torch.Tensor.to(tensor, *rest, **options)
@@ -528,10 +536,7 @@ class PretendedCards(TorchFunctionMode):
         self._used([target, source], card)
         if not isinstance(target, OnCard):
             if non_blocking and self.is_pinned(target):
-                snapshot = source.as_subclass(torch.Tensor).clone()
-                target.fill_(float("nan") if target.is_floating_point() else 255)
-                self.unwritten[plain_address(target)] = target, snapshot, self.computing[card].clock
-                return target
+                return self._to_be_written(target, source.as_subclass(torch.Tensor).clone(), card)
             self.waits.append("copy_ to the host")
             self.synchronize()
         elif not isinstance(source, OnCard):

@@ -18,7 +18,7 @@ from cases import always
 from make_goldens import SIDE, attempts_at, generate_request, our_frames, our_latents, prepared_model, run_once
 from torch import nn
 
-from t2vcli.engine.decode import decode_latents, to_frames
+from t2vcli.engine.decode import as_frames, decode_latents
 from t2vcli.engine.denoise import denoise
 from t2vcli.engine.guidance import unet_prediction, with_guidance
 from t2vcli.engine.latents import (
@@ -230,11 +230,10 @@ def test_guidance_at_one_has_no_negative_half(scale: float, rows: int, few_layer
 def test_every_level_survives_and_nothing_is_darkened() -> None:
     levels = torch.arange(256, dtype=torch.float32).reshape(1, 1, 16, 16).expand(1, 3, 16, 16)
     for shift in (-0.4, 0.0, 0.4):
-        (frame,) = to_frames(iter([((levels + shift) / 255).clamp(0, 1)]))
-        assert frame.dtype == np.uint8
-        assert np.array_equal(frame[..., 0].ravel(), np.arange(256))
-    (frame,) = to_frames(iter([torch.full((1, 3, 2, 2), 0.9999)]))
-    assert (frame == 255).all()
+        (frame,) = as_frames(((levels + shift) / 255).clamp(0, 1))
+        assert frame.dtype == torch.uint8
+        assert frame[..., 0].flatten().tolist() == list(range(256))
+    assert (as_frames(torch.full((1, 3, 2, 2), 0.9999)) == 255).all()
 
 
 def test_frames_are_decoded_as_they_are_asked_for(model: Model) -> None:

@@ -16,16 +16,23 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from diffusers import AutoencoderKL
 from make_goldens import generate_request, upscale_request, work_of
 from pretended_card import PretendedCards
+from standins import VAE
 
 from t2vcli.asking.job import Policy
 from t2vcli.asking.source import Source
+from t2vcli.engine.decode import as_frames, decode_latents
+from t2vcli.engine.device import free_device_bytes
+from t2vcli.engine.memory import lent
+from t2vcli.errors import NonFiniteError
 from t2vcli.jobs.around import Around
 from t2vcli.jobs.attempt import Attempts
 from t2vcli.jobs.run import run
-from t2vcli.planning.plan import MemoryPlan
+from t2vcli.planning.plan import CONTEXT_BYTES, MemoryPlan
 from t2vcli.report import Silent
+from t2vcli.sizes import GIB
 from t2vcli.video.reader import read_frames, read_metadata
 
 WAYS: dict[str, dict[str, Any]] = {
@@ -195,3 +202,56 @@ def test_a_driver_that_will_not_pin_is_named_and_nothing_else_changes(
     recipe = read_metadata(tmp_path / "a.mkv")
     assert recipe is not None
     assert [note for note in recipe["notes"] if "would not pin" in note] == unpinned
+
+
+def test_vram_holds_while_a_clip_is_made_and_no_longer(few_layers: Path, tmp_path: Path) -> None:
+    seen = []
+    with PretendedCards(count=2, total_bytes=8 * GIB) as cards:
+        request = a_request(few_layers, dtype="fp32", device="cuda:1", vram=4 * GIB, **WAYS["low"])
+        around = Around(report=Told(), watch=lambda _: seen.append(dict(cards.fractions)))
+        run(work_of(request, tmp_path / "a.mkv"), Policy(keep=False, overwrite=True), around)
+        assert cards.fractions == {1: 1.0}
+    assert seen == [{1: (4 * GIB - CONTEXT_BYTES) / (8 * GIB)}] * 3
+
+
+def test_what_torch_keeps_for_reuse_is_free_for_the_next_job() -> None:
+    with PretendedCards(free_bytes=GIB) as cards:
+        held = torch.zeros(2**20, dtype=torch.uint8, device="cuda:0")
+        assert free_device_bytes("cuda:0") == GIB
+        del held
+        gc.collect()
+        assert cards.allocated == 0
+        assert free_device_bytes("cuda:0") == GIB + 2**20
+
+
+def test_the_next_frame_is_at_work_while_one_is_written_and_levels_come_back() -> None:
+    torch.manual_seed(1)
+    vae = AutoencoderKL.from_config(VAE).eval()
+    latents, begun = torch.randn(1, 4, 3, 4, 4), []
+    vae.decoder.register_forward_pre_hook(lambda module, inputs: begun.append(len(inputs[0])))
+    expected = torch.cat([*decode_latents(vae, latents, chunk=1, device="cpu", convert=as_frames)]).int()
+    begun.clear()
+    made = []
+    with PretendedCards() as cards, lent(vae, "cuda:0"):
+        there = latents.to("cuda:0")
+        cards.waits.clear()
+        for number, frames in enumerate(
+            decode_latents(vae, there, chunk=1, device="cuda:0", convert=as_frames), start=1
+        ):
+            assert len(begun) == min(3, number + 1)
+            assert (frames.device.type, frames.dtype) == ("cpu", torch.uint8)
+            made.append(frames.clone())
+        assert cards.waits == []  # but for the frame that is handed out
+    assert (torch.cat(made).int() - expected).abs().max() <= 1
+
+
+def test_a_frame_that_is_not_finite_is_named_once_its_own_turn_comes() -> None:
+    torch.manual_seed(1)
+    vae = AutoencoderKL.from_config(VAE).eval()
+    latents = torch.randn(1, 4, 3, 4, 4)
+    latents[:, :, 1] = torch.nan
+    with PretendedCards(), lent(vae, "cuda:0"):
+        frames = decode_latents(vae, latents.to("cuda:0"), chunk=1, device="cuda:0", convert=as_frames)
+        next(frames)
+        with pytest.raises(NonFiniteError, match=r"^frame 2 "):
+            next(frames)

@@ -6,6 +6,7 @@ import contextlib
 import ctypes
 import os
 import sys
+from collections.abc import Iterator
 
 import torch
 
@@ -91,6 +92,20 @@ def free_device_bytes(device: str) -> int | None:
 def at_work_on(device: str) -> contextlib.AbstractContextManager[object]:
     """Has CUDA take this card for what names none, such as pinned memory: a context on another takes half a GiB of it."""
     return torch.cuda.device(device) if device.startswith("cuda") else contextlib.nullcontext()
+
+
+@contextlib.contextmanager
+def held_to(device: str, most_bytes: int | None) -> Iterator[None]:
+    """Has torch take no more of a card's memory than that while the block runs; None, or no card: as much as there is."""
+    if most_bytes is None or not device.startswith("cuda"):
+        yield
+        return
+    total = torch.cuda.get_device_properties(device).total_memory
+    torch.cuda.set_per_process_memory_fraction(min(1.0, most_bytes / total), device)
+    try:
+        yield
+    finally:
+        torch.cuda.set_per_process_memory_fraction(1.0, device)
 
 
 def free_cached_memory(device: str) -> None:

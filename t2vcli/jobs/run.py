@@ -19,7 +19,7 @@ from t2vcli.asking.result import Result
 from t2vcli.asking.unfinished import of_the_record, unfinished
 from t2vcli.asking.values import changed
 from t2vcli.asking.work import Work, check_place
-from t2vcli.engine.device import DTYPES, choose_device
+from t2vcli.engine.device import DTYPES, choose_device, held_to
 from t2vcli.engine.exchange import LATENTS, NOISE
 from t2vcli.engine.memory import PlacedModel
 from t2vcli.errors import DeviceError, ExistsError, InputError, OutOfMemoryError
@@ -43,6 +43,7 @@ from t2vcli.jobs.took import Steps, remember_run
 from t2vcli.jobs.two_stages import in_two_stages
 from t2vcli.metadata import build_recipe, made_by_model_alone
 from t2vcli.planning.decide import Memory
+from t2vcli.planning.plan import vram_budget
 from t2vcli.record import RunRecord
 from t2vcli.report import Report
 from t2vcli.request import AnyRequest, GenerateRequest, Request, UpscaleRequest
@@ -243,7 +244,13 @@ def prepared_stages(work: Work, policy: Policy, around: Around, record: RunRecor
 
 
 def _made_and_written(work: Work, prepared: Sequence[Prepared], policy: Policy, around: Around, kept: Keeper) -> Result:
-    """Returns the video, made by stages that each go on from what is kept of them."""
+    """Returns the video, made by stages that each go on from what is kept of them, in no more memory than --vram says."""
+    vram = work.last.vram
+    with held_to(prepared[-1].plan.device, None if vram is None else vram_budget(vram)[0]):
+        return _within_memory(work, prepared, policy, around, kept)
+
+
+def _within_memory(work: Work, prepared: Sequence[Prepared], policy: Policy, around: Around, kept: Keeper) -> Result:
     recipe = build_recipe(
         work.command,
         [stage.request for stage in work.stages],

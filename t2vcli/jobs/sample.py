@@ -16,7 +16,7 @@ from t2vcli.asking.result import Result
 from t2vcli.asking.source import Source
 from t2vcli.atomic import write_whole
 from t2vcli.engine.checkpoint import KeptState
-from t2vcli.engine.decode import decode_latents, to_frames
+from t2vcli.engine.decode import as_frames, decode_latents
 from t2vcli.engine.denoise import denoise
 from t2vcli.engine.device import free_cached_memory
 from t2vcli.engine.divide import blocks_per_step, in_parts, spread_noise, with_known_frames
@@ -283,9 +283,15 @@ def decoded_frames(placed: PlacedModel, latents: torch.Tensor) -> Iterator[np.nd
     plan = placed.plan
     assert plan is not None
     with placed.vae() as vae:
-        yield from to_frames(
-            decode_latents(vae, latents, chunk=plan.decode_chunk, device=plan.device, strip_bytes=plan.vae_strip_bytes)
-        )
+        for frames in decode_latents(
+            vae,
+            latents,
+            chunk=plan.decode_chunk,
+            device=plan.device,
+            strip_bytes=plan.vae_strip_bytes,
+            convert=as_frames,
+        ):
+            yield from frames.numpy()
 
 
 def how_it_went(attempts: Attempts) -> dict[str, Any]:

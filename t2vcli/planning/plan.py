@@ -189,13 +189,19 @@ PIXELS_AT_ONCE = 2**16
 A frame of 256x256 has as many, and is decoded by itself: no more memory is taken than for that.
 """
 
+FRAMES_AT_ONCE = 4
+"""So many frames go through the VAE together where everything is on the card: one of 256x256 is too little work for its
+kernels, and four take less than denoising does (both argued from sizes: docs/memory.md)."""
+
 
 def _frames_at_once(request: Request, shape: Shape, on_host: bool) -> int:
     """Returns how many frames go through the VAE together where it runs whole, in t2v's own plans."""
     if request.vae_slicing is False:
         return shape.frames
-    if request.vae_slicing or request.vae_tiling or not on_host:
+    if request.vae_slicing or request.vae_tiling:
         return 1
+    if not on_host:
+        return min(shape.frames, FRAMES_AT_ONCE)
     return max(1, min(shape.frames, PIXELS_AT_ONCE // shape.pixels))
 
 
@@ -242,8 +248,10 @@ def _with_flags(plan: MemoryPlan, request: Request, on_host: bool) -> MemoryPlan
             plan = replace(plan, forward="layerwise")
         if plan.forward == "layerwise" and plan.offload in ("sequential", "group"):
             return None  # they bring weights in hooks of modules that it does not call
-        if plan.forward == "diffusers" and request.vae_slicing is not False:
-            plan = replace(plan, decode_chunk=1)  # as it was, bit for bit
+        as_it_was = plan.forward == "diffusers" and (on_host or request.forward == "diffusers")  # bit for bit
+        sparing = not on_host and plan.offload != "none"
+        if request.vae_slicing is not False and (as_it_was or sparing):
+            plan = replace(plan, decode_chunk=1)
     else:
         if request.forward == "diffusers":
             return None  # it knows no chunks of a size

@@ -350,7 +350,8 @@ def _put(weight: Weight, tensor: torch.Tensor) -> None:
     Not by setattr: that calls the hooks of whoever counts the parameters of a model that is being made meanwhile.
     """
     owner = weight.owner
-    (owner._parameters if weight.name in owner._parameters else owner._buffers)[weight.name] = tensor
+    held: dict[str, Any] = owner._parameters if weight.name in owner._parameters else owner._buffers
+    held[weight.name] = tensor
 
 
 # Skip tensors
