@@ -45,7 +45,9 @@ WAYS: dict[str, dict[str, Any]] = {
     "lowest": {"memory": "lowest", "chunk_size": 2**16},
     "reused features, parked": {"memory": "lowest", "chunk_size": 2**16, "cache": 2},
     "windows": {"memory": "low", "chunk_size": 2**16, "window": 2, "overlap": 1},
+    "FreeU, parked": {"memory": "lowest", "chunk_size": 2**16, "freeu": "1.2,1.4,0.9,0.2"},
 }
+CHANGES_THE_PICTURE = ("cache", "window", "overlap", "freeu")
 
 
 PLAIN = MemoryPlan(
@@ -109,10 +111,8 @@ def test_every_way_makes_the_same_frames(
     way: str, card: Place, few_layers: Path, whole: np.ndarray, tmp_path: Path
 ) -> None:
     asked = WAYS[way]
-    if not {"cache", "window"} & asked.keys():
-        expected = whole
-    else:
-        changed = {name: asked[name] for name in ("cache", "window", "overlap") if name in asked}
+    expected = whole
+    if changed := {name: asked[name] for name in CHANGES_THE_PICTURE if name in asked}:
         expected = frames_of(a_request(few_layers, dtype="fp32", device="cpu", **changed), tmp_path / "cpu.mkv")
     made = frames_of(a_request(few_layers, dtype="fp32", device=card.device, **asked), tmp_path / "card.mkv")
     mean, most = differing(made, expected)
@@ -175,7 +175,7 @@ def test_a_clip_is_enlarged_in_the_same_way(way: str, card: Place, few_layers: P
 
 @pytest.mark.gpu
 @pytest.mark.parametrize("dtype", ["fp16", "bf16"])
-@pytest.mark.parametrize("way", [name for name in WAYS if name not in ("reused features, parked", "windows")])
+@pytest.mark.parametrize("way", [name for name, asked in WAYS.items() if not asked.keys() & set(CHANGES_THE_PICTURE)])
 def test_half_precision_is_as_near_in_every_way(
     way: str, dtype: str, few_layers: Path, whole: np.ndarray, tmp_path: Path
 ) -> None:
