@@ -80,7 +80,7 @@ class Bare:
 
         request, device = self.request, self.prepared.plan.device
         embeds = torch.cat([self.encoded(request.negative_prompt), self.encoded(job["prompt"])])
-        generator, scheduler = make_generator(job["seed"]), laid_out(request, self.prepared.files, device)
+        generator, scheduler = make_generator(job["seed"]), laid_out(request, self.prepared.files)
         channels, scale = self.placed.model.unet.config.in_channels, self.placed.model.vae_scale
         shape = 1, channels, job["frames"], request.height // scale, request.width // scale
         state = noise_state(scheduler, generator, shape=shape, dtype=self.prepared.dtype, device=device)

@@ -136,7 +136,7 @@ def clip_of(request: GenerateRequest, models: Models) -> np.ndarray:
     placed = attempts.placed
     placed.place(prepared.plan)
     words = encode_words(placed, prepared, guided=request.guidance_scale > 1, clip_skip=request.clip_skip)
-    scheduler, generator = laid_out(request, prepared.files, prepared.plan.device), make_generator(request.seed)
+    scheduler, generator = laid_out(request, prepared.files), make_generator(request.seed)
     shape = latent_shape(placed.model, request)
     state = noise_state(scheduler, generator, shape=shape, dtype=prepared.dtype, device=prepared.plan.device)
     latents = denoised_latents(

@@ -23,7 +23,7 @@ from diffusers import AutoencoderKL, DDIMScheduler, TextToVideoSDPipeline, UNet3
 
 from benchmarks.memory_table import MODELSCOPE
 from t2vcli.engine.checkpoint import read_state, write_state
-from t2vcli.engine.decode import decode_latents
+from t2vcli.engine.decode import as_frames, decode_latents
 from t2vcli.engine.denoise import denoise
 from t2vcli.engine.device import DTYPES
 from t2vcli.engine.guidance import PredictNoise, unet_prediction, with_guidance
@@ -36,7 +36,7 @@ from t2vcli.engine.prompt import encode_prompt
 from t2vcli.engine.text_encoder import CLIPText
 from t2vcli.jobs.attempt import Attempts
 from t2vcli.planning.forecast import table_forecast, traffic
-from t2vcli.planning.plan import CONTEXT_BYTES, GPU_RUNGS, MemoryPlan, choose_plan, with_prediction
+from t2vcli.planning.plan import CONTEXT_BYTES, FRAMES_AT_ONCE, GPU_RUNGS, MemoryPlan, choose_plan, with_prediction
 from t2vcli.planning.shape import Shape
 from t2vcli.report import Silent
 from t2vcli.sizes import GIB, MIB
@@ -156,7 +156,8 @@ class Bench:
             device=self.device, dtype=dtype, offload="none", decode_chunk=1, vae_tiling=False, forward_chunking=None
         )
         plans = [replace(base, level=rung.level, **rung.changes) for rung in GPU_RUNGS]
-        plans.insert(1, replace(base, forward="layerwise"))
+        plans[0] = replace(plans[0], decode_chunk=FRAMES_AT_ONCE)
+        plans.insert(1, replace(plans[0], forward="layerwise"))
         plans += [replace(base, offload="group"), replace(base, offload="sequential")]
         if self.tiny:  # chunks that cut something of a model so small
             plans = [
@@ -483,13 +484,19 @@ def planned(bench: Bench, job: str, name: str) -> dict[str, Any]:
         clock = Clock(bench)
         with placed.vae() as vae:
             pictures = decode_latents(
-                vae, latents, chunk=plan.decode_chunk, device=bench.device, strip_bytes=plan.vae_strip_bytes
+                vae,
+                latents,
+                chunk=plan.decode_chunk,
+                device=bench.device,
+                strip_bytes=plan.vae_strip_bytes,
+                convert=as_frames,
             )
             clock.mark()
             for _ in itertools.islice(pictures, 4):
                 clock.mark()
-        frames_s = clock.spans_s()
-        stages["decode"] = {"frame_s": statistics.median(frames_s[1:]), "peaks": bench.peaks()}
+        chunks_s = clock.spans_s()
+        frame_s = statistics.median(chunks_s[1:] or chunks_s) / min(plan.decode_chunk, shape.frames)
+        stages["decode"] = {"frame_s": frame_s, "peaks": bench.peaks()}
     found: dict[str, Any] = {"plan": plan.as_dict(), "stages": stages}
     if not bench.tiny:
         for told in table_forecast(ARCHITECTURE, shape)(plan) or ():

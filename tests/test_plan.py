@@ -308,8 +308,10 @@ def test_the_smallest_card_counts_context_and_margin() -> None:
 @pytest.mark.parametrize(
     ("size", "frames", "at_once"), [(64, 64, 16), (64, 5, 5), (128, 64, 4), (256, 64, 1), (1024, 64, 1)]
 )
-def test_small_frames_are_decoded_several_at_a_time_on_a_cpu(size: int, frames: int, at_once: int) -> None:
-    """As many as have the pixels of one frame of 256x256, and never less than one."""
+def test_frames_are_decoded_several_at_a_time_where_they_are_small_or_all_is_on_a_card(
+    size: int, frames: int, at_once: int
+) -> None:
+    """On a CPU as many as have the pixels of one frame of 256x256, and never less than one."""
 
     def at_most(device: str = "cpu", **changes: Any) -> list[int]:
         asked = request(width=size, height=size, frames=frames, **changes)
@@ -320,7 +322,10 @@ def test_small_frames_are_decoded_several_at_a_time_on_a_cpu(size: int, frames: 
     fast, *smaller = at_most()
     assert fast == at_once
     assert set(smaller) == {1}
-    assert set(at_most("cuda:0")) == set(at_most(vae_slicing=True)) == set(at_most(vae_tiling=True)) == {1}
+    all_on_the_card, *in_less = at_most("cuda:0")
+    assert all_on_the_card == min(frames, 4)
+    assert set(in_less) == set(at_most(vae_slicing=True)) == set(at_most(vae_tiling=True)) == {1}
+    assert set(at_most("cuda:0", vae_slicing=True)) == set(at_most("cuda:0", forward="diffusers")) == {1}
     assert at_most(forward="diffusers") == [1]
     assert at_most(vae_slicing=False) == [frames]
 

@@ -191,7 +191,7 @@ A frame of 256x256 has as many, and is decoded by itself: no more memory is take
 
 FRAMES_AT_ONCE = 4
 """So many frames go through the VAE together where everything is on the card: one of 256x256 is too little work for its
-kernels, and four take less than denoising does (both argued from sizes: docs/memory.md)."""
+kernels, and four take about what denoising does, or less (predicted: docs/memory.md)."""
 
 
 def _frames_at_once(request: Request, shape: Shape, on_host: bool) -> int:
