@@ -244,7 +244,8 @@ None of this was timed on a GPU; tests/test_gpu.py holds what can be held withou
   workspaces on consumer cards, not equality in fp16 on CUDA.
 - "A step" is predicted for a {card}: the most that its arithmetic, its memory's traffic, the kernels' launches or the copies
   between host and device take, and what decides it. Work is counted in the engine's own code (`make work-table`), the card's
-  peaks are those of its data sheet, and what of them is sustained is assumed: {shares}, 8 µs a launch.
+  peaks are those of its data sheet, and what of them is sustained is assumed: {shares}, 8 µs a launch, and a
+  tenth of the copies that run beside the work waited for.
   `t2v plan` predicts in the same way for the card that is here, as its driver describes it, and once a clip was made here with
   the same model, size and device, goes by what that took.
 - Fragmentation differs from driver to driver; `PYTORCH_CUDA_ALLOC_CONF=expandable_segments:True` usually lowers it.

@@ -22,6 +22,7 @@ from t2vcli.planning.shape import Shape
 from t2vcli.planning.speeds import KNOWN_CARDS, Speeds, speeds_of, speeds_of_card
 from t2vcli.planning.times import (
     FILE,
+    SHARE_BESIDE,
     key_of,
     predicted_times,
     remember_times,
@@ -95,6 +96,10 @@ def test_what_is_moved_is_not_free_where_there_is_little_to_compute() -> None:
     assert stage.bound == "copies"
     assert stage.round_s == pytest.approx(2.82e9 / link, rel=0.02)
     assert stage.round_s > 1.5 * step_s(GPU, CARD, shape=shape)
+    # Where there is much to compute, most of it is hidden: not all
+    tiles = replace(SHAPE, frames=24, width=1024, height=576, block=(24, 256, 256), blocks=15)
+    moving, held = (step_s(replace(streamed, resident_bytes=kept), CARD, shape=tiles) for kept in (0, 2**32))
+    assert moving - held == pytest.approx((1 - SHARE_BESIDE) * 15 * 2.82e9 / link, rel=0.05)
     slower = replace(CARD, link_bytes_per_s=link / 4)
     assert step_s(streamed, slower, shape=shape) > 3.9 * stage.round_s
     assert step_s(replace(streamed, resident_bytes=2**31), slower, shape=shape) < 1.1 * stage.round_s
@@ -178,7 +183,7 @@ def test_a_model_of_a_quarter_width_takes_longer_in_each_way_with_less_memory() 
     ]
     times = [round_time(each, speeds_of("cpu"), "fp32")[0] for each in work]
     assert all(later > 0.99 * earlier for earlier, later in itertools.pairwise(times))
-    assert times[-1] > 1.2 * times[0]
+    assert times[-1] > times[0]
 
 
 # A clip that was made here

@@ -23,6 +23,8 @@ from t2vcli.planning.work import TABLE, Work, work_of_stages
 from t2vcli.remembered import known_in, place_of, remember
 from t2vcli.request import Request
 
+SHARE_BESIDE = 0.9  # assumed: of what is copied while a device computes, the rest is waited for
+
 Bound = Literal["arithmetic", "memory", "launches", "copies"]
 PARTS = {"text encode": "text_encoder", "video encode": "vae", "denoise": "unet", "decode": "vae"}
 
@@ -78,9 +80,9 @@ def round_time(
     if speeds.link_bytes_per_s is None:  # the host computes itself: nothing is queued, and nothing copied
         copying_s, whole_s = 0.0, computing_s + launching_s
     else:
-        waiting_s = waited_bytes / speeds.link_bytes_per_s
-        copying_s = beside_bytes / speeds.link_bytes_per_s + waiting_s
-        whole_s = max(computing_s, launching_s, copying_s - waiting_s) + waiting_s
+        beside_s = SHARE_BESIDE * beside_bytes / speeds.link_bytes_per_s
+        copying_s = (beside_bytes + waited_bytes) / speeds.link_bytes_per_s
+        whole_s = max(computing_s, launching_s, beside_s) + copying_s - beside_s
     parts: dict[Bound, float] = {
         "arithmetic": products_s if products_s >= traffic_s else 0.0,
         "memory": others_s + (traffic_s if traffic_s > products_s else 0.0),
@@ -143,7 +145,7 @@ def key_of(request: Request, plan: MemoryPlan, speeds: Speeds) -> str:
     """Returns under which name it is remembered what clips like this take: model, size and device, and what is not predicted."""
     model = request.model, request.revision, request.variant
     size = request.width, request.height
-    basis = zlib.crc32(TABLE.read_bytes() + repr(replace(speeds, why="")).encode())
+    basis = zlib.crc32(TABLE.read_bytes() + repr((SHARE_BESIDE, replace(speeds, why=""))).encode())
     return json.dumps([*model, *size, plan.device, speeds.name, plan.dtype, request.scheduler, request.cache, basis])
 
 
