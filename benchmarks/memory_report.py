@@ -217,7 +217,14 @@ its output differs by 5e-6 of the standard deviation at the most (`make test-slo
 
 The table has no VAE strips smaller than 8 MiB, so `lowest`, whose strips are of 2 MiB, is shown with a decoding that takes
 more than it does: for 24 frames of 1024x576 a trace of 2 MiB strips reserves 0.57 GiB to decode and 0.55 to encode, without
-workspaces; 8 MiB strips 0.71 and 0.56 (live tensors: 0.46 each; the rest is fragmentation).
+workspaces (with them 0.69 to decode, and it gets through on 0.62); 8 MiB strips 0.71 and 0.56 (live tensors: 0.46 each; the rest is fragmentation).
+
+**Rows that fall with more frames** (`lowest`) are the allocator's. What lives grows with the frames; what is kept depends on which
+freed blocks the next request can be cut from, and that is not in order. Where memory is short the allocator gives its free
+blocks back and tries again, so a run gets through on less. The rows with streamed weights (`low`, `lowest`, `--offload group`
+and `sequential`) are still of a forward that brought each weight by itself; `make memory-table` has to be run. For
+`lowest` at 256x256, one sample of 16, 48 and 128 frames, a trace of layers in one piece each finds 247, 266 and 285 MiB alive,
+614, 660 and 542 reserved, and that it gets through on 272, 336 and 314 (the table: 448, 498 and 360 reserved).
 
 ## Fast by design, argued from kernels and sizes
 
