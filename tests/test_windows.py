@@ -437,7 +437,7 @@ def test_memory_too_small_for_one_pass_asks_for_windows(ms_checkpoint: Path, mon
     from t2vcli.jobs import prepare as preparing
 
     monkeypatch.setattr(preparing, "architecture_of", lambda config: "modelscope-1.7b")
-    monkeypatch.setattr(preparing, "free_host_bytes", lambda: 4_600_000_000)
+    monkeypatch.setattr(preparing, "free_host_bytes", lambda: 3_600_000_000)
     preset = replace(preset_of("generate"), trained=TrainedRange(16, 16, 256, 256), longest_pass=500)
     told: list[str] = []
 
