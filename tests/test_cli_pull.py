@@ -175,7 +175,7 @@ def test_a_damaged_file_is_named_by_generate_and_mended_by_pull(setting: Setting
     weights = (setting.snapshot / UNET).resolve()
     weights.write_bytes(weights.read_bytes()[:-1])
     asked = len(setting.server.requests)
-    refused = spawn("generate", "a boat", "-p", "ours", "-q", folder=setting.folder, env=setting.environment())
+    refused = spawn("generate", "a boat", "-p", "ours", "-qq", folder=setting.folder, env=setting.environment())
     assert refused.code == 5
     said = sentence(refused)
     assert f"{UNET} is truncated" in said

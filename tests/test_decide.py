@@ -109,7 +109,7 @@ def test_the_plan_that_is_shown_is_the_plan_that_runs(
 
 def test_both_divide_what_does_not_fit_as_it_is_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
     """So that the property above is not met by never coming to the second choice."""
-    monkeypatch.setattr("t2vcli.planning.outlook.free_host_bytes", lambda: 4_600_000_000)
+    monkeypatch.setattr("t2vcli.planning.outlook.free_host_bytes", lambda: 3_600_000_000)
     preset = load_preset("ms-1.7b")
     values = {**preset.values_for(REQUESTS["generate"]), "preset": "ms-1.7b", "seed": 1, "frames": 30}
     request = build_request(REQUESTS["generate"], {**values, "device": "cpu", "dtype": "fp16"})

@@ -109,7 +109,7 @@ def test_our_vae_gives_the_pictures_of_diffusers(kind: str, dtype: torch.dtype) 
 )
 def test_every_setting_of_diffusers_was_looked_at(ours: Any, theirs: Any) -> None:
     """An upgrade that brings another one shows here."""
-    assert set(inspect.signature(theirs.__init__).parameters) - {"self"} == ours._DEFAULTS.keys()
+    assert set(inspect.signature(theirs.__init__).parameters) - {"self"} == ours.DEFAULTS.keys()
 
 
 WRONG: list[tuple[Callable[[Any], bool], dict[str, Any], dict[str, Any]]] = [

@@ -102,6 +102,7 @@ class _Source:
     """Where the weights of a module come from, and how many are using it."""
 
     tensors: dict[str, torch.Tensor]
+    dtype: torch.dtype
     convert: Convert
     reading: Callable[[], contextlib.AbstractContextManager[None]]
     users: int = 0
@@ -122,7 +123,7 @@ def put_off(
     `reading` is around each time that they are read.
     """
     nn.Module.to(module, dtype)
-    _sources[module] = _Source(tensors, convert, reading)
+    _sources[module] = _Source(tensors, dtype, convert, reading)
 
 
 @contextlib.contextmanager
@@ -146,10 +147,15 @@ def filled(module: nn.Module) -> Iterator[None]:
 # Weights made in inference mode are another kind of tensor, which torch multiplies another way.
 @torch.inference_mode(False)
 def _fill_anew(module: nn.Module, source: _Source) -> None:
+    # A module that was cast since has its weights as they would be had it been there: rounded to its first type, then cast.
     dtype = next(tensor.dtype for tensor in module.parameters() if tensor.is_floating_point())
+
+    def convert(name: str, weight: torch.Tensor, wanted: torch.dtype) -> torch.Tensor:
+        return source.convert(name, weight, source.dtype).to(wanted)
+
     try:
         with source.reading():
-            fill(module, dict(source.tensors), dtype, source.convert)
+            fill(module, dict(source.tensors), dtype, convert)
     except BaseException:
         _empty(module, source)
         raise

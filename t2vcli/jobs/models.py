@@ -49,7 +49,8 @@ class Models:
                 self._kept.popitem(last=False)
             report.stage("load")
             # On a CPU there is no other memory that a part could be brought to while it works.
-            when_used = prepared.plan.device == "cpu" and prepared.plan.weights == "full"
+            plan = prepared.plan
+            when_used = plan.device == "cpu" and plan.offload == "none" and plan.weights == "full"
             model = load_model(
                 prepared.files,
                 prepared.dtype,
