@@ -156,7 +156,7 @@ def image_pipeline_peak(model: str, dtype: torch.dtype, *, sdpa: bool) -> int:
 @pytest.mark.parametrize(
     ("model", "sdpa", "measured_gib"),
     [
-        ("SD 1.5", True, 2.616),
+        pytest.param("SD 1.5", True, 2.616, marks=pytest.mark.slow),
         pytest.param("SD 1.5", False, 3.071, marks=pytest.mark.slow),
         pytest.param("SDXL", True, 8.958, marks=pytest.mark.slow),
         pytest.param("SDXL", False, 8.961, marks=pytest.mark.slow),
@@ -323,6 +323,7 @@ def test_forward_chunking_is_seen() -> None:
     assert chunked["denoise"].live_bytes < 0.9 * plain["denoise"].live_bytes
 
 
+@pytest.mark.slow
 def test_the_forward_in_pieces_is_seen_with_what_crosses_to_the_host() -> None:
     plan = plan_of(offload="model", chunk_bytes=128 * 1024)
     size = {"height": 128, "width": 128, "steps": 2, "only": ["denoise"]}

@@ -113,6 +113,7 @@ def test_without_a_card_with_another_file_or_a_whole_model_on_the_cpu_it_says_wh
         main(["--device", "cpu", "--json", str(tmp_path / "gpu.json")])
 
 
+@pytest.mark.slow
 def test_rows_on_a_card_have_its_clock_and_its_peaks_and_the_report_shows_them_beside_the_predictions() -> None:
     job = "ms-1.7b 16x256x256: offload model"
     with PretendedCards():

@@ -87,8 +87,8 @@ WHERE = {
         ((1, 5, 9, 15), KIB, "streamed and parked"),  # a frame, a pixel, a token or two
         ((2, 1, 8, 8), 4 * KIB, "resident"),
         ((2, 1, 8, 8), 4 * KIB, "streamed"),
-        ((2, 5, 20, 36), 100_000, "partly resident"),
-        ((2, 5, 20, 36), 100_000, "streamed and parked"),
+        pytest.param((2, 5, 20, 36), 100_000, "partly resident", marks=pytest.mark.slow),
+        pytest.param((2, 5, 20, 36), 100_000, "streamed and parked", marks=pytest.mark.slow),
         ((2, 5, 9, 15), GIB, "resident"),
         ((2, 5, 9, 15), GIB, "streamed and parked"),
     ],

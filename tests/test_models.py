@@ -271,6 +271,7 @@ sys.exit(run(cached))
 """
 
 
+@pytest.mark.slow
 def test_without_a_network_a_run_names_the_way_out_or_takes_the_full_cache_and_records_the_commit(
     hub: Hub, tmp_path: Path
 ) -> None:

@@ -127,7 +127,7 @@ def test_with_every_kind_of_scheduler_the_last_preview_is_like_the_clip(schedule
     "values",
     [
         {"frames": 8, "window": 4, "overlap": 2},
-        {"tile": "16x16"},
+        pytest.param({"tile": "16x16"}, marks=pytest.mark.slow),
         {"extend": "in.mp4", "context": 1},
         pytest.param({"upscale": "demo-XL", "upscale_strength": 0.4}, marks=pytest.mark.slow),
     ],

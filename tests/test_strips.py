@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+from cases import first
 from diffusers import AutoencoderKL
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -92,7 +93,7 @@ def typical(found: torch.Tensor, expected: torch.Tensor) -> float:
 # The same numbers
 
 
-@pytest.mark.parametrize("size", [(5, 9), (9, 4)])
+@pytest.mark.parametrize("size", [(5, 9), pytest.param((9, 4), marks=pytest.mark.slow)])
 def test_float64_is_the_same(vae: AutoencoderKL, size: tuple[int, int]) -> None:
     height, width = size
     double = as_type(vae, torch.float64)
@@ -104,7 +105,7 @@ def test_float64_is_the_same(vae: AutoencoderKL, size: tuple[int, int]) -> None:
         assert largest(strip_encode(double, pixels, chunk_bytes=chunk_bytes), moments) < 1e-12
 
 
-@pytest.mark.parametrize("size", [(5, 9), (9, 4)])
+@pytest.mark.parametrize("size", [(5, 9), pytest.param((9, 4), marks=pytest.mark.slow)])
 def test_float32_differs_by_its_rounding_alone(vae: AutoencoderKL, size: tuple[int, int]) -> None:
     """No further from the exact result than the plain VAE is, whose own batch size moves single pixels as much."""
     height, width = size
@@ -128,7 +129,7 @@ def test_the_real_width_is_the_same() -> None:
     assert typical(strip_encode(vae, pixels, chunk_bytes=256 * KIB), plain_encode(vae, pixels)) < 1e-5
 
 
-@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("dtype", first(1, [torch.float16, torch.bfloat16]))
 def test_half_precision_loses_no_more_than_the_plain_vae(vae: AutoencoderKL, dtype: torch.dtype) -> None:
     half = as_type(vae, dtype)
     rounded = as_type(half, torch.float32)  # the same weights, so that the arithmetic alone is compared
@@ -272,7 +273,7 @@ def test_more_frames_need_no_more_but_their_results(vae: AutoencoderKL) -> None:
 
 
 @pytest.mark.parametrize(
-    ("height", "width", "bound"), [(256, 256, 0.23), (576, 1024, 0.50)], ids=["256x256", "1024x576"]
+    ("height", "width", "bound"), first(1, [(256, 256, 0.23), (576, 1024, 0.50)]), ids=["256x256", "1024x576"]
 )
 def test_full_size_in_half_precision_stays_within_its_bound(height: int, width: int, bound: float) -> None:
     """In GiB with the weights, without running anything: tensors without data know how large they are."""

@@ -42,6 +42,7 @@ def weights_of(run: Path) -> dict[str, torch.Tensor]:
     return {**state["modules"]["unet"], **{f"ema {k}": v for k, v in state["ema"]["unet"].items()}}
 
 
+@pytest.mark.slow
 def test_a_training_that_was_killed_goes_on_as_if_it_were_not(tmp_path: Path) -> None:
     whole, killed = tmp_path / "whole", tmp_path / "killed"
     train_unet.main([*STEADY, "--run", str(whole)])
