@@ -506,6 +506,7 @@ def frames_of(path: Path | str) -> np.ndarray:
     return np.stack(list(read_frames(Path(path))))
 
 
+@pytest.mark.slow
 def test_clips_of_every_kind_are_made_again_bit_for_bit(place: Path) -> None:
     def run(*words: str) -> str:
         outcome = t2v(*words)

@@ -178,6 +178,7 @@ def test_a_part_of_a_varying_rate_has_its_own_average(uneven: Path) -> None:
     assert clips.levels(list(read_frames(uneven, fast))) == pytest.approx(clips.levels(clips.ramp(12))[6:], abs=2)
 
 
+@pytest.mark.slow
 def test_frames_are_streamed_in_bounded_memory(tmp_path: Path) -> None:
     clip = tmp_path / "long.mp4"
     clips.ffmpeg(

@@ -108,6 +108,7 @@ def test_the_decoding_is_measured_as_a_run_on_a_cpu_decodes() -> None:
     assert decode_chunk(4, 256, 256) == 1
 
 
+@pytest.mark.slow
 def test_the_operations_of_a_run_are_those_of_the_rows_that_it_has() -> None:
     preset, config = load_preset("demo"), configs_of("demo")["unet"]
 

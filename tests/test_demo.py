@@ -123,6 +123,7 @@ def test_upscale_enlarges_the_clip_and_keeps_what_it_shows(eight: Path, tmp_path
     assert (seen.colour, seen.motion, seen.place) == ("red", "left", "grass")
 
 
+@pytest.mark.slow
 def test_the_upscaler_comes_nearer_to_the_truth_than_lanczos_and_the_vae_alone() -> None:
     preset = load_preset("demo-XL").values
     figures = compare_enlargements(

@@ -215,6 +215,7 @@ def weights(text: bool = False, unet: bool = False, vae: bool = False) -> int:
     return 2 * sum(p.numel() for part, counted in parts.items() if counted for p in part.parameters())
 
 
+@pytest.mark.slow
 def test_every_stage_is_there_and_its_figures_fit_together() -> None:
     stages = tiny(plan_of())
     assert list(stages) == ["text encode", "video encode", "denoise", "decode"]

@@ -79,7 +79,13 @@ def test_an_upscale_takes_its_noise_too(make: Any, tmp_path: Path) -> None:
     assert np.array_equal(make("b.mp4", *words, "--seed", "7", "--latents", "l.safetensors"), first)
 
 
-@pytest.mark.parametrize("words", [("a boat",), ("--prompt-at", "0:a boat", "--prompt-at", "2:a blue ball")])
+@pytest.mark.parametrize(
+    "words",
+    [
+        pytest.param(("a boat",), marks=pytest.mark.slow),
+        ("--prompt-at", "0:a boat", "--prompt-at", "2:a blue ball"),
+    ],
+)
 def test_saved_features_are_the_same_prompts(words: tuple[str, ...], make: Any) -> None:
     flags = ("--frames", "3", "--seed", "7")
     first = make("a.mp4", "generate", *words, "-n", "blurry", *flags, "--save-embeds", "e.safetensors")

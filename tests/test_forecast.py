@@ -7,6 +7,7 @@ from itertools import pairwise
 from typing import Any
 
 import pytest
+from cases import first
 
 from benchmarks.memory_table import PLAIN, SIZES, cells_of
 from t2vcli.asking.values import build
@@ -26,7 +27,9 @@ def test_the_shipped_models_are_in_the_table() -> None:
     assert architecture_of({**configs_of("demo")["unet"], "layers_per_block": 7}) is None
 
 
-WAYS = [("denoise", "plain"), ("denoise", "parked 8 MiB"), ("decode", "strips 32 MiB"), ("text encode", "layers")]
+WAYS = first(
+    1, [("denoise", "parked 8 MiB"), ("denoise", "plain"), ("decode", "strips 32 MiB"), ("text encode", "layers")]
+)
 
 
 @pytest.mark.parametrize(("stage", "way"), WAYS)

@@ -106,11 +106,15 @@ def measuring() -> Iterator[subprocess.Popen[str]]:
     ("form", "variant", "dtype"),
     [
         ("safetensors", "fp16", "float16"),
-        ("safetensors", "fp16", "float32"),
-        ("bin", "fp16", "bfloat16"),
         *(
             pytest.param(*each, marks=pytest.mark.slow)
-            for each in (("safetensors", "", "float32"), ("bin", "", "float32"), ("bin", "fp16", "float16"))
+            for each in (
+                ("safetensors", "fp16", "float32"),
+                ("bin", "fp16", "bfloat16"),
+                ("safetensors", "", "float32"),
+                ("bin", "", "float32"),
+                ("bin", "fp16", "float16"),
+            )
         ),
     ],
 )

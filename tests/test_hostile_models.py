@@ -17,6 +17,7 @@ from typing import Any
 
 import pytest
 import torch
+from cases import always
 from commandline import Outcome, sentence, t2v
 from diffusers import AutoencoderKL, UNet3DConditionModel
 from hypothesis import given
@@ -366,31 +367,43 @@ def generated(model: Path, folder: Path, *arguments: str) -> Outcome:
 # What is never obeyed
 
 
+EVIL = [
+    ("text_encoder/config.json", "_attn_implementation", "evil/kernel"),
+    ("unet/config.json", "auto_map", {"AutoModel": "evil--repo.Model", "AutoTokenizer": ["evil--repo.T", None]}),
+    ("unet/config.json", "quantization_config", {"quant_method": "bitsandbytes", "load_in_8bit": True}),
+    ("text_encoder/config.json", "architectures", ["Evil"]),
+    ("scheduler/scheduler_config.json", "_class_name", "Evil"),
+]
+
+
 @pytest.mark.parametrize(
     ("path", "key", "value"),
-    [
-        ("text_encoder/config.json", "attn_implementation", "evil/kernel"),
-        ("text_encoder/config.json", "_attn_implementation", "evil/kernel"),
-        ("text_encoder/config.json", "_attn_implementation_internal", "evil/kernel"),
-        ("text_encoder/config.json", "attn_implementation", {"": "evil/kernel"}),
-        ("text_encoder/config.json", "experts_implementation", "evil/kernel"),
-        *(
-            (f"{part}/config.json", "quantization_config", {"quant_method": "bitsandbytes", "load_in_8bit": True})
-            for part in ("text_encoder", "unet", "vae")
-        ),
-        *(
-            (path, "auto_map", {"AutoModel": "evil--repo.Model", "AutoTokenizer": ["evil--repo.T", None]})
-            for path in ("text_encoder/config.json", "unet/config.json", "tokenizer/tokenizer_config.json")
-        ),
-        ("text_encoder/config.json", "torch_dtype", "float16"),
-        ("text_encoder/config.json", "architectures", ["Evil"]),
-        ("text_encoder/config.json", "output_attentions", True),
-        ("text_encoder/config.json", "use_return_dict", False),
-        ("text_encoder/config.json", "return_dict", False),
-        ("unet/config.json", "_use_default_values", ["norm_num_groups"]),
-        ("unet/config.json", "parallel_config", {"x": 1}),
-        ("scheduler/scheduler_config.json", "_class_name", "Evil"),
-    ],
+    always(
+        EVIL,
+        [
+            ("text_encoder/config.json", "attn_implementation", "evil/kernel"),
+            ("text_encoder/config.json", "_attn_implementation", "evil/kernel"),
+            ("text_encoder/config.json", "_attn_implementation_internal", "evil/kernel"),
+            ("text_encoder/config.json", "attn_implementation", {"": "evil/kernel"}),
+            ("text_encoder/config.json", "experts_implementation", "evil/kernel"),
+            *(
+                (f"{part}/config.json", "quantization_config", {"quant_method": "bitsandbytes", "load_in_8bit": True})
+                for part in ("text_encoder", "unet", "vae")
+            ),
+            *(
+                (path, "auto_map", {"AutoModel": "evil--repo.Model", "AutoTokenizer": ["evil--repo.T", None]})
+                for path in ("text_encoder/config.json", "unet/config.json", "tokenizer/tokenizer_config.json")
+            ),
+            ("text_encoder/config.json", "torch_dtype", "float16"),
+            ("text_encoder/config.json", "architectures", ["Evil"]),
+            ("text_encoder/config.json", "output_attentions", True),
+            ("text_encoder/config.json", "use_return_dict", False),
+            ("text_encoder/config.json", "return_dict", False),
+            ("unet/config.json", "_use_default_values", ["norm_num_groups"]),
+            ("unet/config.json", "parallel_config", {"x": 1}),
+            ("scheduler/scheduler_config.json", "_class_name", "Evil"),
+        ],
+    ),
 )
 def test_a_config_chooses_numbers_and_nothing_else(
     path: str, key: str, value: object, smallest: Path, model: Path

@@ -60,6 +60,7 @@ def frames_of(path: Path | str) -> np.ndarray:
     return np.stack(list(read_frames(Path(path))))
 
 
+@pytest.mark.slow
 def test_the_texts_of_a_spread_are_encoded_once_and_its_way_is_decided_once(
     encoded: list[int], decided: list[Decision]
 ) -> None:
@@ -94,6 +95,7 @@ def test_jobs_of_a_batch_share_what_is_alike_and_nothing_else(encoded: list[int]
         assert np.array_equal(frames_of(f"clips/{number}.mp4"), frames_of(alone.path))
 
 
+@pytest.mark.slow
 def test_the_second_of_two_stages_knows_the_texts_of_the_first(encoded: list[int]) -> None:
     values = {**SMALL, "upscale": "auto", "upscale_strength": 1.0, "seed": 1}
     models = t2vcli.Models(2)

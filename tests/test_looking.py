@@ -284,6 +284,7 @@ def test_each_clip_shows_at_each_time_what_it_shows_by_itself() -> None:
     assert first[0] == 10
 
 
+@pytest.mark.slow
 def test_four_are_a_square_and_columns_are_as_wished() -> None:
     names = [str(clip(f"{number}.mkv", 2, size=(32, 32))) for number in range(4)]
     wide, high = LEAST_WIDTH + GAP, LINE_PIXELS + 32 + GAP
@@ -352,6 +353,7 @@ def test_memory_does_not_grow_with_the_length_of_the_clips() -> None:
     assert peak(26) < 1.2 * peak(6)
 
 
+@pytest.mark.slow
 def test_python_makes_the_same_files() -> None:
     names = [str(clip(name)) for name in ("a.mkv", "b.mkv")]
     assert t2v("compare", *names, "-o", "shell.mkv", "-q").code == 0
@@ -463,6 +465,7 @@ def test_what_has_a_sheets_name_and_is_none_is_left_alone(place: Path) -> None:
     assert free_name([Path("boat.mp4")]) == (Path("boat-sheet-4.png"), False)
 
 
+@pytest.mark.slow
 def test_one_clip_has_a_sheet_too_and_an_upscale(place: Path) -> None:
     alone = t2v("generate", "a red boat", *SMALL, "--seed", "3", "-o", "out/boat.mp4", "--sheet")
     assert (alone.code, alone.stdout) == (0, "out/boat.mp4\n"), alone.stderr

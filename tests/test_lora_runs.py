@@ -127,6 +127,7 @@ def test_what_is_streamed_or_runs_in_chunks_are_the_merged_weights(few_layers: P
         assert (LayerwiseUNet(plain, device="cpu")(sample, 500, text) - wanted).abs().max() > 0.1
 
 
+@pytest.mark.slow
 def test_models_that_stay_loaded_are_not_lent_to_jobs_of_other_loras(
     few_layers: Path, loras: Path, made: Any, tmp_path: Path
 ) -> None:

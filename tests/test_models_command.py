@@ -101,6 +101,7 @@ def test_what_is_no_download_is_not_removed(setting: Setting) -> None:
     assert own.exists()
 
 
+@pytest.mark.slow
 def test_what_is_in_use_is_not_removed(setting: Setting) -> None:
     setting.pull("ours", "--quiet")
     user = subprocess.Popen(

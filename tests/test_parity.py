@@ -83,7 +83,7 @@ def few(few_layers: Path) -> Pipelines:
 # Text to video
 
 
-@pytest.mark.parametrize("scheduler", SCHEDULERS)
+@pytest.mark.parametrize("scheduler", always(KINDS, SCHEDULERS))
 def test_text_to_video(scheduler: str, few: Pipelines, few_layers: Path) -> None:
     request = generate_request(few_layers, scheduler=scheduler)
     assert_equal(our_latents(request), reference(few, request))
