@@ -444,13 +444,17 @@ _kept: dict[str, Preset] | None = None
 
 @contextlib.contextmanager
 def read_once() -> Iterator[None]:
-    """Has each preset's files read once for the time of the block: a list of 100,000 jobs names a few."""
+    """Has each preset's files read once for the time of the outermost block: a list of 100,000 jobs names a few.
+
+    So an edit does not change the jobs of a list that are still to come.
+    """
     global _kept
-    _kept = {}
+    outer = _kept
+    _kept = {} if outer is None else outer
     try:
         yield
     finally:
-        _kept = None
+        _kept = outer
 
 
 def load_preset(name_or_path: str) -> Preset:

@@ -99,6 +99,7 @@ def run_batch(
     watch = watch or Unwatched()
     with ExitStack() as afterwards:
         afterwards.enter_context(opened_once())
+        afterwards.enter_context(presets.read_once())
         jobs, listed = read(source, settings, watch)
         afterwards.callback(jobs.close)
         for line in jobs.problems:

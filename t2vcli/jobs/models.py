@@ -48,9 +48,11 @@ class Models:
             while self._kept and len(self._kept) >= self.most:  # before loading: both may be more than the host holds
                 self._kept.popitem(last=False)
             report.stage("load")
-            # On a CPU there is no other memory that a part could be brought to while it works.
+            # On a CPU there is no other memory that a part could be brought to while it works. The embedded model is so small
+            # that reading it again for each job of a batch takes longer than its memory is worth.
             plan = prepared.plan
-            when_used = plan.device == "cpu" and plan.offload == "none" and plan.weights == "full"
+            on_host = plan.device == "cpu" and plan.offload == "none" and plan.weights == "full"
+            when_used = on_host and not prepared.files.is_embedded
             model = load_model(
                 prepared.files,
                 prepared.dtype,
