@@ -221,10 +221,8 @@ workspaces (with them 0.69 to decode, and it gets through on 0.62); 8 MiB strips
 
 **Rows that fall with more frames** (`lowest`) are the allocator's. What lives grows with the frames; what is kept depends on which
 freed blocks the next request can be cut from, and that is not in order. Where memory is short the allocator gives its free
-blocks back and tries again, so a run gets through on less. The rows with streamed weights (`low`, `lowest`, `--offload group`
-and `sequential`) are still of a forward that brought each weight by itself; `make memory-table` has to be run. For
-`lowest` at 256x256, one sample of 16, 48 and 128 frames, a trace of layers in one piece each finds 247, 266 and 285 MiB alive,
-614, 660 and 542 reserved, and that it gets through on 272, 336 and 314 (the table: 448, 498 and 360 reserved).
+blocks back and tries again, so a run gets through on less: one sample of 16, 48 and 128 frames of 256x256 reserves 448, 508 and
+394 MiB in `lowest`, has 189, 230 and 246 alive, and gets through on 262, 276 and 294.
 
 ## Fast by design, argued from kernels and sizes
 
@@ -236,6 +234,8 @@ None of this was timed on a GPU; tests/test_gpu.py holds what can be held withou
 - **Streamed weights.** A layer is one piece of pinned memory of its own size and one copy, in place of some 30 allocations rounded
   up to powers of two and 30 copies: 83 copies a forward for ms-1.7b, not about 1,000. Layers come from afar, across the end of a
   forward: those of the deep levels are 28 to 122 MiB, those of the first 2 to 12 with most of the work.
+  `lowest` has a block and a copy for each weight instead, and one layer ahead: large blocks would have to be kept for the layers
+  (614, 660 and 542 MiB reserved in place of the 448, 508 and 394 above).
 - **One wait a step**, for the check that all is finite. Timesteps stay on the host and reach the UNet as an argument of a kernel;
   looking at one on the device drains the queue (up to seven times a step, with ddpm), and so does each small copy
   that windows needed. Ancestral schedulers wait once more: what they draw is drawn on the host, so that every device has the same.

@@ -76,7 +76,8 @@ class LayerWeights:
 
     The next layer that visits is always on its way. With `far` so are those after it, and at the end of a forward the first
     of the next, as long as all that visits takes no more than the two largest neighbours do: layers with many bytes then
-    come while those with much work run. `in_order` says that the layers are used as they are listed; else their order is
+    come while those with much work run. With `apart` each weight has memory of its own on the device, and a copy of its own:
+    small blocks fit between what else is there, where one for all of a layer would have to be kept for it. `in_order` says that the layers are used as they are listed; else their order is
     that in which they are first used. Raises ValueError for resident_bytes < 0.
     """
 
@@ -87,6 +88,7 @@ class LayerWeights:
         device: torch.device | str,
         resident_bytes: int,
         far: bool = False,
+        apart: bool = False,
         in_order: bool = True,
         say: Say = silently,
     ) -> None:
@@ -96,7 +98,7 @@ class LayerWeights:
         self._layers = [list(weights) for weights in layers]
         self._sizes = [_layout(weights)[1] for weights in self._layers]
         self._resident = _that_fit(self._sizes, resident_bytes)
-        self._far = far
+        self._far, self._apart = far, apart
         self._order = list(range(len(self._layers))) if in_order else []
         self._learns = not in_order
         self._room = self._widest() if far else 0
@@ -212,10 +214,12 @@ class LayerWeights:
     @torch.no_grad()
     def _bring(self, index: int) -> Lent:
         weights, size = self._layers[index], self._sizes[index]
-        # One piece of memory for all of a layer, allocated on the stream that computes, which frees it too: no block has
-        # to be kept back for the other stream.
-        there = torch.empty(size, dtype=torch.uint8, device=self._device)
-        tensors = _views(there, weights)
+        # Allocated on the stream that computes, which frees it too: no block has to be kept back for the other stream.
+        there = None if self._apart else torch.empty(size, dtype=torch.uint8, device=self._device)
+        if there is None:
+            tensors = [torch.empty_like(weight.tensor.detach(), device=self._device) for weight in weights]
+        else:
+            tensors = _views(there, weights)
         if self._stream is None:
             for tensor, weight in zip(tensors, weights, strict=True):
                 tensor.copy_(weight.tensor)
@@ -223,7 +227,7 @@ class LayerWeights:
         self._stream.wait_stream(torch.cuda.current_stream(self._device))
         with torch.cuda.stream(self._stream):
             piece = self._pieces[index]
-            if piece is not None:
+            if there is not None and piece is not None:
                 there.copy_(piece, non_blocking=True)
             else:
                 for tensor, weight in zip(tensors, weights, strict=True):

@@ -128,7 +128,8 @@ class LayerwiseUNet:
                     [weights_of(modules) for modules in in_order],
                     device=self._device,
                     resident_bytes=resident_bytes,
-                    far=not park_skips,  # who parks skips has no memory for more
+                    far=not park_skips,  # who parks skips has no memory for more,
+                    apart=park_skips,  # nor for large blocks that are kept
                     say=say,
                 )
                 undone.callback(self._weights.close)
