@@ -205,6 +205,7 @@ def log(trainer: Trainer, every: int = 100, **values: float) -> None:
     """Prints the step's values and the time left, from the first worker only."""
     if is_first() and trainer.step % every == 0:
         shown = " ".join(f"{k} {v:.4g}" for k, v in values.items())
-        elapsed, done = trainer.elapsed_s(), trainer.progress()
+        elapsed = trainer.elapsed_s()
+        done = trainer.schedule.progress(trainer.step, elapsed)  # trainer.progress() would wait for the other workers
         left = f"{elapsed / done * (1 - done) / 60:.0f} min left" if done > 0 else "time left unknown"
         print(f"step {trainer.step} ({done:.0%}) {elapsed / 60:.1f} min, {left}: {shown}", flush=True)
