@@ -162,7 +162,7 @@ def request_of(kind: type[Any], preset: str, **values: Any) -> Any:
 
 
 CASES = settings(
-    max_examples=15,
+    max_examples=8,
     deadline=None,
     suppress_health_check=[HealthCheck.function_scoped_fixture],
     phases=[Phase.explicit, Phase.reuse, Phase.generate],
@@ -732,6 +732,7 @@ def test_a_command_is_safe_on_an_output_that_has_not_all_its_characters() -> Non
     assert job_asked_for(line).prompt == request.prompt
 
 
+@pytest.mark.slow
 def test_a_recipe_beyond_measure_is_refused(place: Path) -> None:
     Path("tags").write_text(";FFMETADATA1\nt2v=" + "x" * 9_000_000 + "\n")
     make_clip(place / "in.mp4", ramp(2))

@@ -58,6 +58,7 @@ def test_the_command_line_and_python_make_the_same_frames() -> None:
     assert np.array_equal(frames_of(clip), frames_of("line.mp4"))
 
 
+@pytest.mark.slow
 def test_models_that_stay_loaded_make_the_frames_of_runs_alone(capfd: pytest.CaptureFixture[str]) -> None:
     models = t2vcli.Models(1)
     stages: list[str] = []

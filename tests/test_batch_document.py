@@ -132,6 +132,7 @@ def test_processes_that_share_are_each_started(stand_ins: Path) -> None:
     assert all("--share" in each for each in called())
 
 
+@pytest.mark.slow
 def test_the_tasks_of_a_job_array_make_the_whole_list_between_them(stand_ins: Path) -> None:
     real = f"import runpy, sys\nsys.path.insert(0, {str(ROOT)!r})\nsys.argv += ['-p', 'demo', '--dry-run']\nrunpy.run_module('t2vcli', run_name='__main__')\n"
     stand_in(stand_ins, "t2v", real)

@@ -190,6 +190,7 @@ def test_a_log_in_ascii_on_a_build_server(few_layers: Path, place: Path) -> None
     assert os.listdir(place) == ["café ⛵.mp4"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("encoding", first(1, ["ascii", "cp1252", "utf-8"]))
 def test_nothing_is_lost_to_an_encoding(encoding: str, clip: Path) -> None:
     env = environment(PYTHONIOENCODING=encoding)

@@ -161,6 +161,7 @@ def test_two_pulls_at_once_end_in_one_whole_model(setting: Setting) -> None:
     assert (setting.snapshot / UNET).read_bytes() == (setting.server.repositories[NAME] / UNET).read_bytes()
 
 
+@pytest.mark.slow
 def test_a_hub_in_trouble_is_borne_with_and_said(setting: Setting) -> None:
     setting.server.fail("/api/models/owner/name/revision/v1", Status(429, {"Retry-After": "0"}))
     setting.server.fail(UNET, Status(503, {"Retry-After": "0"}))

@@ -420,6 +420,7 @@ def test_steps_that_find_weights_brought_ahead_are_repeated_too(
     assert tiny(plan, **SMALL_STREAMED) == repeated
 
 
+@pytest.mark.slow
 def test_each_step_brings_all_weights_that_are_streamed() -> None:
     plan = plan_of(offload="model", chunk_bytes=2**20, resident_bytes=0)
     with torch.device("meta"):

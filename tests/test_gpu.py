@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from cases import always
 from diffusers import AutoencoderKL
 from make_goldens import generate_request, upscale_request, work_of
 from pretended_card import PretendedCards
@@ -106,7 +107,7 @@ def differing(one: np.ndarray, other: np.ndarray) -> tuple[float, int]:
     return float(apart.mean()), int(apart.max())
 
 
-@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize("way", always(["sequential", "lowest", "windows", "FreeU, parked"], WAYS))
 def test_every_way_makes_the_same_frames(
     way: str, card: Place, few_layers: Path, whole: np.ndarray, tmp_path: Path
 ) -> None:

@@ -64,7 +64,7 @@ def test_the_projected_at_one_is_plain_guidance_but_for_rounding() -> None:
     [{}, {"pack": True}, {"chunk_bytes": 2**13}, {"chunk_bytes": 2**13, "resident_bytes": 0, "park_skips": True}],
     ids=str,
 )
-@pytest.mark.parametrize("size", [(8, 8), (9, 15)])
+@pytest.mark.parametrize("size", [(9, 15), pytest.param((8, 8), marks=pytest.mark.slow)])
 def test_freeu_is_that_of_diffusers(size: tuple[int, int], settings: dict[str, Any]) -> None:
     torch.manual_seed(0)
     unet = UNet3DConditionModel.from_config(UNET).eval()

@@ -167,6 +167,7 @@ def test_on_a_cpu_a_part_has_its_weights_only_while_it_works(dtype: torch.dtype,
     assert model.vae.dtype == dtype
 
 
+@pytest.mark.slow
 def test_what_streams_takes_no_more_of_the_host(ms_checkpoint: Path) -> None:
     files = files_in_folder(ms_checkpoint, source="x", variant=None)
     plan = replace(prepared_model(generate_request(ms_checkpoint))[0].plan, device="cuda:0")

@@ -136,6 +136,7 @@ def test_equal_to_rounding_in_double_precision(
         chunked.close()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dtype", first(1, [torch.bfloat16, torch.float16]))
 def test_half_precision_differs_by_rounding_alone(dtype: torch.dtype) -> None:
     unet = small_unet(dtype)
@@ -153,7 +154,14 @@ LAYOUTS = {"channels last": torch.channels_last, "contiguous": torch.contiguous_
 
 @pytest.mark.parametrize("pack", [False, True])
 @pytest.mark.parametrize("layout", list(LAYOUTS))
-@pytest.mark.parametrize("shape", [(2, 5, 9, 15), (2, 1, 8, 8), pytest.param((1, 5, 20, 36), marks=pytest.mark.slow)])
+@pytest.mark.parametrize(
+    "shape",
+    [
+        (2, 5, 9, 15),
+        pytest.param((2, 1, 8, 8), marks=pytest.mark.slow),
+        pytest.param((1, 5, 20, 36), marks=pytest.mark.slow),
+    ],
+)
 def test_without_a_budget_it_is_the_plain_forward_too(
     unets: Callable[[torch.dtype], UNet3DConditionModel], shape: tuple[int, int, int, int], layout: str, pack: bool
 ) -> None:

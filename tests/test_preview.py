@@ -128,7 +128,7 @@ def test_with_every_kind_of_scheduler_the_last_preview_is_like_the_clip(schedule
     [
         {"frames": 8, "window": 4, "overlap": 2},
         pytest.param({"tile": "16x16"}, marks=pytest.mark.slow),
-        {"extend": "in.mp4", "context": 1},
+        pytest.param({"extend": "in.mp4", "context": 1}, marks=pytest.mark.slow),
         pytest.param({"upscale": "demo-XL", "upscale_strength": 0.4}, marks=pytest.mark.slow),
     ],
     ids=str,

@@ -204,6 +204,7 @@ def test_the_forwards_agree_on_a_long_prompt_with_weights(few_layers: Path) -> N
         assert relative(made(request, **changes), latents) < 1e-4
 
 
+@pytest.mark.slow
 def test_a_short_prompt_is_the_plain_run_bit_for_bit(few_layers: Path) -> None:
     plain = our_latents(generate_request(few_layers))
     for changes in ({"long_prompt": True}, {"prompt_weights": "on"}, {"prompt_weights": "off"}):

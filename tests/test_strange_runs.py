@@ -288,7 +288,7 @@ def one_value_changes(record: dict[str, Any]) -> Iterator[tuple[str, dict[str, A
 def test_a_record_with_a_wrong_value_is_refused_or_makes_the_same_video(
     kept: dict[str, Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Every third value of it; what does not decide anything, such as a note, may be what it likes."""
+    """Every fifth value of it; what does not decide anything, such as a note, may be what it likes."""
     from t2vcli.jobs import run as jobs
 
     reached = []
@@ -301,13 +301,13 @@ def test_a_record_with_a_wrong_value_is_refused_or_makes_the_same_video(
     take(kept, "latents")
     record = json.loads((RUN / "run.json").read_text())
     codes: dict[str, int] = {}
-    for what, wrong in itertools.islice(one_value_changes(record), 0, None, 3):
+    for what, wrong in itertools.islice(one_value_changes(record), 0, None, 5):
         (RUN / "run.json").write_text(json.dumps(wrong))
         done = t2v("decode", RUN)
         assert "Traceback" not in done.stderr, what
         codes[what] = done.code
     assert {what: code for what, code in codes.items() if code not in (4, 5)} == {}
-    assert len(codes) > 40
+    assert len(codes) > 24
     assert 0 < len(reached) < len(codes) / 2
 
 

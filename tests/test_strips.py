@@ -129,6 +129,7 @@ def test_the_real_width_is_the_same() -> None:
     assert typical(strip_encode(vae, pixels, chunk_bytes=256 * KIB), plain_encode(vae, pixels)) < 1e-5
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dtype", first(1, [torch.float16, torch.bfloat16]))
 def test_half_precision_loses_no_more_than_the_plain_vae(vae: AutoencoderKL, dtype: torch.dtype) -> None:
     half = as_type(vae, dtype)

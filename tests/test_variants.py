@@ -26,6 +26,7 @@ def generate(*arguments: str) -> Outcome:
     return t2v("generate", "a red boat", *SMALL, *arguments)
 
 
+@pytest.mark.slow
 def test_variants_are_the_clips_of_commands_of_their_own_and_are_not_made_twice(place: Path) -> None:
     done = generate("--seed", "7", "--count", "2", "--sweep", "steps=1,2", "--sweep", "guidance_scale=5")
     assert done.code == 0, done.stderr
